@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import dask
+import pytest
+
+
+def _data_folder() -> Path:
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    return Path(os.environ.get("XDEEPSD_DATA", default))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real data; the test is skipped where it is absent."""
+    folder = _data_folder()
+    if not (folder / "README.md").exists():
+        pytest.skip(f"no real data at {folder}: set XDEEPSD_DATA to the folder that holds prism/ and regrid/")
+    return folder
+
+
+@pytest.fixture
+def no_compute():
+    """A context in which any Dask computation raises."""
+
+    def scheduler(dsk, keys, **kwargs):
+        raise AssertionError(f"Dask computed {len(dsk)} tasks where nothing may be computed")
+
+    return lambda: dask.config.set(scheduler=scheduler)

@@ -1,0 +1,65 @@
+"""Missing is not dry: fill missing cells for the network from the nearest observed cell (numpy)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _offsets(reach: int) -> np.ndarray:
+    """``(n, 2)`` steps in rows and columns within ``reach`` cells, nearest first; ties in row order."""
+    steps = np.arange(-reach, reach + 1)
+    rows, cols = (a.ravel() for a in np.meshgrid(steps, steps, indexing="ij"))
+    order = np.lexsort((cols, rows, rows**2 + cols**2))
+    return np.stack([rows[order], cols[order]], axis=1)[1:]
+
+
+def nearest_observed(missing: np.ndarray, reach: int) -> np.ndarray:
+    """Flat index of the nearest observed cell for every cell of a map.
+
+    Parameters
+    ----------
+    missing
+        ``(lat, lon)`` bool, True where the cell is missing.
+    reach
+        Cells looked at on each side. A missing cell without an observed one within ``reach`` keeps its own index:
+        it cannot reach any valid output (SPEC 1, "Missing is not dry").
+
+    Returns
+    -------
+    ``(lat, lon)`` intp. The distance is Euclidean in cells; ties go to the first cell in row order, so that any
+    window that holds the neighbourhood gives the same choice.
+    """
+    nlat, nlon = missing.shape
+    source = np.arange(missing.size).reshape(missing.shape)
+    rows, cols = np.nonzero(missing)
+    for step_row, step_col in _offsets(reach):
+        if rows.size == 0:
+            break
+        to_row, to_col = rows + step_row, cols + step_col
+        inside = (to_row >= 0) & (to_row < nlat) & (to_col >= 0) & (to_col < nlon)
+        found = np.zeros(rows.size, bool)
+        found[inside] = ~missing[to_row[inside], to_col[inside]]
+        source[rows[found], cols[found]] = to_row[found] * nlon + to_col[found]
+        rows, cols = rows[~found], cols[~found]
+    return source
+
+
+def fill_nearest(values: np.ndarray, reach: int) -> np.ndarray:
+    """Fill NaN in each map from the nearest observed cell within ``reach``.
+
+    ``(n, lat, lon)`` in and out, same units and dtype. Cells without an observed cell in reach become 0: they can
+    reach no valid output, and a NaN would spread through the network. Returns the input itself if nothing is missing.
+    """
+    missing = np.isnan(values)
+    if not missing.any():
+        return values
+    flat = values.reshape(len(values), -1)
+    filled = np.empty_like(flat)
+    # Maps with the same cells missing (the ocean, every day) share one search.
+    patterns, which = np.unique(np.packbits(missing.reshape(len(values), -1), axis=1), axis=0, return_inverse=True)
+    which = np.ravel(which)
+    for pattern in range(len(patterns)):
+        days = np.nonzero(which == pattern)[0]
+        source = nearest_observed(missing[days[0]], reach)
+        filled[days] = flat[days][:, source.ravel()]
+    return np.nan_to_num(filled, copy=False, nan=0.0).reshape(values.shape)

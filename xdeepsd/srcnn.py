@@ -1,0 +1,106 @@
+"""The network of one stage: a super-resolution CNN of 'valid' convolutions (tensors only).
+
+Dong et al. (2014), as stacked by Vandal et al., DeepSD (KDD 2017), section 3: ``conv k1, ReLU, conv k2, ReLU,
+conv k3`` on the interpolated precipitation and the fine static fields.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class SRCNNConfig:
+    """Shape of one stage's network.
+
+    Parameters
+    ----------
+    channels
+        Hidden channels of each convolution but the last (the paper: 64, 32).
+    kernels
+        Odd kernel sizes, one more than ``channels`` (the paper: 9, 1, 5; deepsd's code: 9, 3, 5).
+    factor
+        Fine cells per coarse cell along an axis.
+    static
+        Names of the static fields, in the order of the input channels after precipitation.
+    residual
+        The network gives the difference to the interpolated input instead of the value itself.
+    """
+
+    channels: tuple[int, ...] = (64, 32)
+    kernels: tuple[int, ...] = (9, 1, 5)
+    factor: int = 2
+    static: tuple[str, ...] = ("elevation",)
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "kernels", "static"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ValueError(f"{name} is the text {value!r}; needed: a tuple, such as ({value!r},).")
+            object.__setattr__(self, name, tuple(value))
+        if len(self.kernels) != len(self.channels) + 1:
+            raise ValueError(
+                f"kernels {self.kernels} and channels {self.channels}: needed is one kernel more than hidden "
+                "channels, such as channels=(64, 32), kernels=(9, 1, 5)."
+            )
+        if any(int(k) != k or k < 1 or k % 2 == 0 for k in self.kernels):
+            raise ValueError(f"kernels {self.kernels}: needed are odd sizes of at least 1, such as (9, 1, 5).")
+        if any(int(c) != c or c < 1 for c in self.channels):
+            raise ValueError(f"channels {self.channels}: needed are whole numbers of at least 1.")
+        if int(self.factor) != self.factor or self.factor < 1:
+            raise ValueError(f"factor {self.factor}: needed is a whole number of at least 1, such as 2.")
+        if len(set(self.static)) != len(self.static):
+            raise ValueError(f"static {self.static}: a field is named twice.")
+
+    @property
+    def radius(self) -> int:
+        """Fine cells that the 'valid' convolutions take off each side."""
+        return sum((k - 1) // 2 for k in self.kernels)
+
+    @property
+    def halo(self) -> int:
+        """Coarse cells needed around a cell: the convolutions' reach and the one of bilinear interpolation."""
+        # The leftmost fine cell needed, -radius, lies at coarse index (-radius + 0.5) / factor - 0.5.
+        return max(0, -math.floor((0.5 - self.radius) / self.factor - 0.5))
+
+
+class SRCNN(nn.Module):
+    """One stage's network: normalised channels in, one normalised channel out.
+
+    ``parameters()`` come as weight, bias per layer, in order. With 9-1-5, 64-32-1 and two input channels there are
+    13,313 of them.
+    """
+
+    def __init__(self, config: SRCNNConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or SRCNNConfig()
+        widths = (1 + len(self.config.static), *self.config.channels, 1)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], kernel) for i, kernel in enumerate(self.config.kernels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, 1 + static, lat + 2 radius, lon + 2 radius)`` to ``(batch, 1, lat, lon)``, both normalised."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def upsample(x: Tensor, factor: int) -> Tensor:
+    """Bilinear interpolation with half-pixel centres, edges replicated.
+
+    ``(..., lat, lon)`` to ``(..., factor * lat, factor * lon)``; NaN spreads to the fine cells it touches.
+    """
+    lead, (nlat, nlon) = x.shape[:-2], x.shape[-2:]
+    fine = F.interpolate(x.reshape(-1, 1, nlat, nlon), scale_factor=factor, mode="bilinear", align_corners=False)
+    return fine.reshape(*lead, factor * nlat, factor * nlon)
+
+
+def pad_edges(x: Tensor, width: int) -> Tensor:
+    """Replicate the edges of ``(batch, channel, lat, lon)`` by ``width`` cells on each side."""
+    return F.pad(x, (width, width, width, width), mode="replicate") if width else x

@@ -1,0 +1,55 @@
+"""Units of precipitation, through the pint registry of cf-xarray."""
+
+from __future__ import annotations
+
+import cf_xarray.units
+import pint
+
+ACCEPTED = (
+    "mm day-1", "mm/day", "mm d-1", "mm h-1", "mm s-1", "m s-1", "m day-1", "inch day-1", "kg m-2 s-1", "kg m-2 day-1",
+)  # fmt: skip
+ACCEPTED_DAILY = ("mm", "inch", "m", "kg m-2")
+
+_ureg = cf_xarray.units.units
+_WATER = _ureg.Quantity(1000.0, "kg m-3")
+
+
+def _as_rate(units: str) -> pint.Quantity:
+    """One ``units`` as a quantity of length per time. Amounts are those of a day."""
+    quantity = _ureg.Quantity(1.0, _ureg.parse_units(units))
+    if quantity.check("[mass] / [length] ** 2") or quantity.check("[mass] / [length] ** 2 / [time]"):
+        quantity = quantity / _WATER
+    if quantity.check("[length]"):
+        quantity = quantity / _ureg.Quantity(1.0, "day")
+    return quantity.to("mm / day")
+
+
+def precipitation_factor(source: str | None, target: str = "mm day-1") -> float:
+    """Number to multiply precipitation in ``source`` units with to get ``target`` units.
+
+    A kilogram of water on a square metre is a millimetre. ``mm``, ``inch``, ``m`` and ``kg m-2`` mean the amount of
+    a day. Raises ValueError where the units are missing, unknown or not of precipitation.
+
+    >>> round(precipitation_factor("kg m-2 s-1"))
+    86400
+    >>> precipitation_factor("mm", "mm/day")
+    1.0
+    """
+    accepted = f"Accepted: {', '.join(ACCEPTED)}; for daily amounts {', '.join(ACCEPTED_DAILY)}."
+    if source is None or not str(source).strip():
+        raise ValueError(
+            f"The precipitation has no units. {accepted} Type ds['NAME'].attrs['units'] = 'mm day-1' with its true "
+            "units."
+        )
+    if str(source).strip() == str(target).strip():
+        return 1.0
+    factors = []
+    for units in (str(source), target):
+        try:
+            factors.append(_as_rate(units).magnitude)
+        except (pint.errors.PintError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"The units {units!r} are not units of precipitation. {accepted} "
+                "Type ds['NAME'].attrs['units'] = 'mm day-1' with its true units."
+            ) from error
+    return float(factors[0] / factors[1])
