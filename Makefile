@@ -34,7 +34,7 @@ types: install
 # Every file of figures: a table on the screen and JSON in $(JSON_DIR)
 bench: $(VENV)/.installed-bench
 	mkdir -p $(JSON_DIR)
-	for file in benchmarks/[a-z]*.py; do \
+	for file in benchmarks/[!_]*.py; do \
 	  name=$$(basename $$file .py); $(BIN)/python $$file --json $(JSON_DIR)/$$name.json || exit 1; \
 	done
 

@@ -293,7 +293,8 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
     content = (path / _TENSORS).read_bytes()
     if hashlib.sha256(content).hexdigest() != description.get("tensors_sha256"):
         raise ValueError(
-            f"{path / _TENSORS} is truncated or changed ({len(content)} bytes): its checksum is not the one in {_JSON}. {again}"
+            f"{path / _TENSORS} is truncated or changed ({len(content)} bytes): its checksum is not the one in "
+            f"{_JSON}. {again}"
         )
     try:
         arrays = safetensors.numpy.load(content)

@@ -1,0 +1,61 @@
+"""What every benchmark shares: the table on the screen and the JSON file with machine and versions."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def figure(name: str, value: float, unit: str, target: float | None, better: str) -> dict[str, Any]:
+    """One figure; it holds if it is on the better side of its target (None: no target, for information)."""
+    if better not in ("higher", "lower"):
+        raise ValueError(f"better is {better!r}; needed: 'higher' or 'lower'")
+    holds = None if target is None else bool(value >= target if better == "higher" else value <= target)
+    return {"name": name, "value": value, "unit": unit, "target": target, "better": better, "holds": holds}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Arguments that every benchmark takes."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments.add_argument("--quick", action="store_true", help="small sizes: see that it runs, not how fast")
+    return arguments
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def report(
+    figures: list[dict[str, Any]], path: Path | None, packages: Iterable[str], notes: dict[str, Any] | None = None
+) -> None:
+    """Print the figures as a table and write them as JSON."""
+    table = Table("figure", "value", "unit", "target", "holds")
+    for f in figures:
+        sign = "" if f["target"] is None else ("≥ " if f["better"] == "higher" else "≤ ")
+        holds = {None: "", True: "yes", False: "NO"}[f["holds"]]
+        table.add_row(f["name"], f"{f['value']:.4g}", f["unit"], f"{sign}{f['target'] or ''}", holds)
+    Console().print(table)
+    if path is None:
+        return
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    machine = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
+    content = {"machine": machine, "versions": versions, "figures": figures, "notes": notes or {}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
