@@ -2,6 +2,8 @@
 
 __version__ = "0.1.0"
 
+from xdeepsd import accessor as _accessor  # noqa: F401  (registers ds.deepsd)
+from xdeepsd.inference import downscale
 from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
@@ -12,6 +14,7 @@ __all__ = [
     "SRCNNConfig",
     "StackedSRCNN",
     "Stage",
+    "downscale",
     "load_model",
     "save_model",
 ]

@@ -162,9 +162,12 @@ class StackedSRCNN:
         return lat, lon
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change with any weight, normaliser, static field or the mask."""
+        """Twelve hexadecimal digits that change with any weight or normaliser, the units and the variable.
+
+        The static fields and the mask are left out: they may be lazy.
+        """
         digest = hashlib.sha256(json.dumps(_describe(self), sort_keys=True, default=str).encode())
-        for name, array in sorted(_arrays(self).items()):
+        for name, array in sorted(_weights(self).items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:12]
@@ -207,11 +210,16 @@ def _grids(model: StackedSRCNN) -> list[dict[str, Any]]:
     return grids
 
 
+def _weights(model: StackedSRCNN) -> dict[str, np.ndarray]:
+    return {
+        f"stages.{i}.{name}": tensor.detach().cpu().numpy()
+        for i, stage in enumerate(model.stages)
+        for name, tensor in stage.net.state_dict().items()
+    }
+
+
 def _arrays(model: StackedSRCNN) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for i, stage in enumerate(model.stages):
-        for name, tensor in stage.net.state_dict().items():
-            arrays[f"stages.{i}.{name}"] = tensor.detach().cpu().numpy()
+    arrays = _weights(model)
     for kind, data in (("static", model.static), ("mask", model.mask)):
         if data is None:
             continue

@@ -1,0 +1,33 @@
+"""``ds.deepsd``: the functions of xdeepsd as methods of a Dataset or DataArray."""
+
+from __future__ import annotations
+
+import torch
+import xarray as xr
+
+from xdeepsd.inference import downscale
+from xdeepsd.stack import StackedSRCNN
+
+
+@xr.register_dataset_accessor("deepsd")
+@xr.register_dataarray_accessor("deepsd")
+class DeepSDAccessor:
+    """Downscaling of the object it hangs on. Stores the object and calls functions of the same names."""
+
+    def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
+        self._obj = obj
+
+    def downscale(
+        self,
+        model: StackedSRCNN,
+        static: xr.Dataset | xr.DataArray | None = None,
+        *,
+        variable: str | None = None,
+        mask: xr.DataArray | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+        batch_size: int | None = None,
+    ) -> xr.Dataset | xr.DataArray:
+        """``xdeepsd.downscale(ds, model, static, ...)``: see there."""
+        options = {"device": device, "precision": precision, "batch_size": batch_size}
+        return downscale(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]

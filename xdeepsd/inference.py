@@ -1,0 +1,408 @@
+"""Apply a stack to a coarse Dataset: lazily, chunk by chunk.
+
+The graph is one task that prepares the stack (weights, static channels of every level) and one task per chunk.
+A chunk of part of the map is computed on a window: the chunk and the cells around it that it depends on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import cf_xarray  # noqa: F401  (registers the .cf accessor)
+import dask
+import dask.array
+import numpy as np
+import torch
+import xarray as xr
+from scipy import ndimage
+
+from xdeepsd import axes as _axes
+from xdeepsd.inputs import align, check_values, choose_variable, static_fields, target_mask, units_factor
+from xdeepsd.missing import fill_nearest
+from xdeepsd.normalize import Normalizer
+from xdeepsd.srcnn import SRCNN
+from xdeepsd.stack import StackedSRCNN, Stage
+from xdeepsd.static import block_mean, stage_channels
+
+PRECISIONS = ("float32", "float64")
+
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def downscale(
+    ds: xr.Dataset | xr.DataArray,
+    model: StackedSRCNN,
+    static: xr.Dataset | xr.DataArray | None = None,
+    *,
+    variable: str | None = None,
+    mask: xr.DataArray | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "float32",
+    batch_size: int | None = None,
+) -> xr.Dataset | xr.DataArray:
+    """Downscale coarse precipitation with a trained stack.
+
+    Parameters
+    ----------
+    ds
+        Coarse daily precipitation with latitude and longitude (found by CF metadata, any names and order) and any
+        other dims; units of precipitation in the attributes; NaN = missing. Dask or numpy.
+    model
+        A `StackedSRCNN` of `train_stack` or `load_model`.
+    static
+        Elevation (DataArray, m) or a Dataset of the model's static fields on the finest grid. Its grid is the target
+        grid: ``model.scale`` times finer than the input. None: those saved with the model.
+    variable
+        Name of the precipitation in a Dataset. None: found by name and standard name.
+    mask
+        ``(lat, lon)`` bool on the target grid, True where values are wanted; elsewhere the output is NaN. None: the
+        model's, where the target grid is the model's.
+    device
+        Torch device of the plain forward, such as ``"cuda"``. None: the CPU.
+    precision
+        ``"float32"``, or ``"float64"`` (plain forward in double precision, slow: to check numbers).
+    batch_size
+        Days computed at a time inside a chunk by the plain forward; it bounds the memory of the activations and has
+        nothing to do with chunks. None: 1 on a CPU, 16 on a GPU.
+
+    Returns
+    -------
+    The same type as ``ds``, float32 (float64 with ``precision="float64"``), on the target grid, with the user's names,
+    order, units and attributes. Lazy if the input is: building the graph computes nothing, chunks keep their days and
+    become ``scale`` times larger in space. NaN outside the mask and inside missing coarse cells, on that day only
+    (docs/conventions.md). At least 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before any graph is built, saying what arrived, what is needed and what to type.
+
+    Notes
+    -----
+    Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
+    """
+    _check_options(ds, model, precision, batch_size)
+    name, given = choose_variable(ds, model, variable)
+    check_values(name, given)
+    coarse, names = _axes.standardize(given)
+    to_model = units_factor(coarse, model)
+    fields = static_fields(model, static)
+    fields, coarse, turn = align(fields, coarse, model)
+    wanted = target_mask(model, mask, fields)
+
+    options = _Options(
+        stages=model.stages,
+        to_model=to_model,
+        device=str(device or "cpu"),
+        dtype="float64" if precision == "float64" else "float32",
+        batch_size=batch_size or (1 if device is None or str(device) == "cpu" else 16),
+    )
+    maps = {str(k): fields[k].data for k in model.static_names}
+    data = _apply(coarse.data, options, maps, None if wanted is None else wanted.data)
+
+    fine = _label(data, coarse, fields, turn)
+    fine = _axes.restore(fine, names)
+    _restore_coords(fine, given, names)
+    fine.name = given.name
+    fine.attrs = {**given.attrs, **_provenance(model, given.attrs)}
+    if isinstance(ds, xr.DataArray):
+        return fine
+    return _into_dataset(ds, name, fine, names)
+
+
+def _check_options(ds: Any, model: Any, precision: str, batch_size: int | None) -> None:
+    if not isinstance(ds, xr.Dataset | xr.DataArray):
+        raise TypeError(f"downscale got a {type(ds).__name__}; needed: an xarray Dataset or DataArray.")
+    if not isinstance(model, StackedSRCNN):
+        raise TypeError(
+            f"model is a {type(model).__name__}; needed: a StackedSRCNN. Type xdeepsd.load_model('model/')."
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}; needed: one of {', '.join(map(repr, PRECISIONS))}.")
+    if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
+        raise ValueError(f"batch_size {batch_size}; needed: a whole number of at least 1, or None.")
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a worker needs besides the static maps; small, sent once."""
+
+    stages: Sequence[Stage]
+    to_model: float
+    device: str
+    dtype: str
+    batch_size: int
+
+    @property
+    def scale(self) -> int:
+        return math.prod(s.config.factor for s in self.stages)
+
+    @property
+    def halo(self) -> int:
+        return StackedSRCNN(self.stages).halo
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """Static channels of each stage on the whole domain, and where each stage's output is wanted."""
+
+    channels: list[np.ndarray]
+    wanted: list[np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Rows and columns of the coarse grid: ``core`` is what is asked for, ``outer`` what is computed for it."""
+
+    core: tuple[slice, slice]
+    outer: tuple[slice, slice]
+
+    def trim(self, scale: int) -> tuple[slice, slice]:
+        """The core's fine cells within the outer window's."""
+        rows, cols = (
+            slice((c.start - o.start) * scale, (c.stop - o.start) * scale)
+            for c, o in zip(self.core, self.outer, strict=True)
+        )
+        return rows, cols
+
+
+def _wanted(mask: np.ndarray, stages: Sequence[Stage]) -> list[np.ndarray]:
+    """Where each stage's output has to be computed, for the last one to be right on ``mask``."""
+    wanted = [np.asarray(mask, bool)]
+    for stage in reversed(stages[1:]):
+        factor, halo = stage.config.factor, stage.config.halo
+        nlat, nlon = wanted[0].shape
+        coarse = wanted[0].reshape(nlat // factor, factor, nlon // factor, factor).any(axis=(1, 3))
+        size = 2 * halo + 1
+        wanted.insert(0, ndimage.maximum_filter(coarse, size=size, mode="constant", cval=False))
+    return wanted
+
+
+def _static_levels(options: _Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None) -> _Levels:
+    """Static channels of each stage from the finest maps (block means), for the whole domain."""
+    scale = options.scale
+    channels = []
+    coarse = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
+    for stage in options.stages:
+        scale //= stage.config.factor
+        fine = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
+        channels.append(stage_channels(fine, coarse, stage.config.static, stage.config.factor))
+        coarse = fine
+    return _Levels(channels, None if mask is None else _wanted(np.asarray(mask), options.stages))
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """One torch thread: Dask's threads are the parallelism, and the bits must not depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class PlainStage:
+    """The plain torch forward of one stage on numpy days, ``batch_size`` days at a time."""
+
+    def __init__(self, stage: Stage, static: np.ndarray, device: str, dtype: str, batch_size: int) -> None:
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.device, self.batch_size = device, batch_size
+        net = SRCNN(stage.config)
+        net.load_state_dict(stage.net.state_dict())  # a copy: the caller's network stays on its device
+        net = net.to(device=device, dtype=self.dtype).eval()
+        if device != "cpu":
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        normalizers = {k: Normalizer(n.mean, n.std) for k, n in stage.static.items()}
+        self.stage = Stage(net, stage.precipitation, normalizers, stage.target)
+        self.static = torch.from_numpy(np.ascontiguousarray(static)).to(device=device, dtype=self.dtype)
+
+    def __call__(self, coarse: np.ndarray) -> np.ndarray:
+        """``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``, units of the model, no NaN."""
+        factor = self.stage.config.factor
+        days, nlat, nlon = coarse.shape
+        fine = np.empty((days, nlat * factor, nlon * factor), coarse.dtype)
+        with _one_torch_thread(), torch.inference_mode():
+            for start in range(0, days, self.batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(coarse[start : start + self.batch_size]))
+                result = self.stage(batch.to(device=self.device, dtype=self.dtype), self.static)
+                fine[start : start + self.batch_size] = result.cpu().numpy()
+        return fine
+
+
+def _runner(stage: Stage, static: np.ndarray, wanted: np.ndarray | None, options: _Options) -> Runner:
+    """The forward of one stage that fits device and precision."""
+    return PlainStage(stage, static, options.device, options.dtype, options.batch_size)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that turns coarse days of one window into fine ones."""
+
+    options: _Options
+    window: _Window
+    runners: list[Runner]
+    mask: np.ndarray | None
+
+
+def _prepare(options: _Options, levels: _Levels, window: _Window) -> _Prepared:
+    runners, scale = [], 1
+    for i, (stage, channels) in enumerate(zip(options.stages, levels.channels, strict=True)):
+        scale *= stage.config.factor
+        rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.outer)
+        wanted = None if levels.wanted is None else levels.wanted[i][rows, cols]
+        runners.append(_runner(stage, channels[:, rows, cols], wanted, options))
+    mask = None
+    if levels.wanted is not None:
+        rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.core)
+        mask = levels.wanted[-1][rows, cols]
+    return _Prepared(options, window, runners, mask)
+
+
+def _prepare_all(
+    options: _Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window
+) -> _Prepared:
+    return _prepare(options, _static_levels(options, maps, mask), window)
+
+
+def _run(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
+    """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units."""
+    options, scale = prepared.options, prepared.options.scale
+    lead = block.shape[:-2]
+    days = np.ascontiguousarray(block, options.dtype).reshape(-1, *block.shape[-2:])
+    missing = np.isnan(days)
+    if options.to_model != 1:
+        days = days * np.asarray(options.to_model, days.dtype)
+    fine = fill_nearest(days, options.halo)
+    for runner in prepared.runners:
+        fine = runner(fine)
+    rows, cols = prepared.window.trim(scale)
+    fine = fine[:, rows, cols]
+    if options.to_model != 1:
+        fine = fine / np.asarray(options.to_model, days.dtype)
+    if not fine.flags.owndata or not fine.flags.c_contiguous:
+        fine = fine.copy()  # never a view that keeps the whole window alive
+    missing = missing[:, rows.start // scale : rows.stop // scale, cols.start // scale : cols.stop // scale]
+    if missing.any():
+        fine[missing.repeat(scale, axis=1).repeat(scale, axis=2)] = np.nan
+    if prepared.mask is not None:
+        fine[:, ~prepared.mask] = np.nan
+    return fine.reshape(*lead, *fine.shape[1:])
+
+
+def _run_in_threads(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
+    """`_run` on all cores: groups of days side by side, the same bits as in Dask tasks."""
+    days = block.reshape(-1, *block.shape[-2:])
+    workers = min(os.cpu_count() or 1, len(days)) if prepared.options.device == "cpu" else 1
+    groups = np.array_split(days, workers)
+    with ThreadPoolExecutor(workers) as pool:
+        fine = np.concatenate(list(pool.map(lambda group: _run(group, prepared), groups)))
+    return fine.reshape(*block.shape[:-2], *fine.shape[-2:])
+
+
+def _apply(data: Any, options: _Options, maps: Mapping[str, Any], mask: Any) -> Any:
+    """Numpy in, numpy out; dask in, dask out: one task per chunk after one that prepares."""
+    nlat, nlon = data.shape[-2:]
+    everything = (slice(0, nlat), slice(0, nlon))
+    if not dask.is_dask_collection(data):
+        maps, mask = dask.compute(dict(maps), mask)
+        prepared = _prepare_all(options, maps, mask, _Window(everything, everything))
+        return _run_in_threads(np.asarray(data), prepared)
+
+    scale = options.scale
+    if data.numblocks[-2:] == (1, 1):
+        window = _Window(everything, everything)
+        prepared = dask.delayed(_prepare_all, pure=False)(options, dict(maps), mask, window)
+        return _map_window(data, prepared, scale, options)
+    # A filled cell may come from as far as the halo, and the networks reach as far again.
+    reach = 2 * options.halo
+    levels = dask.delayed(_static_levels, pure=False)(options, dict(maps), mask)
+    rows = _slices(data.chunks[-2], reach, nlat)
+    cols = _slices(data.chunks[-1], reach, nlon)
+    blocks = []
+    for core_row, outer_row in rows:
+        line = []
+        for core_col, outer_col in cols:
+            window = _Window((core_row, core_col), (outer_row, outer_col))
+            prepared = dask.delayed(_prepare, pure=False)(options, levels, window)
+            outer = data[..., outer_row, outer_col]
+            outer = outer.rechunk({outer.ndim - 2: -1, outer.ndim - 1: -1})
+            line.append(_map_window(outer, prepared, scale, options, core=(core_row, core_col)))
+        blocks.append(dask.array.concatenate(line, axis=-1))
+    return dask.array.concatenate(blocks, axis=-2)
+
+
+def _slices(sizes: Sequence[int], reach: int, total: int) -> list[tuple[slice, slice]]:
+    """Each chunk along an axis, and the same with ``reach`` cells around it as far as the domain goes."""
+    ends = np.cumsum(sizes).tolist()
+    return [
+        (slice(end - size, end), slice(max(0, end - size - reach), min(total, end + reach)))
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def _map_window(
+    data: Any, prepared: Any, scale: int, options: _Options, core: tuple[slice, slice] | None = None
+) -> Any:
+    """One task for every chunk of ``data``, whose map is one chunk."""
+    nlat, nlon = data.shape[-2:] if core is None else (s.stop - s.start for s in core)
+    chunks = (*data.chunks[:-2], (nlat * scale,), (nlon * scale,))
+    return dask.array.map_blocks(
+        _run,
+        data,
+        prepared=prepared,
+        chunks=chunks,
+        dtype=options.dtype,
+        meta=np.empty((0,) * data.ndim, options.dtype),
+    )
+
+
+# --- what goes out ----------------------------------------------------------------------------------------------------
+
+
+def _label(data: Any, coarse: xr.DataArray, fields: xr.Dataset, turn: Mapping[str, slice]) -> xr.DataArray:
+    """Coordinates of the target grid, in the user's order and longitude convention."""
+    coords: dict[Any, Any] = {
+        name: coord for name, coord in coarse.coords.items() if not {"lat", "lon"} & set(coord.dims)
+    }
+    fine_lon = np.asarray(fields["lon"], np.float64)
+    coords["lat"] = ("lat", np.asarray(fields["lat"], np.float64))
+    coords["lon"] = ("lon", _axes.wrap_longitude(fine_lon, near=np.asarray(coarse["lon"], np.float64)))
+    return xr.DataArray(data, coords, coarse.dims).isel(turn)
+
+
+def _restore_coords(fine: xr.DataArray, given: xr.DataArray, names: _axes.Axes) -> None:
+    """Attributes of the user's latitude and longitude; the bounds they name were the coarse cells'."""
+    for name in (names.lat, names.lon):
+        fine[name].attrs = {k: v for k, v in given[name].attrs.items() if k not in {"bounds", "actual_range"}}
+
+
+def _provenance(model: StackedSRCNN, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    from xdeepsd import __version__
+
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    fingerprint = model.fingerprint()
+    line = f"{now}: xdeepsd {__version__} downscale, scale {model.scale}, model {fingerprint}"
+    history = f"{attrs['history']}\n{line}" if attrs.get("history") else line
+    return {"history": history, "xdeepsd_version": __version__, "xdeepsd_model": fingerprint}
+
+
+def _into_dataset(ds: xr.Dataset, name: str, fine: xr.DataArray, names: _axes.Axes) -> xr.Dataset:
+    """The user's Dataset with the fine variable; whatever lay on the coarse map is left behind."""
+    on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}
+    kept = ds.drop_vars([k for k, v in ds.variables.items() if set(v.dims) & on_map or k in on_map])
+    out = kept.assign({name: fine})
+    out.attrs = {**ds.attrs, **{k: fine.attrs[k] for k in ("xdeepsd_version", "xdeepsd_model")}}
+    line = str(fine.attrs["history"]).splitlines()[-1]
+    out.attrs["history"] = f"{ds.attrs['history']}\n{line}" if ds.attrs.get("history") else line
+    return out
