@@ -1,0 +1,105 @@
+"""``xdeepsd demo``: the whole path on a small generated climate, in a few minutes on a laptop."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+from dask.distributed import Client, LocalCluster, progress
+from rich.console import Console
+from rich.table import Table
+
+from xdeepsd.datasets import make_climate
+from xdeepsd.evaluate import compare
+from xdeepsd.inference import downscale
+from xdeepsd.interpolate import interpolate
+from xdeepsd.levels import build_levels, open_levels
+from xdeepsd.plot import plot_maps
+from xdeepsd.stack import load_model, save_model
+from xdeepsd.train import TrainConfig, train_stack
+
+FACTORS = (2, 2, 2)
+UNITS = {"rmse": "mm day-1", "mae": "mm day-1", "bias": "mm day-1", "correlation": "1"}
+
+
+def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 600) -> pd.DataFrame:
+    """Generate, write, coarsen, train, downscale and compare; everything lies in the folder ``out`` afterwards.
+
+    Returns the table of errors on the held-out year (rows: xdeepsd, bilinear interpolation).
+    """
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+
+    console.print("[bold]1[/] A generated climate: terrain, an ocean, three years of daily rain")
+    climate = make_climate(seed)
+    years = sorted({int(y) for y in climate["time"].dt.year})
+    climate.chunk(time=180).to_zarr(out / "fine.zarr", mode="w")
+
+    console.print("[bold]2[/] The resolution ladder: three levels above the finest, each of half the resolution")
+    fine = xr.open_zarr(out / "fine.zarr")
+    static = fine[["elevation"]].compute()
+    build_levels(
+        fine["precipitation"], static, FACTORS, out / "levels.zarr", climatology=slice(str(years[0]), str(years[-2]))
+    )
+    levels = open_levels(out / "levels.zarr")
+
+    console.print(f"[bold]3[/] Training three stages on {years[0]} and {years[1]}; {years[2]} is held out")
+    seen = [level.sel(time=slice(None, str(years[-2]))) for level in levels]
+    model = train_stack(seen, TrainConfig.default(steps=steps, seed=seed))
+    save_model(model, out / "model", overwrite=True)
+
+    console.print(f"[bold]4[/] Downscaling {years[2]}, Zarr to Zarr, on a local Dask cluster")
+    held_out = levels[0][["precipitation"]].sel(time=str(years[-1]))
+    held_out.drop_encoding().chunk(time=30).to_zarr(out / "coarse.zarr", mode="w")
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster, Client(cluster):
+        downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
+        writing = downscaled.to_zarr(out / "downscaled.zarr", mode="w", compute=False).persist()
+        progress(writing, notebook=False)
+        writing.compute()
+
+    console.print("\n[bold]5[/] Beside the truth")
+    table = _evaluate(out, years[-1], console)
+    console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {out}/; look at {out}/maps.png.")
+    return table
+
+
+def _evaluate(out: Path, year: int, console: Console) -> pd.DataFrame:
+    """Table and maps of the held-out year."""
+    truth = xr.open_zarr(out / "fine.zarr")["precipitation"].sel(time=str(year)).chunk(time=30)
+    coarse = xr.open_zarr(out / "coarse.zarr")["precipitation"]
+    model = xr.open_zarr(out / "downscaled.zarr")["precipitation"].assign_coords(lat=truth.lat, lon=truth.lon)
+    between = interpolate(coarse, truth)
+    table = compare({"xdeepsd": model, "bilinear interpolation": between}, truth)
+    console.print(_as_table(table, f"{year}, land, {truth.sizes['time']} days, scale {math.prod(FACTORS)}"))
+    better = 1 - table.loc["xdeepsd", "rmse"] / table.loc["bilinear interpolation", "rmse"]
+    if better > 0:
+        console.print(f"The model's RMSE is [bold]{better:.0%} lower[/] than that of interpolation.")
+    else:
+        console.print(f"[bold red]The model does not beat interpolation[/]: its RMSE is {-better:.0%} higher.")
+
+    day = int(truth.mean(("lat", "lon")).compute().argsort()[-8])
+    maps = {
+        "coarse input": coarse,
+        "bilinear interpolation": between.where(truth.notnull()),
+        "xdeepsd": model,
+        "truth": truth,
+    }
+    date = str(truth["time"][day].dt.strftime("%Y-%m-%d").item())
+    figure = plot_maps(
+        {k: v.isel(time=day) for k, v in maps.items()}, f"Daily precipitation, {date} (generated climate)"
+    )
+    figure.savefig(out / "maps.png", dpi=110)
+    return table
+
+
+def _as_table(errors: pd.DataFrame, title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("")
+    for name in errors.columns:
+        table.add_column(f"{name} ({UNITS[name]})", justify="right")
+    for row, values in errors.iterrows():
+        table.add_row(str(row), *(f"{value:.3f}" for value in values))
+    return table
