@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import xarray as xr
 
 from xdeepsd.inference import downscale
 from xdeepsd.stack import StackedSRCNN
+
+if TYPE_CHECKING:
+    import torch
 
 
 @xr.register_dataset_accessor("deepsd")

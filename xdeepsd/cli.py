@@ -31,5 +31,5 @@ def demo(
     from xdeepsd.demo import run_demo
 
     table = run_demo(out, Console(), seed, steps)
-    if table.loc["xdeepsd", "rmse"] >= table.loc["bilinear interpolation", "rmse"]:
+    if float(table["rmse"]["xdeepsd"]) >= float(table["rmse"]["bilinear interpolation"]):
         raise typer.Exit(1)

@@ -74,7 +74,8 @@ def _evaluate(out: Path, year: int, console: Console) -> pd.DataFrame:
     between = interpolate(coarse, truth)
     table = compare({"xdeepsd": model, "bilinear interpolation": between}, truth)
     console.print(_as_table(table, f"{year}, land, {truth.sizes['time']} days, scale {math.prod(FACTORS)}"))
-    better = 1 - table.loc["xdeepsd", "rmse"] / table.loc["bilinear interpolation", "rmse"]
+    rmse = table["rmse"].astype(float)
+    better = 1 - float(rmse["xdeepsd"]) / float(rmse["bilinear interpolation"])
     if better > 0:
         console.print(f"The model's RMSE is [bold]{better:.0%} lower[/] than that of interpolation.")
     else:

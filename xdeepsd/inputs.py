@@ -12,7 +12,7 @@ import xarray as xr
 
 from xdeepsd import axes as _axes
 from xdeepsd.stack import StackedSRCNN
-from xdeepsd.units import ACCEPTED_DAILY, precipitation_factor
+from xdeepsd.units import is_amount, precipitation_factor
 
 STANDARD_NAMES = {
     "precipitation_flux",
@@ -95,7 +95,7 @@ def units_factor(coarse: xr.DataArray, model: StackedSRCNN) -> float:
     """Number that turns the input's units into the model's; amounts of a day need daily steps."""
     units = coarse.attrs.get("units")
     factor = precipitation_factor(units, model.units)
-    if str(units).strip() in ACCEPTED_DAILY and str(model.units).strip() not in ACCEPTED_DAILY:
+    if is_amount(str(units)) and not is_amount(model.units):
         step = _daily_step(coarse)
         if step is not None and not math.isclose(step, 1.0, rel_tol=1e-6):
             raise ValueError(

@@ -229,7 +229,7 @@ def _arrays(model: StackedSRCNN) -> dict[str, np.ndarray]:
             arrays["mask.mask"] = np.asarray(data.transpose("lat", "lon"), bool)
         else:
             for variable in data.data_vars:
-                arrays[f"static.{variable}"] = np.asarray(data[variable].transpose("lat", "lon"), np.float32)
+                arrays[f"static.{variable}"] = np.asarray(data[variable].transpose("lat", "lon"))
     return arrays
 
 

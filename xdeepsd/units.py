@@ -14,6 +14,16 @@ _ureg = cf_xarray.units.units
 _WATER = _ureg.Quantity(1000.0, "kg m-3")
 
 
+def is_amount(units: str) -> bool:
+    """True for units of an amount (``mm``, ``kg m-2``), which daily data alone turns into a rate.
+
+    >>> is_amount("mm"), is_amount("mm day-1")
+    (True, False)
+    """
+    quantity = _ureg.Quantity(1.0, _ureg.parse_units(units))
+    return bool(quantity.check("[length]") or quantity.check("[mass] / [length] ** 2"))
+
+
 def _as_rate(units: str) -> pint.Quantity:
     """One ``units`` as a quantity of length per time. Amounts are those of a day."""
     quantity = _ureg.Quantity(1.0, _ureg.parse_units(units))

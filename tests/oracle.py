@@ -1,0 +1,77 @@
+"""An independent, slow, float64 statement of what a stage and a stack compute: loops and scipy, no torch layers."""
+
+import numpy as np
+from scipy.signal import correlate2d
+
+
+def interpolate(coarse, factor):
+    """Bilinear, half-pixel centres, edges replicated, one cell at a time."""
+    nlat, nlon = coarse.shape
+    fine = np.empty((nlat * factor, nlon * factor))
+    for i in range(nlat * factor):
+        y = min(max((i + 0.5) / factor - 0.5, 0), nlat - 1)
+        i0 = int(y)
+        i1 = min(i0 + 1, nlat - 1)
+        for j in range(nlon * factor):
+            x = min(max((j + 0.5) / factor - 0.5, 0), nlon - 1)
+            j0 = int(x)
+            j1 = min(j0 + 1, nlon - 1)
+            top = coarse[i0, j0] * (1 - (x - j0)) + coarse[i0, j1] * (x - j0)
+            low = coarse[i1, j0] * (1 - (x - j0)) + coarse[i1, j1] * (x - j0)
+            fine[i, j] = top * (1 - (y - i0)) + low * (y - i0)
+    return fine
+
+
+def stage(one, coarse, static):
+    """One day through one Stage: ``coarse (lat, lon)``, ``static (n, lat * factor, lon * factor)``, no NaN."""
+    config = one.net.config
+    between = interpolate(coarse, config.factor)
+    channels = [(between - one.precipitation.mean) / one.precipitation.std]
+    channels += [(static[i] - n.mean) / n.std for i, n in enumerate(one.static.values())]
+    radius = sum(k // 2 for k in config.kernels)
+    x = np.stack([np.pad(c, radius, mode="edge") for c in channels])
+    parameters = [p.detach().double().numpy() for p in one.net.parameters()]
+    for layer in range(len(config.kernels)):
+        weight, bias = parameters[2 * layer], parameters[2 * layer + 1]
+        x = np.stack(
+            [
+                sum(correlate2d(x[c], weight[o, c], mode="valid") for c in range(x.shape[0])) + bias[o]
+                for o in range(weight.shape[0])
+            ]
+        )
+        if layer < len(config.kernels) - 1:
+            x = np.maximum(x, 0)
+    result = x[0] * one.target.std + one.target.mean
+    if config.residual:
+        result = result + between
+    return np.maximum(result, 0)
+
+
+def block_mean(field, factor):
+    """Mean of blocks, NaN left out."""
+    nlat, nlon = (n // factor for n in field.shape)
+    out = np.empty((nlat, nlon))
+    for i in range(nlat):
+        for j in range(nlon):
+            out[i, j] = np.nanmean(field[i * factor : (i + 1) * factor, j * factor : (j + 1) * factor])
+    return out
+
+
+def stack(model, coarse, static):
+    """One day through a stack; ``static`` is a dict of finest maps without NaN."""
+    scale = int(np.prod([s.net.config.factor for s in model.stages]))
+    means = {k: block_mean(v, scale) for k, v in static.items()}
+    for one in model.stages:
+        config = one.net.config
+        scale //= config.factor
+        fine = {k: block_mean(v, scale) for k, v in static.items()}
+        channels = []
+        for name in config.static:
+            if name == "climatology":
+                ratio = fine[name] / interpolate(means[name], config.factor)
+                channels.append(np.log(np.clip(ratio, 0.2, 5)))
+            else:
+                channels.append(fine[name])
+        coarse = stage(one, coarse, np.array(channels))
+        means = fine
+    return coarse

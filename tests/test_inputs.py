@@ -1,0 +1,192 @@
+"""Bad input gets a clear error before any graph is built: each text says what arrived, what is needed, what to type."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from builders import make_coarse, make_stack, make_static
+
+import xdeepsd
+
+
+@pytest.fixture(scope="module")
+def case():
+    model = make_stack(2, channels=(4, 3))
+    coarse = make_coarse()
+    return model, coarse, make_static(coarse, model.scale)["elevation"]
+
+
+def refuse(match, ds, model, *args, error=ValueError, **options):
+    with pytest.raises(error, match=match):
+        xdeepsd.downscale(ds, model, *args, **options)
+
+
+def test_no_lat_lon(case):
+    model, coarse, elevation = case
+    users = coarse.rename(lat="a", lon="b")
+    for name in ("a", "b"):
+        users[name].attrs = {}
+    refuse(r"No latitude found among the coordinates \['a', 'b', 'time'\].*rename", users, model, elevation)
+    refuse("No latitude found", coarse.drop_vars(["lat", "lon"]), model, elevation)
+    metres = users.rename(a="y", b="x")
+    for name in ("x", "y"):
+        metres[name].attrs["units"] = "m"
+    refuse("No latitude found", metres, model, elevation)
+
+
+def test_two_candidates(case):
+    model, coarse, elevation = case
+    users = coarse.assign_coords(latitude=("lat", coarse.lat.values, coarse.lat.attrs))
+    refuse(
+        r"Two candidates or more for latitude: \['lat', 'latitude'\].*drop_vars\('latitude'\)", users, model, elevation
+    )
+    both = xr.Dataset({"pr": coarse, "tp": coarse})
+    refuse(r"Two candidates or more for precipitation: \['pr', 'tp'\].*variable=NAME", both, model, elevation)
+    assert xdeepsd.downscale(both, model, elevation, variable="tp")["tp"].shape == (5, 24, 32)
+
+
+def test_missing_static(case):
+    _, coarse, elevation = case
+    model = make_stack(2, channels=(4, 3), static=("elevation", "climatology"))
+    refuse(r"no grid of its own and no static fields.*\['elevation', 'climatology'\].*static=", coarse, model)
+    refuse(r"static is one DataArray; the model needs.*xr\.Dataset", coarse, model, elevation)
+    given = elevation.rename("elevation").to_dataset()
+    refuse(r"static fields \['climatology'\] are missing: given are \['elevation'\]", coarse, model, given)
+    refuse("static is a ndarray; needed: a DataArray", coarse, case[0], elevation.values, error=TypeError)
+
+
+def test_static_grid_is_not_scale_times_the_input(case):
+    model, coarse, elevation = case
+    refuse(r"static grid is 23 x 32 cells; needed: 4 times the input's 6 x 8, 24 x 32", coarse, model, elevation[:-1])
+    shifted = elevation.assign_coords(lat=elevation.lat + 0.5)
+    refuse(r"does not lie on the input's grid: in lat.*off by up to 0.5 degrees.*regrid", coarse, model, shifted)
+    shifted = elevation.assign_coords(lon=elevation.lon + 90)
+    refuse(r"does not lie on the input's grid: in lon", coarse, model, shifted)
+
+
+def test_static_with_time_or_other_units(case):
+    model, coarse, elevation = case
+    refuse(r"'elevation' has the dims \('time', 'lat', 'lon'\)", coarse, model, elevation.expand_dims(time=2))
+    refuse(r"elevation has units 'ft'; needed: m", coarse, model, elevation.assign_attrs(units="ft"))
+    both = make_stack(1, channels=(4, 3), static=("elevation", "climatology"))
+    static = make_static(coarse, 2, names=("elevation", "climatology"))
+    static["climatology"].attrs["units"] = "mm month-1"
+    refuse(r"climatology has units 'mm month-1'; needed: 'mm day-1'", coarse, both, static)
+
+
+def test_irregular_coordinates(case):
+    model, coarse, elevation = case
+    lat = coarse.lat.values.copy()
+    lat[2] += 0.3
+    refuse(r"lat of the input is irregular.*regrid", coarse.assign_coords(lat=lat), model, elevation)
+    jump = coarse.assign_coords(lon=np.r_[176.5:180, -179.5:-176:1.0])
+    refuse(r"lon of the input is irregular.*sortby", jump, model, elevation)
+    lat[2] = np.nan
+    refuse(r"lat of the input has NaN", coarse.assign_coords(lat=lat), model, elevation)
+
+
+def test_two_dimensional_coordinates(case):
+    model, coarse, elevation = case
+    lat2, lon2 = xr.broadcast(coarse.lat, coarse.lon)
+    users = coarse.rename(lat="rlat", lon="rlon").drop_vars(["rlat", "rlon"])
+    users = users.assign_coords(
+        lat=(("rlat", "rlon"), lat2.values, coarse.lat.attrs), lon=(("rlat", "rlon"), lon2.values, coarse.lon.attrs)
+    )
+    refuse(r"latitude 'lat' is 2-D.*xdeepsd\.regrid\(ds, target\)", users, model, elevation)
+    refuse("is a single number, not a dimension", coarse.isel(lat=0), model, elevation)
+
+
+@pytest.mark.parametrize("units", ["K", "mm month-1 kg", "1", "degC", "W m-2"])
+def test_wrong_units(case, units):
+    model, coarse, elevation = case
+    users = coarse.assign_attrs(units=units)
+    refuse(r"units '.*' are not units of precipitation\. Accepted: mm day-1.*kg m-2 s-1.*Type", users, model, elevation)
+
+
+def test_missing_units(case):
+    model, coarse, elevation = case
+    users = coarse.copy()
+    del users.attrs["units"]
+    refuse(r"has no units\. Accepted: mm day-1.*Type ds\['NAME'\]\.attrs\['units'\]", users, model, elevation)
+
+
+def test_amounts_need_daily_steps(case):
+    model, coarse, elevation = case
+    users = coarse.assign_attrs(units="mm")
+    daily = users.deepsd.downscale(model, elevation)
+    np.testing.assert_array_equal(daily.values, coarse.deepsd.downscale(model, elevation).values)
+    monthly = users.assign_coords(time=xr.date_range("2001-01-01", periods=5, freq="MS"))
+    refuse(r"'mm' are an amount, and the steps of time are 30.5 days", monthly, model, elevation)
+    calendar = users.assign_coords(
+        time=xr.date_range("2001-01-01", periods=5, freq="2D", calendar="360_day", use_cftime=True)
+    )
+    refuse(r"steps of time are 2 days", calendar, model, elevation)
+
+
+def test_all_nan(case):
+    model, coarse, elevation = case
+    refuse(r"'pr' has nothing but NaN in its 240 values", coarse * np.nan, model, elevation, variable="pr")
+    lazy = (coarse * np.nan).assign_attrs(coarse.attrs).chunk()
+    assert np.isnan(lazy.deepsd.downscale(model, elevation).compute()).all()  # not known before computing
+    refuse(r"'pr' is empty", coarse.isel(time=slice(0)), model, elevation)
+
+
+def test_wrong_spacing(case):
+    bare, _, elevation = case
+    model = xdeepsd.StackedSRCNN(bare.stages, static=elevation.to_dataset(name="elevation"))
+    half = make_coarse(spacing=0.5)
+    refuse(
+        r"spacing in lat is 0\.5 degrees; the model was trained on 1\..*regrid",
+        half,
+        model,
+        make_static(half, model.scale),
+    )
+    refuse(r"spacing in lat is 0\.5", half, model)
+
+
+def test_another_variable(case):
+    bare, coarse, elevation = case
+    model = xdeepsd.StackedSRCNN(bare.stages, variable="ppt")
+    snow = coarse.rename("prsn").assign_attrs(standard_name="snowfall_flux")
+    refuse(r"No precipitation among.*snowfall_flux.*trained on 'ppt' in mm day-1", snow, model, elevation)
+    refuse("No precipitation among", snow.to_dataset(), model, elevation, variable="prsn")
+    other = coarse.rename("foo")
+    del other.attrs["standard_name"]
+    refuse(r"No precipitation among.*'foo'.*variable=NAME", other, model, elevation)
+    assert other.to_dataset().deepsd.downscale(model, elevation, variable="foo")["foo"].size
+    tmax = coarse.rename("tmax").assign_attrs(standard_name="air_temperature", units="degC")
+    refuse("No precipitation among", tmax.to_dataset(), model, elevation)
+
+
+def test_a_variable_that_is_not_there(case):
+    model, coarse, elevation = case
+    refuse(
+        r"variable='ppt' is not there\. The Dataset has \['pr'\]", coarse.to_dataset(), model, elevation, variable="ppt"
+    )
+    refuse(r"variable='ppt' is not there: the DataArray is named 'pr'", coarse, model, elevation, variable="ppt")
+
+
+def test_non_float(case):
+    model, coarse, elevation = case
+    packed = coarse.astype("int16")
+    refuse(r"'pr' has dtype int16.*mask_and_scale=True.*astype", packed, model, elevation, error=TypeError)
+
+
+def test_mask(case):
+    model, coarse, elevation = case
+    refuse(r"mask is of float64; needed: a bool DataArray", coarse, model, elevation, mask=elevation)
+    refuse(r"mask is of ndarray", coarse, model, elevation, mask=(elevation > 0).values)
+    refuse(r"mask has .* does not lie on the target grid of 24 x 32", coarse, model, elevation, mask=elevation[1:] > 0)
+
+
+def test_other_objects_and_options(case):
+    model, coarse, elevation = case
+    refuse("downscale got a ndarray", coarse.values, model, elevation, error=TypeError)
+    refuse(r"model is a str; needed: a StackedSRCNN.*load_model", coarse, "model/", elevation, error=TypeError)
+    refuse(r"precision 'float16'; needed: one of 'float32'", coarse, model, elevation, precision="float16")
+    refuse(r"batch_size 0; needed", coarse, model, elevation, batch_size=0)
+
+
+def test_nothing_is_built_before_an_error(case, no_compute):
+    model, coarse, elevation = case
+    with no_compute():
+        refuse("static grid is", coarse.chunk(time=1), model, elevation[:-1].chunk())

@@ -1,0 +1,144 @@
+"""Networks, stages, stacks, and models on disk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from builders import make_coarse, make_stack, make_static
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xdeepsd
+from xdeepsd import SRCNN, Normalizer, SRCNNConfig, StackedSRCNN, Stage
+
+
+def test_the_papers_network():
+    net = SRCNN(SRCNNConfig())
+    assert sum(p.numel() for p in net.parameters()) == 13_313
+    shapes = [tuple(p.shape) for p in net.parameters()]
+    assert shapes == [(64, 2, 9, 9), (64,), (32, 64, 1, 1), (32,), (1, 32, 5, 5), (1,)]
+    assert SRCNNConfig().radius == 6
+    assert SRCNNConfig().halo == 4
+    assert net(torch.zeros(1, 2, 20, 22)).shape == (1, 1, 8, 10)
+
+
+@given(st.lists(st.sampled_from([1, 3, 5, 7, 9]), min_size=1, max_size=4), st.integers(1, 4))
+def test_the_halo_is_what_the_edge_cell_reaches(kernels, factor):
+    config = SRCNNConfig((4,) * (len(kernels) - 1), tuple(kernels), factor)
+    reached = []
+    for fine in (-config.radius, factor - 1 + config.radius):  # around the coarse cell 0
+        position = (fine + 0.5) / factor - 0.5
+        left = int(np.floor(position))
+        reached += [left] + ([left + 1] if position > left else [])
+    assert config.halo == max(abs(r) for r in reached)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"channels": (64,)}, "one kernel more than hidden"),
+        ({"kernels": (9, 2, 5)}, "odd sizes"),
+        ({"channels": (64, 0)}, "at least 1"),
+        ({"factor": 0}, "factor 0"),
+        ({"factor": 1.5}, "factor 1.5"),
+        ({"static": "elevation"}, r"needed: a tuple, such as \('elevation',\)"),
+        ({"static": ("a", "a")}, "named twice"),
+    ],
+)
+def test_bad_configs(options, match):
+    with pytest.raises(ValueError, match=match):
+        SRCNNConfig(**options)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0, 0), (0, -1), (float("nan"), 1), (0, float("inf"))])
+def test_bad_normalizers(mean, std):
+    with pytest.raises(ValueError, match="a finite mean and a std above 0"):
+        Normalizer(mean, std)
+
+
+def test_stage_and_stack_check_their_parts():
+    with pytest.raises(ValueError, match=r"takes the static fields \('elevation',\), the normalisers given are for"):
+        Stage(SRCNN(SRCNNConfig()), Normalizer(), {}, Normalizer())
+    with pytest.raises(ValueError, match="A stack of no stages"):
+        StackedSRCNN([])
+    model = make_stack(3)
+    assert (model.scale, model.factors) == (8, (2, 2, 2))
+    assert model.halo == 4 + 2 + 1
+    assert model.spacing is None
+    assert model.static_names == ("elevation",)
+
+
+def test_saved_and_loaded_gives_the_same_bits(tmp_path):
+    coarse = make_coarse()
+    bare = make_stack(2, channels=(4, 3), static=("elevation", "climatology"), residual=True)
+    static = make_static(coarse, 4, names=("elevation", "climatology"))
+    mask = static["elevation"] > 500
+    model = StackedSRCNN(bare.stages, "mm day-1", "ppt", static, mask, {"seed": 3, "rmse": 1.5})
+    xdeepsd.save_model(model, tmp_path / "model")
+    again = xdeepsd.load_model(tmp_path / "model")
+    np.testing.assert_array_equal(coarse.deepsd.downscale(again).values, coarse.deepsd.downscale(model).values)
+    assert again.fingerprint() == model.fingerprint()
+    assert (again.variable, again.units, again.training) == ("ppt", "mm day-1", {"seed": 3, "rmse": 1.5})
+    assert again.spacing == pytest.approx((1, 1))
+    assert again.static["elevation"].attrs["units"] == "m"
+    xr.testing.assert_equal(again.mask, mask.drop_attrs())
+    described = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert described["grids"][0]["lat"] == {"size": 6, "first": 48.5, "step": -1.0}
+    assert described["grids"][-1]["lon"] == {"size": 32, "first": -123.875, "step": 0.25}
+
+
+def test_saving_is_whole_or_not(tmp_path, monkeypatch):
+    model = make_stack(1, channels=(4, 3))
+    path = tmp_path / "model"
+    xdeepsd.save_model(model, path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        xdeepsd.save_model(model, path)
+    other = make_stack(1, seed=5, channels=(4, 3))
+
+    def disk_full(*args):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("safetensors.numpy.save_file", disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            xdeepsd.save_model(other, path, overwrite=True)
+    assert xdeepsd.load_model(path).fingerprint() == model.fingerprint()
+    xdeepsd.save_model(other, path, overwrite=True)
+    assert xdeepsd.load_model(path).fingerprint() == other.fingerprint()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"], "no temporary folder is left"
+
+
+def test_models_that_are_not_whole(tmp_path):
+    path = tmp_path / "model"
+    with pytest.raises(
+        FileNotFoundError, match=r"No model at .*Needed: a folder with model\.json and model\.safetensors"
+    ):
+        xdeepsd.load_model(path)
+    xdeepsd.save_model(make_stack(1, channels=(4, 3)), path)
+    tensors, description = path / "model.safetensors", path / "model.json"
+    whole, text = tensors.read_bytes(), description.read_text()
+    tensors.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or changed"):
+        xdeepsd.load_model(path)
+    tensors.write_bytes(whole)
+    description.write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match=r"model\.json is truncated"):
+        xdeepsd.load_model(path)
+    newer = json.loads(text) | {"format": 99, "xdeepsd_version": "9.0"}
+    description.write_text(json.dumps(newer))
+    with pytest.raises(ValueError, match=r"written by a newer xdeepsd 9\.0.*pip install -U xdeepsd"):
+        xdeepsd.load_model(path)
+    description.write_text(text.replace('"stages"', '"steps"'))
+    with pytest.raises(ValueError, match="is not a whole model"):
+        xdeepsd.load_model(path)
+    description.write_text(text)
+    tensors.unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
+        xdeepsd.load_model(path)
+
+
+def test_the_fingerprint_follows_the_weights():
+    assert make_stack(2).fingerprint() == make_stack(2).fingerprint()
+    assert make_stack(2, seed=1).fingerprint() != make_stack(2).fingerprint()
