@@ -24,7 +24,22 @@ from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
 
 FORMAT = 1  # of the files; raised when an older xdeepsd could not read them any more
+TRANSFORMS = (None, "sqrt", "log1p")
 _JSON, _TENSORS = "model.json", "model.safetensors"
+
+
+def transform(x: Tensor, name: str | None) -> Tensor:
+    """Precipitation (at least 0; below counts as 0) to the space in which a network works. NaN stays NaN."""
+    if name is None:
+        return x
+    return x.clamp_min(0.0).sqrt() if name == "sqrt" else x.clamp_min(0.0).log1p()
+
+
+def invert_transform(x: Tensor, name: str | None) -> Tensor:
+    """The inverse of `transform` for values of at least 0."""
+    if name is None:
+        return x
+    return x.square() if name == "sqrt" else x.expm1()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +56,20 @@ class Stage:
         Normaliser of each static field by name, exactly those of ``net.config.static``.
     target
         Normaliser of the fine precipitation; of its difference to the interpolated input if ``residual``.
+    transform
+        "sqrt" or "log1p": the network works on the transformed precipitation (the normalisers are those of the
+        transformed values) and the output is transformed back. None: precipitation as it is.
     """
 
     net: SRCNN
     precipitation: Normalizer
     static: Mapping[str, Normalizer]
     target: Normalizer
+    transform: str | None = None
 
     def __post_init__(self) -> None:
+        if self.transform not in TRANSFORMS:
+            raise ValueError(f"transform {self.transform!r}; needed: one of {', '.join(map(repr, TRANSFORMS))}.")
         wanted, given = self.net.config.static, tuple(self.static)
         if sorted(wanted) != sorted(given):
             raise ValueError(
@@ -81,6 +102,7 @@ class Stage:
         margin = config.halo * config.factor - radius
         if margin:
             fine = fine[..., margin:-margin, margin:-margin]
+        fine = transform(fine, self.transform)
         channels = [self.precipitation.apply(fine)]
         if config.static:
             normalized = torch.stack([n.apply(static[i]) for i, n in enumerate(self.static.values())])
@@ -88,7 +110,7 @@ class Stage:
         result = self.target.invert(self.net(torch.cat(channels, dim=1)))
         if config.residual:
             result = result + (fine[..., radius:-radius, radius:-radius] if radius else fine)
-        return result[:, 0].clamp_min(0.0)
+        return invert_transform(result[:, 0].clamp_min(0.0), self.transform)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +205,7 @@ def _describe(model: StackedSRCNN) -> dict[str, Any]:
                 "precipitation": asdict(stage.precipitation),
                 "static": {name: asdict(n) for name, n in stage.static.items()},
                 "target": asdict(stage.target),
+                "transform": stage.transform,
             }
             for stage in model.stages
         ],
@@ -325,6 +348,7 @@ def _build(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
                 Normalizer(**entry["precipitation"]),
                 {name: Normalizer(**n) for name, n in entry["static"].items()},
                 Normalizer(**entry["target"]),
+                entry.get("transform"),
             )
         )
     static = mask = None
