@@ -1,5 +1,6 @@
 """`downscale`: exactness against a slow oracle, chunks, laziness, names, missing values, masks."""
 
+import dataclasses
 import pickle
 
 import dask
@@ -275,6 +276,21 @@ def test_far_missing_cells_do_not_matter():
     fine = coarse.deepsd.downscale(model, static)
     assert np.isfinite(fine.values[0, :20]).all()
     assert np.isnan(fine.values[0, 20:]).all()
+
+
+@pytest.mark.parametrize("transform", ["sqrt", "log1p"])
+def test_transformed_stages(case, transform):
+    _, coarse, _ = case
+    model = make_stack(1, channels=(4, 3), residual=True)
+    stage = dataclasses.replace(model.stages[0], transform=transform)
+    there, back = {"sqrt": (np.sqrt, np.square), "log1p": (np.log1p, np.expm1)}[transform]
+    static = make_static(coarse, 2)
+    fine = coarse.deepsd.downscale(xdeepsd.StackedSRCNN([stage]), static)
+    # By hand: interpolate, transform, a residual network on the transformed values, transform back.
+    between = np.stack([oracle.interpolate(day, 2) for day in coarse.values.astype(float)])
+    channels = static["elevation"].values[None]
+    expected = [back(oracle.stage(stage, there(day), channels, factor=1)) for day in between]
+    np.testing.assert_allclose(fine, expected, rtol=2e-4, atol=1e-4)
 
 
 def test_the_mask_hides_and_changes_nothing_else(case):

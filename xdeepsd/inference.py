@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cf_xarray  # noqa: F401  (registers the .cf accessor)
@@ -26,7 +26,6 @@ from scipy import ndimage
 from xdeepsd import axes as _axes
 from xdeepsd.inputs import align, check_values, choose_variable, static_fields, target_mask, units_factor
 from xdeepsd.missing import fill_nearest
-from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNN
 from xdeepsd.stack import StackedSRCNN, Stage
 from xdeepsd.static import block_mean, stage_channels
@@ -223,8 +222,7 @@ class PlainStage:
         net = net.to(device=device, dtype=self.dtype).eval()
         if device != "cpu":
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        normalizers = {k: Normalizer(n.mean, n.std) for k, n in stage.static.items()}
-        self.stage = Stage(net, stage.precipitation, normalizers, stage.target)
+        self.stage = replace(stage, net=net)
         self.static = torch.from_numpy(np.ascontiguousarray(static)).to(device=device, dtype=self.dtype)
 
     def __call__(self, coarse: np.ndarray) -> np.ndarray:
