@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from xdeepsd.normalize import Normalizer
+from xdeepsd.regrid import coarsen
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
 
@@ -12,6 +13,7 @@ __all__ = [
     "SRCNNConfig",
     "StackedSRCNN",
     "Stage",
+    "coarsen",
     "load_model",
     "save_model",
 ]
