@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from xdeepsd.levels import make_levels
 from xdeepsd.normalize import Normalizer
 from xdeepsd.regrid import coarsen
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
@@ -15,5 +16,6 @@ __all__ = [
     "Stage",
     "coarsen",
     "load_model",
+    "make_levels",
     "save_model",
 ]

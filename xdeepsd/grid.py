@@ -110,8 +110,8 @@ def _edges_from_bounds(bounds: np.ndarray, centres: np.ndarray, name: str) -> np
         i = int(np.argmax(gaps))
         raise ValueError(
             f"The bounds of {name} leave gaps or overlap: cell {i} ends at {last[i]:g} and cell {i + 1} begins at "
-            f"{first[i + 1]:g}. Needed: cells that meet. Correct the bounds, or type ds.drop_vars('{name}_bnds') to have "
-            "them inferred from the centres."
+            f"{first[i + 1]:g}. Needed: cells that meet. Correct the bounds, or type "
+            f"ds.drop_vars('{name}_bnds') to have them inferred from the centres."
         )
     return np.concatenate([first, last[-1:]])
 
