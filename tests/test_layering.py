@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 LAYERS = [
     {"axes", "units", "normalize", "density", "evaluate", "store", "cluster", "datasets", "losses", "srcnn", "fused",
-     "missing", "interpolate", "static", "plot", "kernels"},
+     "grid", "interpolate", "kernels", "missing", "plot", "static", "weights"},
     {"regrid", "stack"},
     {"inputs"},
     {"prism", "fetch", "levels", "patches"},

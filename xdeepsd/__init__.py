@@ -4,7 +4,9 @@ __version__ = "0.1.0"
 
 from xdeepsd import accessor as _accessor  # noqa: F401  (registers ds.deepsd)
 from xdeepsd.inference import downscale
+from xdeepsd.levels import make_levels
 from xdeepsd.normalize import Normalizer
+from xdeepsd.regrid import coarsen
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
 
@@ -14,7 +16,9 @@ __all__ = [
     "SRCNNConfig",
     "StackedSRCNN",
     "Stage",
+    "coarsen",
     "downscale",
     "load_model",
+    "make_levels",
     "save_model",
 ]
