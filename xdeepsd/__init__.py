@@ -7,6 +7,7 @@ from xdeepsd.inference import downscale
 from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
+from xdeepsd.train import TrainConfig, TrainedStage, train_stack, train_stage
 
 __all__ = [
     "SRCNN",
@@ -14,7 +15,11 @@ __all__ = [
     "SRCNNConfig",
     "StackedSRCNN",
     "Stage",
+    "TrainConfig",
+    "TrainedStage",
     "downscale",
     "load_model",
     "save_model",
+    "train_stack",
+    "train_stage",
 ]
