@@ -9,6 +9,7 @@ from xdeepsd.normalize import Normalizer
 from xdeepsd.regrid import coarsen
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
+from xdeepsd.train import TrainConfig, TrainedStage, train_stack, train_stage
 
 __all__ = [
     "SRCNN",
@@ -16,9 +17,13 @@ __all__ = [
     "SRCNNConfig",
     "StackedSRCNN",
     "Stage",
+    "TrainConfig",
+    "TrainedStage",
     "coarsen",
     "downscale",
     "load_model",
     "make_levels",
     "save_model",
+    "train_stack",
+    "train_stage",
 ]

@@ -42,6 +42,17 @@ def invert_transform(x: Tensor, name: str | None) -> Tensor:
     return x.square() if name == "sqrt" else x.expm1()
 
 
+def interpolated_input(coarse: Tensor, config: SRCNNConfig) -> Tensor:
+    """What the network of a stage reaches of the interpolated precipitation: the fine map and `radius` cells around it.
+
+    ``(batch, channel, lat, lon)`` to ``(batch, channel, factor * lat + 2 radius, factor * lon + 2 radius)``, edges
+    replicated before the interpolation. The same in training and at inference.
+    """
+    fine = upsample(pad_edges(coarse, config.halo), config.factor)
+    margin = config.halo * config.factor - config.radius
+    return fine[..., margin:-margin, margin:-margin] if margin else fine
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One network with its normalisers.
@@ -98,11 +109,7 @@ class Stage:
         ``(batch, factor * lat, factor * lon)``, same units, at least 0 (SPEC 1: edges replicated, clipped at 0).
         """
         config, radius = self.config, self.config.radius
-        fine = upsample(pad_edges(coarse[:, None], config.halo), config.factor)
-        margin = config.halo * config.factor - radius
-        if margin:
-            fine = fine[..., margin:-margin, margin:-margin]
-        fine = transform(fine, self.transform)
+        fine = transform(interpolated_input(coarse[:, None], config), self.transform)
         channels = [self.precipitation.apply(fine)]
         if config.static:
             normalized = torch.stack([n.apply(static[i]) for i, n in enumerate(self.static.values())])
