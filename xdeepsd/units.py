@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-import cf_xarray.units
+import logging
+
 import pint
+
+# The registry redefines a few units on purpose; pint would warn of each wherever logging is set up.
+_log = logging.getLogger("pint.util")
+_level = _log.level
+_log.setLevel(logging.ERROR)
+import cf_xarray.units  # noqa: E402
+
+_log.setLevel(_level)
 
 ACCEPTED = (
     "mm day-1", "mm/day", "mm d-1", "mm h-1", "mm s-1", "m s-1", "m day-1", "inch day-1", "kg m-2 s-1", "kg m-2 day-1",
