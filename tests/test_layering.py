@@ -10,6 +10,7 @@ LAYERS = [
     {"axes", "units", "normalize", "density", "evaluate", "store", "cluster", "datasets", "losses", "srcnn", "fused",
      "interpolate", "missing", "static", "plot", "kernels", "grid", "weights"},
     {"regrid", "stack"},
+    {"ladder"},
     {"prism", "fetch", "levels", "patches"},
     {"train", "inference", "checkpoints", "sweep", "config"},
     {"accessor"},

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from xdeepsd.levels import make_levels
+from xdeepsd.levels import build_levels, make_levels, open_levels
 from xdeepsd.normalize import Normalizer
 from xdeepsd.regrid import coarsen
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
@@ -14,8 +14,10 @@ __all__ = [
     "SRCNNConfig",
     "StackedSRCNN",
     "Stage",
+    "build_levels",
     "coarsen",
     "load_model",
     "make_levels",
+    "open_levels",
     "save_model",
 ]
