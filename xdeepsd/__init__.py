@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 from xdeepsd import accessor as _accessor  # noqa: F401  (registers ds.deepsd)
 from xdeepsd.inference import downscale
-from xdeepsd.levels import make_levels
+from xdeepsd.levels import build_levels, make_levels, open_levels
 from xdeepsd.normalize import Normalizer
 from xdeepsd.regrid import coarsen
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
@@ -19,10 +19,12 @@ __all__ = [
     "Stage",
     "TrainConfig",
     "TrainedStage",
+    "build_levels",
     "coarsen",
     "downscale",
     "load_model",
     "make_levels",
+    "open_levels",
     "save_model",
     "train_stack",
     "train_stage",
