@@ -318,7 +318,8 @@ def _plan(stage: FusedStage, columns: int) -> kernels.Plan:
     last = stage.weights[-1].reshape(kernel, kernel * outputs[-1])[::-1].T
     weights[-1] = _blocked(last)
 
-    bias = np.concatenate([np.zeros(1, np.float32), *stage.biases])
+    tables = [x_offset, static_offset, last_offset, np.arange(max(outputs)) * kernels.PANEL]
+    offset_at = np.cumsum([0] + [table.size for table in tables]).tolist()
     return kernels.Plan(
         factor=factor,
         reach=np.array(reach),
@@ -326,7 +327,7 @@ def _plan(stage: FusedStage, columns: int) -> kernels.Plan:
         taps=np.array([most] + [len(w) for w in stage.weights[:-1]]),
         outputs=outputs,
         weight_at=np.array(weight_at[:-1]),
-        bias_at=1 + np.cumsum([0, *outputs[:-1]]),
+        bias_at=np.cumsum([0, *outputs[:-1]]) * kernels.PANEL,
         ring=np.array(ring),
         hidden_at=np.array(hidden_at),
         hidden_day=np.array(hidden_day),
@@ -335,23 +336,26 @@ def _plan(stage: FusedStage, columns: int) -> kernels.Plan:
         x_day=(stage.shape[0] + 2 * x_pad) * x_row,
         x_pad=x_pad,
         x_taps=np.array([len(taps) for taps, _ in stage.first]),
-        x_offset=x_offset,
+        x_offset_at=offset_at[0],
         static_row=static_row,
         static_pad=margin,
         static_taps=static_offset.shape[1],
-        static_offset=static_offset,
+        static_offset_at=offset_at[1],
         static_weight_at=static_weight_at,
-        inner_offset=inner[0],
-        inner_row=inner[1],
-        panel_offset=np.arange(max(outputs)) * kernels.PANEL,
+        inner_taps=inner.shape[-1],
+        inner_offset=inner[0].ravel(),
+        inner_row=inner[1].ravel(),
+        panel_offset_at=offset_at[3],
         last_kernel=kernel,
         last_taps=last_offset.shape[1],
-        last_offset=last_offset,
+        last_offset_at=offset_at[2],
         last_weight_at=weight_at[-1],
         last_bias=np.float32(stage.last_bias),
         residual=stage.residual,
         weights=np.concatenate(weights),
-        bias=np.repeat(bias, kernels.LANES),
+        bias=np.repeat(np.concatenate(stage.biases), kernels.PANEL),
+        offset=np.concatenate([table.ravel() for table in tables]),
+        panel=kernels.PANEL,
     )
 
 

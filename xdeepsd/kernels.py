@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     taps: np.ndarray  # (layers,) inputs of one output; for the first layer the most of any phase
     outputs: np.ndarray  # (layers,)
     weight_at: np.ndarray  # (layers,) start in weights
-    bias_at: np.ndarray  # (layers,) start in bias, in vectors
+    bias_at: np.ndarray  # (layers,) start in bias
     ring: np.ndarray  # (chains,) coarse rows kept of the chain's output
     hidden_at: np.ndarray  # (chains,) start of the chain's output in hidden
     hidden_day: np.ndarray  # (chains,) floats of one day in it; 0: one day only (the last chain)
@@ -62,23 +62,26 @@ class Plan(NamedTuple):
     x_day: int
     x_pad: int
     x_taps: np.ndarray  # (factor**2,) taps of the first layer on the coarse field for each phase
-    x_offset: np.ndarray  # (factor**2, taps)
+    x_offset_at: int  # start in offset of (factor**2, taps[0])
     static_row: int
     static_pad: int
     static_taps: int
-    static_offset: np.ndarray  # (factor**2, taps)
+    static_offset_at: int  # (factor**2, static_taps)
     static_weight_at: int
-    inner_offset: np.ndarray  # (chains, factor**2, taps): of a later chain's first layer, without the ring's row
-    inner_row: np.ndarray  # the same shape: how many coarse rows away the tap is
-    panel_offset: np.ndarray  # (most channels,) of 1 x 1 layers, in a panel
+    inner_taps: int
+    inner_offset: np.ndarray  # (chains, factor**2, inner_taps), flat: of later chains' first layers, without the ring's row
+    inner_row: np.ndarray  # the same size: how many coarse rows away the tap is
+    panel_offset_at: int  # (most channels,), of 1 x 1 layers in a panel
     last_kernel: int
     last_taps: int
-    last_offset: np.ndarray  # (factor, taps)
+    last_offset_at: int  # (factor, last_taps)
     last_weight_at: int
     last_bias: float
     residual: bool
     weights: np.ndarray
-    bias: np.ndarray  # every bias repeated LANES times; starts with a vector of zeros
+    bias: np.ndarray  # every bias repeated for a panel
+    offset: np.ndarray  # from a position in the source to each tap
+    panel: int  # PANEL, as a number that numba does not compile for
 
 
 class Work(NamedTuple):
@@ -88,7 +91,7 @@ class Work(NamedTuple):
     hidden: np.ndarray
     panel: np.ndarray  # two panels of the most channels
     rows: np.ndarray  # output rows not complete yet, (days, factor + kernel - 1, factor, width)
-    offset: np.ndarray  # (chains, factor**2, taps)
+    offset: np.ndarray  # inner_offset with the ring's rows
     start: np.ndarray  # (chains + 1, panels)
     vectors: np.ndarray  # (chains + 1, panels)
 
@@ -104,22 +107,22 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
 @intrinsic(prefer_literal=True)
 def _product(  # type: ignore[no-untyped-def]
     typing, outputs, vectors, x, x_at, offset, offset_at, taps, weight, weight_at,
-    init, init_at, init_row, init_step, out, out_at, out_row, floor,
+    init, init_at, init_row, out, out_at, out_row, floor,
 ):  # fmt: skip
     """``out[m, j] = max(floor, init[m, j] + sum over t of weight[t, m] * x[offset[t] + j])`` for one block.
 
     ``m < outputs`` and ``j < vectors * LANES``; both numbers are literals. Positions are in floats from the start of
-    the flat arrays; ``init_row`` and ``out_row`` are the steps from one output to the next, ``init_step`` (LANES, or 0
-    for a bias) the one from vector to vector. ``taps`` is at least 1. Nothing is checked.
+    the flat arrays; ``init_row`` and ``out_row`` are the steps from one output to the next. ``taps`` is at least 1.
+    Nothing is checked.
     """
     n = types.intp
     signature = types.void(
-        outputs, vectors, x, n, offset, n, n, weight, n, init, n, n, n, out, n, n, types.float32
+        outputs, vectors, x, n, offset, n, n, weight, n, init, n, n, out, n, n, types.float32
     )  # fmt: skip
     rows, columns = outputs.literal_value, vectors.literal_value
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        _, _, _, x_at, _, offset_at, taps, _, weight_at, _, init_at, init_row, init_step, _, out_at, out_row, floor = args
+        _, _, _, x_at, _, offset_at, taps, _, weight_at, _, init_at, init_row, _, out_at, out_row, floor = args
         index, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), LANES)
         name = f"llvm.fmuladd.v{LANES}f32"  # fused where the processor has it
         multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
@@ -141,8 +144,10 @@ def _product(  # type: ignore[no-untyped-def]
             return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
         x, offset, weight = pointer(2, x_at), pointer(4, offset_at), pointer(7, weight_at)
-        init, out = pointer(9, init_at), pointer(13, out_at)
-        start = [load(step(step(init, m, init_row), j, init_step)) for m in range(rows) for j in range(columns)]
+        init, out = pointer(9, init_at), pointer(12, out_at)
+        start = [
+            load(builder.gep(step(init, m, init_row), [index(j * LANES)])) for m in range(rows) for j in range(columns)
+        ]
 
         before, loop, after = builder.block, builder.append_basic_block("taps"), builder.append_basic_block("sums")
         builder.branch(loop)
@@ -180,7 +185,7 @@ def _product(  # type: ignore[no-untyped-def]
 @_jit
 def _layer(
     vectors, x, x_at, offset, offset_at, taps, weight, weight_at,
-    init, init_at, init_row, init_step, out, out_at, out_row, outputs, floor,
+    init, init_at, init_row, out, out_at, out_row, outputs, floor,
 ):  # fmt: skip
     """All outputs of a layer on one panel of ``vectors`` vectors: see `_product`."""
     done = 0
@@ -188,27 +193,27 @@ def _layer(
         w, i, o = weight_at + done * taps, init_at + done * init_row, out_at + done * out_row
         if outputs - done >= 8:
             if vectors == 3:
-                _product(8, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(8, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             elif vectors == 2:
-                _product(8, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(8, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             else:
-                _product(8, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(8, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             done += 8
         elif outputs - done >= 5:
             if vectors == 3:
-                _product(5, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(5, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             elif vectors == 2:
-                _product(5, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(5, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             else:
-                _product(5, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(5, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             done += 5
         else:
             if vectors == 3:
-                _product(1, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(1, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             elif vectors == 2:
-                _product(1, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(1, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             else:
-                _product(1, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, init_step, out, o, out_row, floor)
+                _product(1, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
             done += 1
 
 
@@ -302,9 +307,9 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                         for i in range(count[0]):
                             _layer(
                                 work.vectors[0, i], static, at + work.start[0, i],
-                                plan.static_offset, phase * plan.static_taps, plan.static_taps,
+                                plan.offset, plan.static_offset_at + phase * plan.static_taps, plan.static_taps,
                                 plan.weights, plan.static_weight_at,
-                                plan.bias, plan.bias_at[0] * LANES, LANES, 0,
+                                plan.bias, plan.bias_at[0], plan.panel,
                                 work.static, phase * plan.outputs[0] * width + work.start[0, i], width,
                                 plan.outputs[0], low,
                             )  # fmt: skip
@@ -313,8 +318,9 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                 step_row = phases * plan.outputs[plan.first_layer[chain] - 1] * width
                 for phase in range(phases):
                     for tap in range(plan.taps[plan.first_layer[chain]]):
-                        ring = (row + edge + plan.inner_row[chain, phase, tap]) % size
-                        work.offset[chain, phase, tap] = plan.inner_offset[chain, phase, tap] + ring * step_row
+                        at = (chain * phases + phase) * plan.inner_taps + tap
+                        ring = (row + edge + plan.inner_row[at]) % size
+                        work.offset[at] = plan.inner_offset[at] + ring * step_row
 
         for day in range(days):
             for chain in range(chains):
@@ -334,38 +340,37 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                             u, vectors = work.start[chain, i], work.vectors[chain, i]
                             for layer in range(begin, end):
                                 source, target = (layer % 2) * work.panel.size // 2, (1 - layer % 2) * work.panel.size // 2
-                                target_row, buffer = PANEL, work.panel
+                                target_row, buffer = plan.panel, work.panel
                                 if layer == end - 1:
                                     buffer, target_row = work.hidden, width
                                     target = hidden_row + (ring_row * factor + q) * outputs * width + u
                                 if layer == 0:
                                     if plan.static_taps:
                                         init, init_at = work.static, phase * plan.outputs[0] * width + u
-                                        init_row, init_step = width, LANES
+                                        init_row = width
                                     else:
-                                        init, init_at = plan.bias, plan.bias_at[0] * LANES
-                                        init_row, init_step = LANES, 0
+                                        init, init_at, init_row = plan.bias, plan.bias_at[0], plan.panel
                                     _layer(
                                         vectors, x, x_at + u,
-                                        plan.x_offset, phase * plan.x_offset.shape[1], plan.x_taps[phase],
-                                        plan.weights, plan.weight_at[0] + phase * plan.x_offset.shape[1] * plan.outputs[0],
-                                        init, init_at, init_row, init_step, buffer, target, target_row,
+                                        plan.offset, plan.x_offset_at + phase * plan.taps[0], plan.x_taps[phase],
+                                        plan.weights, plan.weight_at[0] + phase * plan.taps[0] * plan.outputs[0],
+                                        init, init_at, init_row, buffer, target, target_row,
                                         plan.outputs[0], zero,
                                     )  # fmt: skip
                                 elif layer == begin:
                                     _layer(
                                         vectors, work.hidden,
                                         plan.hidden_at[chain - 1] + day * plan.hidden_day[chain - 1] + u,
-                                        work.offset, (chain * phases + phase) * work.offset.shape[2], plan.taps[layer],
+                                        work.offset, (chain * phases + phase) * plan.inner_taps, plan.taps[layer],
                                         plan.weights, plan.weight_at[layer],
-                                        plan.bias, plan.bias_at[layer] * LANES, LANES, 0, buffer, target, target_row,
+                                        plan.bias, plan.bias_at[layer], plan.panel, buffer, target, target_row,
                                         plan.outputs[layer], zero,
                                     )  # fmt: skip
                                 else:
                                     _layer(
-                                        vectors, work.panel, source, plan.panel_offset, 0, plan.taps[layer],
+                                        vectors, work.panel, source, plan.offset, plan.panel_offset_at, plan.taps[layer],
                                         plan.weights, plan.weight_at[layer],
-                                        plan.bias, plan.bias_at[layer] * LANES, LANES, 0, buffer, target, target_row,
+                                        plan.bias, plan.bias_at[layer], plan.panel, buffer, target, target_row,
                                         plan.outputs[layer], zero,
                                     )  # fmt: skip
                     if chain == chains - 1:
@@ -376,9 +381,9 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                                 at = rows_at + (p * factor + q) * width + u
                                 _layer(
                                     work.vectors[chains, i], work.hidden, plan.hidden_at[chain] + u,
-                                    plan.last_offset, q * plan.last_taps, plan.last_taps,
+                                    plan.offset, plan.last_offset_at + q * plan.last_taps, plan.last_taps,
                                     plan.weights, plan.last_weight_at,
-                                    work.rows, at, factor * width, LANES, work.rows, at, factor * width,
+                                    work.rows, at, factor * width, work.rows, at, factor * width,
                                     kernel, low,
                                 )  # fmt: skip
             row = step - edge + plan.reach[chains - 1]
