@@ -40,7 +40,9 @@ class FusedStage:
     residual: bool
     first: tuple[tuple[np.ndarray, np.ndarray], ...]  # per phase: (taps, 2) row and column on the coarse grid, weights
     static_weights: np.ndarray  # (static * kernel**2, channels[0])
-    weights: tuple[np.ndarray, ...]  # of the layers after the first, (taps, outputs), taps in order row, column, channel
+    weights: tuple[
+        np.ndarray, ...
+    ]  # of the layers after the first, (taps, outputs), taps in order row, column, channel
     biases: tuple[np.ndarray, ...]  # of every layer but the last
     last_bias: float
     static: np.ndarray  # (static, p, q, rows, columns): normalised, edges replicated, by phase

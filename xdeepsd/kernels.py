@@ -69,7 +69,9 @@ class Plan(NamedTuple):
     static_offset_at: int  # (factor**2, static_taps)
     static_weight_at: int
     inner_taps: int
-    inner_offset: np.ndarray  # (chains, factor**2, inner_taps), flat: of later chains' first layers, without the ring's row
+    inner_offset: (
+        np.ndarray
+    )  # (chains, factor**2, inner_taps), flat: of later chains' first layers, without the ring's row
     inner_row: np.ndarray  # the same size: how many coarse rows away the tap is
     panel_offset_at: int  # (most channels,), of 1 x 1 layers in a panel
     last_kernel: int
@@ -141,7 +143,9 @@ def _product(  # type: ignore[no-untyped-def]
         def splat(scalar):  # type: ignore[no-untyped-def]
             undefined = ir.Constant(vector, ir.Undefined)
             one = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-            return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+            return builder.shuffle_vector(
+                one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+            )
 
         x, offset, weight = pointer(2, x_at), pointer(4, offset_at), pointer(7, weight_at)
         init, out = pointer(9, init_at), pointer(12, out_at)
@@ -339,7 +343,10 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                         for i in range(count[chain]):
                             u, vectors = work.start[chain, i], work.vectors[chain, i]
                             for layer in range(begin, end):
-                                source, target = (layer % 2) * work.panel.size // 2, (1 - layer % 2) * work.panel.size // 2
+                                source, target = (
+                                    (layer % 2) * work.panel.size // 2,
+                                    (1 - layer % 2) * work.panel.size // 2,
+                                )
                                 target_row, buffer = plan.panel, work.panel
                                 if layer == end - 1:
                                     buffer, target_row = work.hidden, width
