@@ -23,7 +23,7 @@ def main() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of the climate and of the training.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each stage.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each stage.")] = 400,
 ) -> None:
     """Generate a small climate, train a stack on it, downscale a held-out year and compare."""
     from rich.console import Console

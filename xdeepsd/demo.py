@@ -22,10 +22,10 @@ from xdeepsd.stack import load_model, save_model
 from xdeepsd.train import TrainConfig, train_stack
 
 FACTORS = (2, 2, 2)
-UNITS = {"rmse": "mm day-1", "mae": "mm day-1", "bias": "mm day-1", "correlation": "1"}
+COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}
 
 
-def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 600) -> pd.DataFrame:
+def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd.DataFrame:
     """Generate, write, coarsen, train, downscale and compare; everything lies in the folder ``out`` afterwards.
 
     Returns the table of errors on the held-out year (rows: xdeepsd, bilinear interpolation).
@@ -98,9 +98,9 @@ def _evaluate(out: Path, year: int, console: Console) -> pd.DataFrame:
 
 def _as_table(errors: pd.DataFrame, title: str) -> Table:
     table = Table(title=title)
-    table.add_column("")
+    table.add_column("mm day-1")
     for name in errors.columns:
-        table.add_column(f"{name} ({UNITS[name]})", justify="right")
+        table.add_column(COLUMNS[str(name)], justify="right")
     for row, values in errors.iterrows():
         table.add_row(str(row), *(f"{value:.3f}" for value in values))
     return table

@@ -38,8 +38,8 @@ def plot_maps(maps: Mapping[str, xr.DataArray], title: str = "") -> Figure:
     aspect = 1 / np.cos(np.deg2rad(float(first["lat"].mean())))
 
     rows = (len(loaded) + 1) // 2
-    height = float(np.ptp(first["lat"]) / np.ptp(first["lon"]) * aspect)
-    figure = Figure(figsize=(10, 0.6 + rows * (4.3 * height + 0.55)), layout="constrained")
+    height = float(np.ptp(first["lat"].values) / np.ptp(first["lon"].values) * aspect)
+    figure = Figure(figsize=(10, 0.6 + rows * (3.8 * height + 0.4)), layout="constrained")
     panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
     for ax, (name, da) in zip(panels.ravel(), loaded.items(), strict=False):
         ax.set_facecolor("0.85")
