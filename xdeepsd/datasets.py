@@ -60,7 +60,7 @@ def make_climate(
     weather = _noise(rng, (days, nlat // 4 + 1, nlon // 4 + 1), 5.0)
     for day in range(1, days):
         weather[day] = 0.55 * np.roll(weather[day - 1], 3, axis=1) + 0.84 * weather[day]
-    season = 0.35 * np.cos(2 * np.pi * (np.asarray(time.dayofyear) - 20) / 365.25)
+    season = 0.35 * np.cos(2 * np.pi * (np.asarray(time.day_of_year) - 20) / 365.25)
     weather = weather + season[:, None, None].astype(np.float32)
     wind = 1.0 + 0.5 * np.tanh(ndimage.gaussian_filter1d(rng.standard_normal(days), 1.0))  # strength of the westerly
 
