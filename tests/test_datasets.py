@@ -8,11 +8,11 @@ from xdeepsd.plot import plot_maps
 
 
 def test_the_climate_is_seeded_and_plausible():
-    climate = make_climate(seed=4, years=1, shape=(32, 48))
-    xr.testing.assert_identical(climate, make_climate(seed=4, years=1, shape=(32, 48)))
-    assert not np.array_equal(climate.elevation, make_climate(seed=5, years=1, shape=(32, 48)).elevation)
+    climate = make_climate(seed=4, years=1)
+    xr.testing.assert_identical(climate, make_climate(seed=4, years=1))
+    assert not np.array_equal(climate.elevation, make_climate(seed=5, years=1).elevation)
     rain = climate["precipitation"]
-    assert rain.sizes == {"time": 365, "lat": 32, "lon": 48}
+    assert rain.sizes == {"time": 365, "lat": 96, "lon": 128}
     np.testing.assert_array_equal(rain.notnull().all("time"), climate["mask"])
     assert 0.5 < climate["mask"].mean() < 0.95, "an ocean and land"
     assert 0.3 < float((rain == 0).where(rain.notnull()).mean()) < 0.8, "dry days"
