@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 LAYERS = [
     {"axes", "units", "normalize", "density", "evaluate", "store", "cluster", "datasets", "losses", "srcnn", "fused",
-     "interpolate", "missing", "static", "plot", "kernels"},
+     "interpolate", "missing", "static", "plot", "kernels", "binning"},
     {"regrid", "stack"},
     {"prism", "fetch", "levels", "patches"},
     {"train", "inference", "checkpoints", "sweep", "config"},
