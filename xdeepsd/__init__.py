@@ -3,8 +3,10 @@
 __version__ = "0.1.0"
 
 from xdeepsd import accessor as _accessor  # noqa: F401  (registers ds.deepsd)
+from xdeepsd.density import DenseWeight
 from xdeepsd.inference import downscale
 from xdeepsd.levels import build_levels, make_levels, open_levels
+from xdeepsd.losses import DenseLoss, masked_mse
 from xdeepsd.normalize import Normalizer
 from xdeepsd.regrid import coarsen
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
@@ -13,6 +15,8 @@ from xdeepsd.train import TrainConfig, TrainedStage, train_stack, train_stage
 
 __all__ = [
     "SRCNN",
+    "DenseLoss",
+    "DenseWeight",
     "Normalizer",
     "SRCNNConfig",
     "StackedSRCNN",
@@ -24,6 +28,7 @@ __all__ = [
     "downscale",
     "load_model",
     "make_levels",
+    "masked_mse",
     "open_levels",
     "save_model",
     "train_stack",

@@ -1,0 +1,314 @@
+"""Compiled passes over the values of any array: moments, linear-binned histogram, look-up in a table.
+
+Linear binning shares each value between its two neighbours on an even grid, so that the histogram keeps the mean
+(Wand 1994, Fast computation of multivariate kernel estimators). KDEpy compiles the same for arrays in memory; here it
+takes one chunk at a time, leaves the GIL, skips what is missing and adds up over Dask. numba is used because numpy
+would need several arrays of the size of a chunk, and its ``bincount`` is ten times slower.
+
+All passes take a ``threshold`` (values below it, *dry*, are left out; -inf for none) and a ``transform`` ("log1p",
+"sqrt" or None) which is applied to the rest.
+"""
+
+# mypy: disallow-untyped-defs=False
+# (numba's loops have no annotations: they are compiled for float32 and float64.)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+from dask.system import CPU_COUNT
+from numba import njit
+
+Transform = Literal["log1p", "sqrt"]
+
+_CODES: dict[Transform | None, int] = {None: 0, "log1p": 1, "sqrt": 2}
+_BLOCK = 1024  # values: a block and its scratch arrays stay in the first-level cache
+_PIECE = 2**20  # values that a thread takes at a time from an array in memory
+
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile without the GIL; keep the code on disk where there is a folder to write to (an image may have none)."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:
+            return njit(nogil=True, **options)(function)
+
+    return decorate
+
+
+# --- One block of values --------------------------------------------------------------------------------------------
+# Small loops without branches, so that the compiler makes SIMD code of them.
+
+
+@_compiled()
+def _select(values, threshold, transform, out):
+    """Write transformed values to ``out``, NaN where not finite or dry; count what is there."""
+    finite = infinite = zeros = negative = n = 0
+    for i in range(values.size):
+        v = np.float64(values[i])
+        is_finite = abs(v) < math.inf
+        is_wet = is_finite & (v >= threshold)
+        out[i] = v if is_wet else math.nan
+        finite += is_finite
+        infinite += abs(v) == math.inf
+        zeros += v == 0.0
+        negative += is_wet & (v < 0.0)
+        n += is_wet
+    if transform == 1:
+        for i in range(values.size):
+            out[i] = math.log1p(max(out[i], 0.0)) if out[i] == out[i] else math.nan
+    elif transform == 2:
+        for i in range(values.size):
+            out[i] = math.sqrt(max(out[i], 0.0)) if out[i] == out[i] else math.nan
+    return finite, infinite, zeros, negative, n
+
+
+@_compiled()
+def _extremes(values, filling, lowest, highest):
+    """Replace NaN by ``filling``; update the lowest and highest value seen at each place of a block."""
+    for i in range(values.size):
+        v = values[i] if values[i] == values[i] else filling
+        values[i] = v
+        lowest[i] = v if v < lowest[i] else lowest[i]
+        highest[i] = v if v > highest[i] else highest[i]
+
+
+@_compiled(fastmath={"reassoc", "nsz", "contract"})
+def _sums(values, shift):
+    """Sum and sum of squares of the differences to ``shift``, in any order."""
+    total = squares = 0.0
+    for i in range(values.size):
+        difference = values[i] - shift
+        total += difference
+        squares += difference * difference
+    return total, squares
+
+
+@_compiled()
+def _positions(values, start, inverse_step, points, left, right_share):
+    """Index of the grid point to the left and the share of the right one; NaN goes to a bin beyond the grid."""
+    for i in range(values.size):
+        p = (values[i] - start) * inverse_step
+        p = p if (p >= 0.0) & (p <= points - 1.0) else points + 1.0
+        k = np.int64(p)
+        left[i] = k
+        right_share[i] = p - k
+
+
+# --- A flat array ---------------------------------------------------------------------------------------------------
+
+
+@_compiled()
+def _moments(values, threshold, transform):
+    block = np.empty(_BLOCK)
+    lowest, highest = np.full(_BLOCK, math.inf), np.full(_BLOCK, -math.inf)
+    finite = infinite = zeros = negative = n = 0
+    mean = squares = 0.0
+    for first in range(0, values.size, _BLOCK):
+        raw = values[first : first + _BLOCK]
+        x = block[: raw.size]
+        counted = _select(raw, threshold, transform, x)
+        finite += counted[0]
+        infinite += counted[1]
+        zeros += counted[2]
+        negative += counted[3]
+        new = counted[4]
+        if new == 0:
+            continue
+        if n == 0:  # any of the values will do as the first shift
+            k = 0
+            while x[k] != x[k]:
+                k += 1
+            mean = x[k]
+        # What is missing becomes the shift: it lies among the values and adds nothing to the sums.
+        _extremes(x, mean, lowest, highest)
+        total, square = _sums(x, mean)
+        step = total / new
+        squares += max(square - total * step, 0.0) + step * step * n * new / (n + new)
+        mean += step * new / (n + new)
+        n += new
+    return finite, infinite, zeros, negative, n, mean, squares, lowest.min(), highest.max()
+
+
+@_compiled()
+def _linear_binning(values, threshold, transform, start, inverse_step, points):
+    block, left, right_share = np.empty(_BLOCK), np.empty(_BLOCK, np.int64), np.empty(_BLOCK)
+    # Whole numbers count the values of a bin, so that any number of them is exact. Two copies, because equal values
+    # in a row (dry days) would each wait until the last one is stored.
+    count = np.zeros((2, points + 2), np.int64)
+    share = np.zeros((2, points + 2))
+    for first in range(0, values.size, _BLOCK):
+        raw = values[first : first + _BLOCK]
+        x = block[: raw.size]
+        _select(raw, threshold, transform, x)
+        left[raw.size :] = points + 1
+        right_share[raw.size :] = 0.0
+        _positions(x, start, inverse_step, points, left, right_share)
+        for i in range(0, _BLOCK, 2):
+            a, b = np.uint64(left[i]), np.uint64(left[i + 1])
+            count[0, a] += 1
+            share[0, a] += right_share[i]
+            count[1, b] += 1
+            share[1, b] += right_share[i + 1]
+    to_right = share[0] + share[1]
+    counts = (count[0] + count[1]) - to_right
+    counts[1:] += to_right[:-1]
+    return counts[:points]
+
+
+@_compiled()
+def _look_up(values, threshold, transform, dry, start, inverse_step, table, out):
+    last = table.size - 2
+    for i in range(values.size):
+        v = np.float64(values[i])
+        if v != v:
+            out[i] = math.nan
+        elif v < threshold:
+            out[i] = dry
+        else:
+            if transform == 1:
+                v = math.log1p(max(v, 0.0))
+            elif transform == 2:
+                v = math.sqrt(max(v, 0.0))
+            p = min(max((v - start) * inverse_step, 0.0), last + 1.0)
+            k = min(int(p), last)
+            out[i] = table[k] + (p - k) * (table[k + 1] - table[k])
+
+
+# --- Any array ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What one pass over the values gives.
+
+    Counts of values that are ``finite``, ``infinite`` and 0 (``zeros``). The ``n`` finite values at or above the
+    threshold, of which ``negative`` are below 0, have after the transform the ``mean``, the sum of squared deviations
+    ``squares``, and the extremes ``minimum`` and ``maximum`` (inf and -inf where ``n`` is 0).
+    """
+
+    finite: int
+    infinite: int
+    zeros: int
+    negative: int
+    n: int
+    mean: float
+    squares: float
+    minimum: float
+    maximum: float
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of the values of both (Chan, Golub, LeVeque 1983)."""
+        n = self.n + other.n
+        share = other.n / n if n else 0.0
+        step = other.mean - self.mean
+        return Moments(
+            self.finite + other.finite,
+            self.infinite + other.infinite,
+            self.zeros + other.zeros,
+            self.negative + other.negative,
+            n,
+            self.mean + step * share,
+            self.squares + other.squares + step * step * share * self.n,
+            min(self.minimum, other.minimum),
+            max(self.maximum, other.maximum),
+        )
+
+
+def _floats(values: np.ndarray) -> np.ndarray:
+    """Values as native floats, NaN where masked; a copy only where needed."""
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(np.float64), np.nan)
+    native = values.dtype in (np.float32, np.float64) and values.dtype.isnative
+    return values if native else values.astype(np.float64)
+
+
+def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any]) -> Any:
+    """Sum of ``function`` over the chunks, added in a tree; in memory over pieces, by as many threads as there are."""
+    if isinstance(values, da.Array):
+        ones = tuple((1,) * n for n in values.numblocks)
+        meta = np.empty((0,) * values.ndim, object)
+        parts = da.map_blocks(_as_entry, values, function=function, chunks=ones, dtype=object, meta=meta)
+        return parts.sum().compute()
+    flat = values.ravel(order="K")
+    if flat.size <= _PIECE:
+        return function(flat)
+    with ThreadPoolExecutor(CPU_COUNT) as pool:
+        return reduce(add, pool.map(function, [flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE)]))
+
+
+def _as_entry(block: np.ndarray, function: Callable[[np.ndarray], Any]) -> np.ndarray:
+    """The result for a chunk as an array of one object, so that Dask's own sum adds them up."""
+    entry = np.empty(1, object)
+    entry[0] = function(block)
+    return entry.reshape((1,) * block.ndim)
+
+
+def _block_moments(block: np.ndarray, threshold: float, transform: int) -> Moments:
+    return Moments(*_moments(_floats(block).ravel(order="K"), threshold, transform))
+
+
+def _block_counts(block: np.ndarray, threshold: float, transform: int, grid: np.ndarray) -> np.ndarray:
+    inverse_step = (grid.size - 1) / (grid[-1] - grid[0])
+    return _linear_binning(_floats(block).ravel(order="K"), threshold, transform, grid[0], inverse_step, grid.size)
+
+
+def moments(values: np.ndarray | da.Array, threshold: float = -math.inf, transform: Transform | None = None) -> Moments:
+    """Moments of all values, whatever their order, chunks and dtype: sums are float64 about a value among them.
+
+    Computes a lazy array, chunk by chunk. NaN is never counted.
+
+    >>> moments(np.array([0.0, 1.0, 5.0, np.nan])).mean
+    2.0
+    """
+    return _total(values, partial(_block_moments, threshold=threshold, transform=_CODES[transform]))
+
+
+def linear_binning(
+    values: np.ndarray | da.Array,
+    grid: np.ndarray,
+    threshold: float = -math.inf,
+    transform: Transform | None = None,
+) -> np.ndarray:
+    """Histogram on the points of an even ``grid``: each value is shared between its two neighbours.
+
+    Computes a lazy array, chunk by chunk; never more than a chunk and a histogram per thread are held. NaN, infinite
+    values and values beyond the grid are not counted. float64 of the grid's size.
+
+    >>> linear_binning(np.array([0.25, 2.0, np.nan]), np.array([0.0, 1.0, 2.0]))
+    array([0.75, 0.25, 1.  ])
+    """
+    return _total(values, partial(_block_counts, threshold=threshold, transform=_CODES[transform], grid=grid))
+
+
+def look_up(
+    values: np.ndarray,
+    grid: np.ndarray,
+    table: np.ndarray,
+    threshold: float = -math.inf,
+    transform: Transform | None = None,
+    dry: float = math.nan,
+) -> np.ndarray:
+    """Interpolate ``table`` (on an even ``grid`` of transformed values) linearly at ``values``.
+
+    ``numpy.interp`` without its search. float64 of the shape of ``values`` (numpy); NaN for NaN, ``dry`` below the
+    threshold, the table's ends beyond the grid.
+
+    >>> look_up(np.array([0.25, 9.0, np.nan]), np.array([0.0, 1.0, 2.0]), np.array([0.0, 4.0, 6.0]))
+    array([ 1.,  6., nan])
+    """
+    out = np.empty(values.shape)
+    inverse_step = (grid.size - 1) / (grid[-1] - grid[0])
+    flat = _floats(values).reshape(-1)
+    _look_up(flat, threshold, _CODES[transform], dry, grid[0], inverse_step, table, out.reshape(-1))
+    return out
