@@ -33,3 +33,61 @@ def demo(
     table = run_demo(out, Console(), seed, steps)
     if float(table["rmse"]["xdeepsd"]) >= float(table["rmse"]["bilinear interpolation"]):
         raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    out: Annotated[Path, typer.Option(help="Zarr store (a folder) to make or to go on with.")],
+    variable: Annotated[
+        str, typer.Option(help="ppt, tmin, tmax, tmean, tdmean, vpdmin, vpdmax, or elevation (needs no period).")
+    ] = "ppt",
+    start: Annotated[str | None, typer.Option(help="First day, such as 2014-01-01.")] = None,
+    end: Annotated[str | None, typer.Option(help="Last day, such as 2015-12-31.")] = None,
+    resolution: Annotated[str, typer.Option(help="4km, 800m or 400m.")] = "4km",
+    region: Annotated[str, typer.Option(help="us, ak, hi or pr.")] = "us",
+    pace: Annotated[float, typer.Option(help="Seconds to wait between requests.", min=0)] = 2.0,
+    timeout: Annotated[float, typer.Option(help="Seconds without an answer until a request is given up.")] = 60.0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Days that are not published yet are no failure.")
+    ] = False,
+    base_url: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Fetch PRISM days into a Zarr store; run it again to go on, or for newer releases.
+
+    Data: PRISM Climate Group, Oregon State University. Exit status 1 where days are missing, which are listed.
+    """
+    import httpx
+    from rich.console import Console
+
+    from xdeepsd import prism
+    from xdeepsd.fetch import fetch_prism
+
+    console = Console(highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")
+    try:
+        report = fetch_prism(
+            out, variable, start, end, resolution=resolution, region=region, pace=pace, timeout=timeout,
+            base_url=base_url or prism.SERVICE, progress=console.is_terminal,
+        )  # fmt: skip
+    except (ValueError, OSError, httpx.HTTPError) as error:
+        errors.print(str(error), markup=False)
+        raise typer.Exit(1) from None
+    if report.failed:
+        errors.print(f"{len(report.failed)} days failed:")
+        for day, cause in report.failed.items():
+            errors.print(f"  {day:%Y-%m-%d}  {cause}", markup=False)
+    if report.unpublished:
+        errors.print(f"{len(report.unpublished)} days are not published: {prism.days_text(report.unpublished)}.")
+    if report.stopped:
+        errors.print(f"Stopped. {report.stopped}", markup=False)
+    if report.not_tried:
+        errors.print(f"{len(report.not_tried)} days were not tried: {prism.days_text(report.not_tried)}.")
+    text = "elevation" if variable == "elevation" else f"{len(report.fetched)} days of {variable}"
+    console.print(
+        f"{out}: {text} fetched ({report.megabytes:.1f} MB), {len(report.held)} held before. "
+        f"Data: {prism.ATTRIBUTION}", markup=False,
+    )  # fmt: skip
+    missing = report.failed or report.not_tried or report.stopped or (report.unpublished and not allow_missing)
+    if missing:
+        errors.print("What is fetched is kept. Run the same command again to fetch what is missing.")
+        raise typer.Exit(1)

@@ -74,6 +74,7 @@ TIME_ATTRS = {
     "comment": "A PRISM day is the 24 hours that end at 12 UTC of its date.",
 }
 
+_ADVICE = "Leave it out of paths; fetch it again if it is broken."
 _RASTERS = {".tif", ".bil", ".asc", ".nc"}
 _OLD_NAME = re.compile(
     r"PRISM_(?P<variable>[a-z]+)_(?P<release>stable|provisional|early)_(?P<resolution>4km|800m|400m)[A-Z]\d+_"
@@ -199,7 +200,7 @@ def parse_name(path: Path, member: str | None = None) -> Source | None:
     if _NORMAL_NAME.match(stem):
         raise ValueError(
             f"{where} is a normal: a mean of 30 years, not a day. Needed: daily grids, with year, month and day in "
-            "their name. Leave it out of paths."
+            "their name."
         )
     match = _OLD_NAME.fullmatch(stem) or _NEW_NAME.fullmatch(stem)
     if match is None:
@@ -209,18 +210,16 @@ def parse_name(path: Path, member: str | None = None) -> Source | None:
         return Source(path, member, "elevation", None, region=elevation["region"], resolution=elevation["resolution"])
     found = match.groupdict()
     if found["variable"] not in VARIABLES:
-        raise ValueError(
-            f"{where} holds {found['variable']!r}. Needed: one of {', '.join(VARIABLES)}. Leave it out of paths."
-        )
+        raise ValueError(f"{where} holds {found['variable']!r}. Needed: one of {', '.join(VARIABLES)}.")
     if len(found["date"]) != 8:
         raise ValueError(
-            f"{where} is a {'monthly' if len(found['date']) == 6 else 'annual'} grid ({found['date']}). Needed: daily "
-            "grids, with year, month and day in their name. Leave it out of paths."
+            f"{where} is {'a monthly' if len(found['date']) == 6 else 'an annual'} grid ({found['date']}). Needed: "
+            "daily grids, with year, month and day in their name."
         )
     try:
         day = pd.to_datetime(found["date"], format="%Y%m%d")
     except ValueError as error:
-        raise ValueError(f"{where}: {found['date']} is no date. Rename the file.") from error
+        raise ValueError(f"{where}: {found['date']} is no date.") from error
     resolution = {"25m": "4km", "30s": "800m", "15s": "400m"}.get(found["resolution"], found["resolution"])
     release = RELEASES.get(found.get("release", ""), 0)
     return Source(path, member, found["variable"], day, release, found.get("region", "us"), resolution)
@@ -235,12 +234,12 @@ def zip_sources(path: Path, content: bytes | None = None) -> list[Source]:
         start = file.read(200)
         if not start.startswith(b"PK"):
             text = start.decode(errors="replace").strip()
-            raise ValueError(f"{path} is no zip; it starts with {text!r}. Delete it and fetch it again.")
+            raise ValueError(f"{path} is no zip; it starts with {text!r}.")
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
                 if not members:
-                    raise ValueError(f"{path} is an empty zip. Delete it and fetch it again.")
+                    raise ValueError(f"{path} is an empty zip.")
                 sources = []
                 for member in members:
                     if PurePosixPath(member.filename).suffix.lower() in _RASTERS:
@@ -248,7 +247,7 @@ def zip_sources(path: Path, content: bytes | None = None) -> list[Source]:
                         if source is not None:
                             sources.append(_with_facts(source, archive, member))
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is a broken zip ({error}). Delete it and fetch it again.") from error
+            raise ValueError(f"{path} is a broken zip ({error}).") from error
     return sources
 
 
@@ -261,9 +260,7 @@ def _with_facts(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInf
         facts = _key_values(archive.read(header), None)
         needed = int(facts["NROWS"]) * int(facts["NCOLS"]) * int(facts.get("NBITS", "32")) // 8
         if member.file_size < needed:
-            raise ValueError(
-                f"{source} is cut: {member.file_size} bytes of {needed}. Delete {source.path.name} and fetch it again."
-            )
+            raise ValueError(f"{source} is cut: {member.file_size} bytes of {needed}.")
     info = beside.get(f"{stem}.info.txt".lower())
     return _apply_tags(source, _key_values(archive.read(info), ":") if info else {})
 
@@ -281,7 +278,7 @@ def _apply_tags(source: Source, tags: dict[str, str]) -> Source:
     if source.day is not None and dates and dates != {f"{source.day:%Y%m%d}"}:
         raise ValueError(
             f"{source} holds another day than it says: its tag PRISM_DATASET_FILENAME is "
-            f"{tags['PRISM_DATASET_FILENAME']!r}. Delete it and fetch it again."
+            f"{tags['PRISM_DATASET_FILENAME']!r}."
         )
     number = tags.get("PRISM_DATASET_RELEASE_NUMBER", "")
     return replace(source, release=int(number)) if number.isdigit() and not source.release else source
@@ -302,7 +299,7 @@ def raster_grid(source: Source) -> tuple[Grid, Source]:
         with rasterio.open(source.uri) as raster:
             transform, shape, tags = raster.transform, raster.shape, raster.tags()
     except rasterio.errors.RasterioIOError as error:
-        raise ValueError(f"{source} cannot be read ({error}). Delete it and fetch it again.") from error
+        raise ValueError(f"{source} cannot be read ({error}).") from error
     # GDAL's transform is that of the outer corner, also for BIL, whose header names the centre (ULXMAP).
     grid = snap(
         transform.f + transform.e / 2, transform.c + transform.a / 2, transform.e, transform.a, shape, str(source)
@@ -312,13 +309,16 @@ def raster_grid(source: Source) -> tuple[Grid, Source]:
 
 def _open_netcdf(source: Source) -> xr.Dataset:
     """A NetCDF file, also inside a zip (in memory, nothing is unpacked), with ``lat`` and ``lon``. Lazy."""
-    file: Any = source.path
+    file: Path | BytesIO = source.path
     if source.member:
         with zipfile.ZipFile(source.path) as archive:
             file = BytesIO(archive.read(source.member))
+    with file.open("rb") if isinstance(file, Path) else BytesIO(file.getbuffer()) as beginning:
+        classic = beginning.read(3) == b"CDF"
     try:
-        ds = xr.open_dataset(file, cache=False)
-    except (OSError, ValueError) as error:
+        # Not the netcdf4 engine: its library crashes when several threads open files.
+        ds = xr.open_dataset(file, engine="scipy" if classic else "h5netcdf", cache=False)
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{source} cannot be read as NetCDF ({error}).") from error
     names = {"latitude": "lat", "longitude": "lon", "y": "lat", "x": "lon"}
     return ds.rename({old: new for old, new in names.items() if old in ds.dims and new not in ds.variables})
@@ -336,10 +336,11 @@ def read_map(source: Source, grid: Grid) -> np.ndarray:
             values = array.squeeze(drop=True).transpose("lat", "lon").sortby("lat", ascending=False).values
     else:
         try:
-            with rioxarray.open_rasterio(source.uri, masked=True, cache=False) as raster:
+            raster: Any = rioxarray.open_rasterio(source.uri, masked=True, cache=False)
+            with raster:
                 values = raster.values[0]
         except rasterio.errors.RasterioIOError as error:
-            raise ValueError(f"{source} cannot be read ({error}). Delete it and fetch it again.") from error
+            raise ValueError(f"{source} cannot be read ({error}).") from error
     if values.shape != grid.shape:
         raise ValueError(f"{source} has {values.shape[0]} x {values.shape[1]} cells. Needed: {grid}.")
     values = values.astype(np.float32)
@@ -400,7 +401,7 @@ def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> 
             else:
                 found_here = _netcdf_sources(file) if file.suffix.lower() == ".nc" else []
         except ValueError as error:
-            problems.append(str(error))
+            problems.append(f"{error} {_ADVICE}")
             continue
         if not found_here and named:
             problems.append(
@@ -546,7 +547,7 @@ def _grid_or_error(source: Source) -> tuple[Grid, Source] | ValueError:
     try:
         return raster_grid(source)
     except ValueError as error:
-        return error
+        return ValueError(f"{error} {_ADVICE}")
 
 
 def _most_final(sources: list[Source], grid: Grid) -> Source:
