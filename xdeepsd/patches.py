@@ -279,8 +279,9 @@ class Moments(NamedTuple):
         if not values.size:
             return self
         values = values.astype(np.float64)
-        mean = float(values.mean())
-        deviations = float(np.square(values - mean).sum())
+        with np.errstate(invalid="ignore"):  # infinite values are found by whoever looks at the result
+            mean = float(values.mean())
+            deviations = float(np.square(values - mean).sum())
         size = self.size + values.size
         apart = mean - self.mean
         return Moments(
