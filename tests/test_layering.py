@@ -12,7 +12,7 @@ LAYERS = [
     {"regrid", "stack"},
     {"inputs", "ladder"},
     {"prism", "fetch", "levels", "patches"},
-    {"train", "inference", "checkpoints", "sweep", "config"},
+    {"train", "validate", "watch", "inference", "checkpoints", "sweep", "config"},
     {"accessor"},
     {"demo"},
     {"cli"},

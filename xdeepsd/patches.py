@@ -196,12 +196,15 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
             "The fine level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
             "level['mask'] = level['precipitation'].notnull().any('time')."
         )
+    # Not by the cluster's scheduler: this may run inside one of its tasks.
+    fine = fine[[*config.static, "mask"]].compute(scheduler="threads")
     maps = {name: np.asarray(fine[name].transpose("lat", "lon"), np.float64) for name in config.static}
     below = {}
     if CLIMATOLOGY in config.static:
         if CLIMATOLOGY not in coarse:
             raise ValueError("The coarse level has no 'climatology'. Add the block means of the fine one.")
-        below[CLIMATOLOGY] = np.asarray(coarse[CLIMATOLOGY].transpose("lat", "lon"), np.float64)
+        climatology = coarse[CLIMATOLOGY].transpose("lat", "lon").compute(scheduler="threads")
+        below[CLIMATOLOGY] = np.asarray(climatology, np.float64)
     static = stage_channels(maps, below, config.static, config.factor)
     mask = np.asarray(fine["mask"].transpose("lat", "lon"), bool)
     return Pair(low, high, static, mask, config, target_transform)
@@ -276,8 +279,9 @@ class Moments(NamedTuple):
         if not values.size:
             return self
         values = values.astype(np.float64)
-        mean = float(values.mean())
-        deviations = float(np.square(values - mean).sum())
+        with np.errstate(invalid="ignore"):  # infinite values are found by whoever looks at the result
+            mean = float(values.mean())
+            deviations = float(np.square(values - mean).sum())
         size = self.size + values.size
         apart = mean - self.mean
         return Moments(

@@ -1,4 +1,4 @@
-"""Train stages on pairs of levels: the configuration, the loop, and the stack made of them."""
+"""Train stages on pairs of levels: the loop, and the stack made of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import hashlib
 import logging
 import math
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dask
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 import zarr
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from xdeepsd.checkpoints import checkpoints, read_checkpoint, write_checkpoint
@@ -37,247 +38,20 @@ from xdeepsd.patches import (
     patch_origins,
     slabs,
 )
-from xdeepsd.srcnn import SRCNN, SRCNNConfig
-from xdeepsd.stack import TRANSFORMS, StackedSRCNN, Stage, interpolated_input
+from xdeepsd.splits import Split
+from xdeepsd.srcnn import SRCNN
+from xdeepsd.stack import StackedSRCNN, Stage
 from xdeepsd.static import CLIMATOLOGY, block_mean
+from xdeepsd.trainconfig import TrainConfig, learning_rate
+from xdeepsd.validate import LossFunction, Validation
+from xdeepsd.watch import Watch, write_metrics
 
 logger = logging.getLogger(__name__)
 
-LOSSES = ("mse", "denseloss")
-SCHEDULES = ("constant", "cosine", "exponential")
-PRECISIONS = ("float32", "bfloat16")
 # What may change between a run and its resumption: it does not enter the result.
-_FREE = ("device", "workers", "threads", "checkpoint_every")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a stage is trained. The defaults are the paper's (Vandal et al., KDD 2017; SPEC 1); see `default`.
-
-    Parameters
-    ----------
-    channels, kernels, static, residual
-        The network, as in `SRCNNConfig`.
-    patch
-        Rows and columns of the network's input window, fine cells. The loss is taken in its 'valid' output, which
-        is smaller by twice the radius: 26 of 38 for kernels 9-1-5.
-    stride
-        Step between patches, fine cells. The last patch of each axis ends at the edge of the map.
-    min_land
-        Smallest share of wanted cells (the level's mask) in the output window.
-    batch, steps
-        Patches in a batch, and batches.
-    learning_rate, last_layer_rate
-        Of Adam; the last layer learns at ``last_layer_rate`` times the rate.
-    schedule
-        "constant", "cosine" (to 0 at the last step) or "exponential" (times 0.96 every 100,000 steps, as deepsd).
-    clip_gradient
-        Largest norm of the gradient; None: not clipped.
-    loss, alpha, wet_threshold, density_transform
-        "mse", or "denseloss" with weights from `xdeepsd.DenseWeight` fitted on the training days' fine values.
-    target_transform
-        None, "sqrt" or "log1p": the network works on transformed precipitation; inverted exactly on output.
-    train, validation, test
-        Which days: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
-        ``validation`` and ``test`` a fraction of the days at the end. ``train`` None: all that are in neither of the
-        others. Test days are never read.
-    validate_every, validation_days
-        Steps between validations, and how many of the validation days (spread evenly) are looked at.
-    patience
-        Stop after so many validations without a better one; None: go on to the last step. The stage that comes out
-        is always the best one on the validation days.
-    seed
-        Everything random follows from it.
-    buffer, workers
-        MiB and threads of the loader. ``workers`` changes only the speed.
-    checkpoint_every
-        Steps.
-    device, precision, threads
-        "cpu", "cuda", ...; None: a GPU if there is one. "float32" or "bfloat16" (mixed precision). CPU threads of
-        torch; None: as they are.
-
-    Raises
-    ------
-    ValueError
-        A value that makes no sense, named with what is needed.
-    """
-
-    channels: tuple[int, ...] = (64, 32)
-    kernels: tuple[int, ...] = (9, 1, 5)
-    static: tuple[str, ...] = ("elevation",)
-    residual: bool = False
-    patch: int = 38
-    stride: int = 20
-    min_land: float = 0.5
-    batch: int = 200
-    steps: int = 100_000
-    learning_rate: float = 1e-4
-    last_layer_rate: float = 0.1
-    schedule: str = "constant"
-    clip_gradient: float | None = None
-    loss: str = "mse"
-    alpha: float = 1.0
-    wet_threshold: float | None = None
-    density_transform: str | None = None
-    target_transform: str | None = None
-    train: tuple[int | str, ...] | None = None
-    validation: tuple[int | str, ...] | float | None = 0.1
-    test: tuple[int | str, ...] | float | None = None
-    validate_every: int = 250
-    validation_days: int = 60
-    patience: int | None = None
-    seed: int = 0
-    buffer: float = 512
-    workers: int = 2
-    checkpoint_every: int = 1000
-    device: str | None = None
-    precision: str = "float32"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "kernels", "static", "train", "validation", "test"):
-            value = getattr(self, name)
-            if isinstance(value, str | int) and not isinstance(value, bool):
-                raise ValueError(f"{name} is {value!r}; needed: a list, such as {name}=({value!r},).")
-            if isinstance(value, list | tuple | np.ndarray):
-                object.__setattr__(self, name, tuple(value))
-        network = self.network(2)
-        if self.patch <= 2 * network.radius:
-            raise ValueError(
-                f"patch {self.patch} leaves nothing of the output: the kernels {self.kernels} take {network.radius} "
-                f"cells off each side. Needed: more than {2 * network.radius}, such as 38."
-            )
-        for name, least in (
-            ("stride", 1), ("batch", 1), ("steps", 1), ("validate_every", 1), ("validation_days", 1), ("workers", 1),
-            ("checkpoint_every", 1), ("seed", 0), ("patience", 1), ("threads", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and (int(value) != value or value < least):
-                raise ValueError(f"{name} is {value}; needed: a whole number of at least {least}.")
-        for name in ("learning_rate", "last_layer_rate", "clip_gradient", "buffer"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; needed: a number above 0.")
-        if not 0 <= self.min_land <= 1:
-            raise ValueError(f"min_land is {self.min_land}; needed: a share from 0 to 1.")
-        for name in ("validation", "test"):
-            value = getattr(self, name)
-            if isinstance(value, float) and not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; needed: a fraction of the days from 0 to below 1, or a list.")
-        for name, choices in (
-            ("loss", LOSSES), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("target_transform", TRANSFORMS),
-        ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; needed: one of {', '.join(map(repr, choices))}.")
-
-    @classmethod
-    def paper(cls, **changes: Any) -> TrainConfig:
-        """As published: 9-1-5, 64-32-1, elevation, Adam 1e-4 and 1e-5, batches of 200, 100,000 steps."""
-        return cls(**changes)
-
-    @classmethod
-    def default(cls, **changes: Any) -> TrainConfig:
-        """What works better on a short budget (SPEC 1): residual, climatology, 3e-3 with cosine decay, 2000 x 32."""
-        return dataclasses.replace(
-            cls(
-                static=("elevation", "climatology"), residual=True, batch=32, steps=2000, learning_rate=3e-3,
-                schedule="cosine", clip_gradient=1.0,
-            ),
-            **changes,
-        )  # fmt: skip
-
-    def network(self, factor: int) -> SRCNNConfig:
-        """Configuration of a stage's network."""
-        return SRCNNConfig(self.channels, self.kernels, factor, self.static, self.residual)
-
-
-class Split(NamedTuple):
-    """Positions along time of the days of each part, increasing."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-
-def split_days(time: xr.DataArray, config: TrainConfig) -> Split:
-    """Share out whole days as ``config`` says.
-
-    Raises ValueError where parts overlap, where a part that was asked for is empty and where no day is left to train.
-    """
-    size = time.size
-    chosen: dict[str, np.ndarray] = {}
-    last = size
-    for name in ("test", "validation"):
-        wanted = getattr(config, name)
-        if isinstance(wanted, float):
-            # The fraction is of all days; the test days are the last ones, the validation days those before them.
-            count = round(wanted * size)
-            chosen[name] = np.arange(max(last - count, 0), last)
-            last -= count
-        else:
-            chosen[name] = _select(time, wanted or (), name)
-    overlap = np.intersect1d(chosen["test"], chosen["validation"])
-    if overlap.size:
-        raise ValueError(_overlap("validation", "test", time, overlap))
-    kept_out = np.union1d(chosen["test"], chosen["validation"])
-    if config.train is None:
-        train = np.setdiff1d(np.arange(size), kept_out)
-    else:
-        train = _select(time, config.train, "train")
-        for name in ("validation", "test"):
-            overlap = np.intersect1d(train, chosen[name])
-            if overlap.size:
-                raise ValueError(_overlap("train", name, time, overlap))
-    if not train.size:
-        raise ValueError(
-            f"No day is left for training: of {size} days, {chosen['validation'].size} are for validation and "
-            f"{chosen['test'].size} for test. Needed: at least one. Type TrainConfig(validation=..., test=...)."
-        )
-    return Split(train, chosen["validation"], chosen["test"])
-
-
-def _select(time: xr.DataArray, wanted: Sequence[int | str], name: str) -> np.ndarray:
-    positions = xr.DataArray(np.arange(time.size), {"time": time.values}, ("time",))
-    found = [np.empty(0, int)]
-    for item in wanted:
-        if isinstance(item, str):
-            first, _, end = item.partition("/")
-            try:
-                part = positions.sel(time=slice(first, end) if end else slice(first, first)).values
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{name} has {item!r}, which is no date ({error}). Needed: a year as a number, '2004-07', "
-                    "'2004-07-15' or '2004-06-01/2004-08-31'."
-                ) from error
-        else:
-            part = positions.values[time.dt.year.values == int(item)]
-        if not part.size:
-            raise ValueError(
-                f"{name} has {item!r}, but the levels have no such day: they go from {time.values[0]} to "
-                f"{time.values[-1]}."
-            )
-        found.append(part)
-    return np.unique(np.concatenate(found))
-
-
-def _overlap(one: str, other: str, time: xr.DataArray, days: np.ndarray) -> str:
-    return (
-        f"The {one} and {other} days overlap in {days.size} days, the first is {str(time.values[days[0]])[:10]}. "
-        "Needed: no day in both, or the errors reported would be too small. Take the days out of one of the lists."
-    )
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of the step (from 0).
-
-    >>> learning_rate(500, TrainConfig(learning_rate=1e-3, schedule="cosine", steps=1000))
-    0.0005
-    """
-    if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    if config.schedule == "exponential":
-        return config.learning_rate * 0.96 ** (step / 1e5)
-    return config.learning_rate
+_FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
+# On a GPU the loss is fetched so often: each time the GPU has to be waited for.
+_LOOK_EVERY = 25
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -293,8 +67,12 @@ class TrainedStage(NamedTuple):
     summary: dict[str, Any]
 
 
-def initialize(net: SRCNN, generator: torch.Generator) -> None:
-    """Uniform weights and biases within ``1 / sqrt(fan in)``, torch's own choice, but from a generator of ours."""
+def initialize(net: SRCNN, seed: Sequence[int]) -> None:
+    """Uniform weights and biases within ``1 / sqrt(fan in)``: torch's own choice, but from a generator of ours.
+
+    torch's global generator would mix up stages that train in threads of one process.
+    """
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     fan_in = 1
     with torch.no_grad():
         for parameter in net.parameters():  # weight, bias, weight, ...
@@ -303,33 +81,63 @@ def initialize(net: SRCNN, generator: torch.Generator) -> None:
             parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
 
 
-class _Validation:
-    """The validation days in memory, and the error of interpolation on them."""
+def loss_function(config: TrainConfig, pair: Pair, days: np.ndarray) -> LossFunction:
+    """The loss that ``config`` names.
 
-    def __init__(self, pair: Pair, days: np.ndarray, limit: int, device: torch.device) -> None:
-        self.days = days[np.unique(np.linspace(0, len(days) - 1, min(len(days), limit)).round().astype(int))]
-        parts = [pair.observed(slab) for slab in slabs(pair, self.days, limit=len(self.days))]
-        self._coarse = torch.from_numpy(np.concatenate([coarse for coarse, _ in parts])).to(device)
-        target = torch.from_numpy(np.concatenate([target for _, target in parts]))
-        self._mask = ~target.isnan()
-        self._target = target.nan_to_num()
-        self._static = torch.from_numpy(pair.static).to(device)
-        cells = pair.mask.size * max(pair.config.channels)
-        self._at_once = max(1, 2**24 // cells)  # 64 MiB for the widest layer
-        radius = pair.config.radius
-        interpolated = interpolated_input(self._coarse[:, None].cpu(), pair.config)[:, 0]
-        inner = interpolated[:, radius:-radius, radius:-radius] if radius else interpolated
-        self.rmse_interpolation = self._rmse(inner)
+    For "denseloss" the density of the wanted fine values of the training ``days`` is computed here, chunk by chunk.
+    """
+    if config.loss == "mse":
+        return lambda prediction, target, mask, values: masked_mse(prediction, target, mask)
+    from xdeepsd.density import DenseWeight
+    from xdeepsd.losses import DenseLoss
 
-    def _rmse(self, prediction: Tensor) -> float:
-        squares = (prediction - self._target).double().square() * self._mask
-        return math.sqrt(float(squares.sum()) / max(int(self._mask.sum()), 1))
+    observed = pair.fine.isel(time=days).where(xr.DataArray(pair.mask, dims=("lat", "lon")))
+    with dask.config.set(scheduler="threads"):  # this may run inside a task of a cluster
+        weights = DenseWeight(
+            alpha=config.alpha, wet_threshold=config.wet_threshold, transform=config.density_transform
+        ).fit(observed)
+    dense = DenseLoss(weights)
+    return lambda prediction, target, mask, values: dense(prediction, target, mask, values=values)
 
-    @torch.inference_mode()
-    def rmse(self, stage: Stage) -> float:
-        """Root mean square error of whole maps, as at inference, units of precipitation."""
-        parts = [stage(coarse, self._static).cpu() for coarse in self._coarse.split(self._at_once)]
-        return self._rmse(torch.cat(parts))
+
+@dataclass
+class _State:
+    """All that changes from step to step; what a checkpoint holds."""
+
+    net: SRCNN
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Any]
+    step: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)  # since the last validation
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    without_better: int = 0
+    finished: bool = False
+
+    def save(self, folder: Path, config: TrainConfig, **described: Any) -> None:
+        # Rates and shuffling follow from the step and the seed: there is no other random state.
+        write_checkpoint(
+            folder,
+            self.step,
+            {
+                **described,
+                "config": asdict(config),
+                "sampler": {"seed": config.seed, "position": self.step * config.batch},
+                "schedule": {"step": self.step, "rate": learning_rate(self.step, config)},
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                **{name: getattr(self, name) for name in _PLAIN},
+            },
+        )
+        write_metrics(folder, self.history)
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(saved["net"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in _PLAIN:
+            setattr(self, name, saved[name])
+
+
+_PLAIN = ("step", "losses", "history", "without_better", "finished", "best")
 
 
 def train_stage(
@@ -348,8 +156,8 @@ def train_stage(
     ----------
     coarse, fine
         Levels as in docs/conventions.md, lazy or in memory: ``precipitation (time, lat, lon)``, ``mask`` and the
-        static fields of ``config``. The days must be the same. Where a static field ``climatology`` is asked for and
-        not there, it is the mean of the training days.
+        static fields of ``config``, of the same days. Where ``climatology`` is asked for and not there, it is the
+        mean of the training days.
     config
         `TrainConfig.default()` if None.
     index
@@ -357,7 +165,8 @@ def train_stage(
     checkpoint_dir
         Folder for checkpoints and ``metrics.parquet``; None: none are written.
     resume
-        Go on from the newest checkpoint in ``checkpoint_dir`` if there is one.
+        Go on from the newest checkpoint in ``checkpoint_dir`` if there is one. On a CPU the result has the same bits
+        as that of a run that was not interrupted (with the same number of torch threads).
     progress
         Show a progress bar.
 
@@ -373,139 +182,197 @@ def train_stage(
         ``checkpoint_dir`` holds checkpoints and ``resume`` is False.
     FloatingPointError
         The loss became NaN. The last good checkpoint stays.
+    OSError
+        A checkpoint could not be written. The one before it stays.
     """
     config = config or TrainConfig.default()
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    if folder is not None and checkpoints(folder) and not resume:
-        raise FileExistsError(
-            f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
-        )
-    split = split_days(fine["time"], config)
+    _check_folder(folder, resume, config)
+    split = config.split(fine["time"])
     coarse, fine = _with_climatology(coarse, fine, config, split.train)
-    factor = _factor(coarse, fine)
-    pair = make_pair(coarse, fine, config.network(factor), config.target_transform)
-    radius = pair.config.radius
-    output = (min(config.patch - 2 * radius, pair.shape[0]), min(config.patch - 2 * radius, pair.shape[1]))
+    pair = make_pair(coarse, fine, config.network(_factor(coarse, fine)), config.target_transform)
+    side = config.patch - 2 * pair.config.radius
+    output = min(side, pair.shape[0]), min(side, pair.shape[1])
     origins = patch_origins(pair.mask, output, config.stride, config.min_land)
-    buffer = int(config.buffer * MIB)
-    train_slabs = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair))))
-    state = read_checkpoint(folder) if folder is not None and resume else None
     identity = _identity(pair, split)
-    if state is not None:
-        _check_same(state, config, identity, folder)
+    saved = read_checkpoint(folder) if folder is not None and resume else None
+    if saved is not None:
+        _check_same(saved, config, identity, folder)
+    with _torch_threads(config.threads):
+        device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        validation = None
+        if split.validation.size:
+            validation = Validation(pair, split.validation, config.validation_days, device)
+        buffer, dense = int(config.buffer * MIB), config.loss == "denseloss"
+        days = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair, dense))))
+        normalizers = (
+            fit_normalizers(pair, days, config.workers) if saved is None else _normalizers(saved["normalizers"])
+        )
+        net = SRCNN(pair.config)
+        initialize(net, (config.seed, index))
+        net.to(device)
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
+        stage = Stage(net, normalizers.precipitation, normalizers.static, normalizers.target, config.target_transform)
+        optimizer = torch.optim.Adam(
+            [
+                {"params": net.layers[:-1].parameters(), "factor": 1.0},
+                {"params": net.layers[-1].parameters(), "factor": config.last_layer_rate},
+            ],
+            lr=config.learning_rate,
+        )
+        state = _State(net, optimizer, best={"step": 0, "score": math.inf, "rmse": math.nan, "net": _copy(net)})
+        if saved is not None:
+            state.restore(saved)
+            logger.info("Stage %d goes on after step %d of %d.", index, state.step, config.steps)
+        if not state.finished:
+            loader = PatchLoader(
+                pair, normalizers, days, origins, output, config.batch, (config.seed, index), buffer, config.workers,
+                with_values=dense,
+            )  # fmt: skip
+            loss = loss_function(config, pair, split.train)
+            described = {"identity": identity, "normalizers": asdict(normalizers), "index": index}
+            events = folder / "tensorboard" if folder is not None and config.tensorboard else None
+            with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
+                _loop(state, stage, loader, loss, validation, config, folder, described, watch, index)
+        net.load_state_dict(state.best["net"])
+        net.to("cpu")
+        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        stage = dataclasses.replace(stage, net=net.eval())
+    return TrainedStage(stage, pd.DataFrame(state.history), _summary(index, config, pair, split, state, validation))
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    normalizers = _normalizers(state["normalizers"]) if state else fit_normalizers(pair, train_slabs, config.workers)
-    net = SRCNN(pair.config)
-    initialize(
-        net, torch.Generator().manual_seed(int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0]))
-    )
-    net.to(device)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on CPU
-    stage = Stage(net, normalizers.precipitation, normalizers.static, normalizers.target, config.target_transform)
-    optimizer = torch.optim.Adam(
-        [{"params": net.layers[:-1].parameters(), "factor": 1.0},
-         {"params": net.layers[-1].parameters(), "factor": config.last_layer_rate}],
-        lr=config.learning_rate,
-    )  # fmt: skip
-    loader = PatchLoader(
-        pair, normalizers, train_slabs, origins, output, config.batch, (config.seed, index), buffer, config.workers
-    )
-    held = _Validation(pair, split.validation, config.validation_days, device) if split.validation.size else None
-    step, without_better, finished = 0, 0, False
-    history: list[dict[str, Any]] = []
-    losses: list[float] = []
-    best: dict[str, Any] = {"step": 0, "rmse": math.inf, "net": _copy(net)}
-    if state is not None:
-        step, history, best = state["step"], state["history"], state["best"]
-        without_better, losses, finished = state["without_better"], state["losses"], state["finished"]
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        logger.info("Stage %d goes on after step %d of %d.", index, step, config.steps)
 
-    def save() -> None:
-        if folder is not None:
-            write_checkpoint(folder, step, {
-                "config": asdict(config), "identity": identity, "normalizers": asdict(normalizers),
-                "net": net.state_dict(), "optimizer": optimizer.state_dict(), "position": step * config.batch,
-                "history": history, "best": best, "without_better": without_better, "losses": losses,
-                "finished": finished,
-            })  # fmt: skip
-            pd.DataFrame(history).to_parquet(folder / "metrics.parquet")
-
-    batches = loader.batches(step)
-    began, waited = time.perf_counter(), 0.0
-    with _bar(progress and not finished, index, config.steps) as show:
-        while step < config.steps and not finished:
+def _loop(
+    state: _State, stage: Stage, loader: PatchLoader, loss: LossFunction, validation: Validation | None,
+    config: TrainConfig, folder: Path | None, described: Mapping[str, Any], watch: Watch, index: int,
+) -> None:  # fmt: skip
+    """Steps, validations and checkpoints until the last step or until patience is at its end."""
+    device = next(state.net.parameters()).device
+    look_every = 1 if device.type == "cpu" else _LOOK_EVERY
+    unseen: list[Tensor] = []
+    began, waited, first = time.perf_counter(), 0.0, state.step
+    with closing(loader.batches(state.step)) as batches:
+        while not state.finished:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            rate = learning_rate(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-            losses.append(_update(net, optimizer, batch, config, device))
-            step += 1
-            if not math.isfinite(losses[-1]):
-                batches.close()
-                raise FloatingPointError(_nan_loss(index, step, loader, pair, folder))
-            if step % config.validate_every == 0 or step == config.steps:
-                row = {"step": step, "epoch": loader.epoch(step), "loss": float(np.mean(losses)), "learning_rate": rate}
-                losses = []
-                if held is not None:
-                    row |= {"rmse": held.rmse(stage), "rmse_interpolation": held.rmse_interpolation}
-                    without_better += 1
-                    if row["rmse"] < best["rmse"]:
-                        best, without_better = {"step": step, "rmse": row["rmse"], "net": _copy(net)}, 0
-                else:
-                    best = {"step": step, "rmse": math.nan, "net": _copy(net)}
+            rate = learning_rate(state.step, config)
+            unseen.append(_update(state, batch, loss, rate, config, device))
+            state.step += 1
+            last = state.step == config.steps
+            validating = last or state.step % config.validate_every == 0
+            saving = last or state.step % config.checkpoint_every == 0
+            if validating or saving or len(unseen) >= look_every:
+                state.losses += torch.stack(unseen).tolist()
+                _check_finite(state, len(unseen), index, loader, folder)
+                unseen.clear()
+                watch.step(state.step, state.losses[-1])
+            if validating:
                 seconds = time.perf_counter() - began
-                row |= {"seconds": seconds, "waiting_share": waited / seconds}
-                history.append(row)
-                show(step, row)
-                if config.patience is not None and without_better >= config.patience:
-                    logger.info("Stage %d stops at step %d: no better validation in %d.", index, step, without_better)
-                    finished = True
-            finished = finished or step == config.steps
-            if step % config.checkpoint_every == 0 or finished:
-                save()
-    batches.close()
-    net.load_state_dict(best["net"])
-    net.to("cpu")
-    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    stage = dataclasses.replace(stage, net=net.eval())
-    summary = _summary(index, config, pair, split, best, step, held)
-    return TrainedStage(stage, pd.DataFrame(history), summary)
+                row = {
+                    "step": state.step, "epoch": loader.epoch(state.step), "loss": float(np.mean(state.losses)),
+                    "learning_rate": rate, "seconds": seconds, "waiting_share": waited / seconds,
+                    "patches_per_second": (state.step - first) * config.batch / seconds,
+                }  # fmt: skip
+                state.losses = []
+                _validate(state, stage, validation, loss, config, row)
+                maps = validation.maps(stage) if validation is not None and watch.wants_maps else None
+                watch.validated(row, state.net, maps)
+                if config.patience is not None and state.without_better >= config.patience:
+                    logger.info("Stage %d: no better validation in %d, stop at step %d.", index, config.patience,
+                                state.step)  # fmt: skip
+                    state.finished = True
+            state.finished = state.finished or last
+            if folder is not None and (saving or state.finished):
+                state.save(folder, config, **described)
 
 
 def _update(
-    net: SRCNN, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig, device: torch.device
-) -> float:
-    """One step; the loss before it."""
+    state: _State, batch: Batch, loss: LossFunction, rate: float, config: TrainConfig, device: torch.device
+) -> Tensor:
+    """One step of Adam; returns the loss before it."""
     inputs = batch.inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
-    target, mask = (t.to(device, non_blocking=True) for t in (batch.target, batch.mask))
+    target, mask = batch.target.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True)
+    values = None if batch.values is None else batch.values.to(device, non_blocking=True)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        prediction = net(inputs)[:, 0]
-    loss = masked_mse(prediction.float(), target, mask)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+        prediction = state.net(inputs)[:, 0]
+    value = loss(prediction.float(), target, mask, values)
+    state.optimizer.zero_grad(set_to_none=True)
+    value.backward()
     if config.clip_gradient is not None:
-        nn.utils.clip_grad_norm_(net.parameters(), config.clip_gradient)
-    optimizer.step()
-    return float(loss.detach())
+        nn.utils.clip_grad_norm_(state.net.parameters(), config.clip_gradient)
+    state.optimizer.step()
+    return value.detach()
+
+
+def _validate(
+    state: _State, stage: Stage, validation: Validation | None, loss: LossFunction, config: TrainConfig,
+    row: dict[str, Any],
+) -> None:  # fmt: skip
+    """Take the errors into ``row`` and the history, and keep the weights if they are the best so far.
+
+    The score is the RMSE, or for DenseLoss that loss: the weights it asks for are not those of the least RMSE.
+    """
+    score = -math.inf  # without validation days the last weights are taken
+    if validation is not None:
+        row["rmse"], row["rmse_interpolation"] = validation.rmse(stage), validation.rmse_interpolation
+        score = row["rmse"]
+        if config.loss == "denseloss":
+            score = row["validation_loss"] = validation.loss(stage, loss)
+    state.history.append(row)
+    state.without_better += 1
+    if score < state.best["score"] or validation is None:
+        rmse = row.get("rmse", math.nan)
+        state.best = {"step": state.step, "score": score, "rmse": rmse, "net": _copy(state.net)}
+        state.without_better = 0
+
+
+def _check_finite(state: _State, count: int, index: int, loader: PatchLoader, folder: Path | None) -> None:
+    bad = np.flatnonzero(~np.isfinite(state.losses[-count:]))
+    if not bad.size:
+        return
+    step = state.step - count + int(bad[0]) + 1
+    days = loader.pair.fine["time"].values[loader.days_of(step - 1)]
+    last = checkpoints(folder) if folder is not None else []
+    kept = f"The last good checkpoint is {last[-1]}." if last else "There is no checkpoint before it."
+    raise FloatingPointError(
+        f"The loss of stage {index} is {state.losses[-count:][bad[0]]} at step {step} (epoch "
+        f"{loader.epoch(step - 1):.2f}, patches of {len(days)} days from {str(days[0])[:10]} to {str(days[-1])[:10]}). "
+        f"{kept} Needed: smaller steps. Type TrainConfig(learning_rate=...) with a tenth of it, or clip_gradient=1.0."
+    )
 
 
 def _copy(net: SRCNN) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
 
 
+@contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None:
+    if folder is not None and not resume and checkpoints(folder):
+        raise FileExistsError(
+            f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
+        )
+    if folder is None and (resume or config.tensorboard):
+        raise ValueError(
+            f"{'resume' if resume else 'tensorboard'} is asked for without a folder. Type checkpoint_dir='FOLDER'."
+        )
+
+
 def _factor(coarse: xr.Dataset, fine: xr.Dataset) -> int:
-    ratio = fine.sizes["lat"] / max(coarse.sizes["lat"], 1)
-    return max(1, round(ratio))
+    return max(1, round(fine.sizes["lat"] / max(coarse.sizes["lat"], 1)))
 
 
-def _normalizers(saved: dict[str, Any]) -> Normalizers:
+def _normalizers(saved: Mapping[str, Any]) -> Normalizers:
     static = {name: Normalizer(**n) for name, n in saved["static"].items()}
     return Normalizers(Normalizer(**saved["precipitation"]), static, Normalizer(**saved["target"]))
 
@@ -518,26 +385,32 @@ def _with_climatology(
         return coarse, fine
     if CLIMATOLOGY not in fine:
         logger.info("No climatology given: taking the mean of the %d training days.", len(days))
-        mean = fine["precipitation"].isel(time=days).mean("time").compute().astype(np.float32)
-        fine = fine.assign({CLIMATOLOGY: mean.assign_attrs(units=fine["precipitation"].attrs.get("units", ""))})
+        mean = fine["precipitation"].isel(time=days).mean("time").compute(scheduler="threads").astype(np.float32)
+        units = fine["precipitation"].attrs.get("units", "")
+        fine = fine.assign({CLIMATOLOGY: mean.assign_attrs(units=units, long_name="mean of the training days")})
         coarse = coarse.drop_vars(CLIMATOLOGY, errors="ignore")
     if CLIMATOLOGY not in coarse:
-        means = block_mean(np.asarray(fine[CLIMATOLOGY].transpose("lat", "lon")), _factor(coarse, fine))
-        coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), means.astype(np.float32))})
+        means = block_mean(_map(fine, CLIMATOLOGY), _factor(coarse, fine))
+        coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), means)})
     return coarse, fine
+
+
+def _map(ds: xr.Dataset, name: str) -> np.ndarray:
+    """A static field as ``(lat, lon)``; computed by threads, never by the cluster in whose task this may run."""
+    return np.asarray(ds[name].transpose("lat", "lon").compute(scheduler="threads"))
 
 
 def _identity(pair: Pair, split: Split) -> dict[str, Any]:
     """What the data of a run are, to tell another run's checkpoint apart."""
     digest = hashlib.sha256()
-    for part in (pair.mask, pair.static, *split, np.asarray(pair.fine["time"].values.astype(str))):
+    for part in (pair.mask, pair.static, *split, pair.fine["time"].values.astype(str)):
         digest.update(np.ascontiguousarray(part).tobytes())
     return {"shape": list(pair.shape), "factor": pair.config.factor, "digest": digest.hexdigest()}
 
 
-def _check_same(state: dict[str, Any], config: TrainConfig, identity: dict[str, Any], folder: Path | None) -> None:
+def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[str, Any], folder: Path | None) -> None:
     """Raise ValueError where a checkpoint was written by another configuration or from other data."""
-    now, then = asdict(config), state["config"]
+    now, then = asdict(config), saved["config"]
     different = [
         f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(now.keys() | then.keys())
@@ -548,132 +421,106 @@ def _check_same(state: dict[str, Any], config: TrainConfig, identity: dict[str, 
             f"The checkpoint in {folder} belongs to another configuration: {'; '.join(different)}. Type the same "
             "configuration to resume, or give another folder to start anew."
         )
-    if state["identity"] != identity:
+    if saved["identity"] != identity:
         raise ValueError(
             f"The checkpoint in {folder} belongs to other levels (days, mask or static fields differ): "
-            f"{state['identity']['shape']} cells then, {identity['shape']} now. Give the same levels, or a new folder."
+            f"{saved['identity']['shape']} cells then, {identity['shape']} now. Give the same levels, or a new folder."
         )
 
 
-def _nan_loss(index: int, step: int, loader: PatchLoader, pair: Pair, folder: Path | None) -> str:
-    days = pair.fine["time"].values[loader.days_of(step - 1)]
-    last = checkpoints(folder) if folder is not None else []
-    kept = f"The last good checkpoint is {last[-1]}." if last else "There is no checkpoint."
-    return (
-        f"The loss of stage {index} is not finite at step {step} (batch from {len(days)} days, "
-        f"{str(days[0])[:10]} to {str(days[-1])[:10]}). {kept} Needed: smaller steps. Type "
-        "TrainConfig(learning_rate=...) with a tenth of it, or clip_gradient=1.0."
-    )
-
-
 def _summary(
-    index: int,
-    config: TrainConfig,
-    pair: Pair,
-    split: Split,
-    best: dict[str, Any],
-    steps: int,
-    held: _Validation | None,
+    index: int, config: TrainConfig, pair: Pair, split: Split, state: _State, validation: Validation | None
 ) -> dict[str, Any]:
     """Say in the log, and return, how the stage compares with interpolation."""
-    time_values = pair.fine["time"].values
+    days = pair.fine["time"].values
     summary: dict[str, Any] = {
         "stage": index,
         "factor": pair.config.factor,
         "seed": config.seed,
-        "days": {name: len(days) for name, days in split._asdict().items()},
-        "first_day": str(time_values[split.train[0]])[:10],
-        "last_day": str(time_values[split.train[-1]])[:10],
-        "steps": steps,
-        "best_step": best["step"],
+        "days": {name: len(part) for name, part in split._asdict().items()},
+        "first_day": str(days[split.train[0]])[:10],
+        "last_day": str(days[split.train[-1]])[:10],
+        "steps": state.step,
+        "best_step": state.best["step"],
     }
-    if held is None:
+    if validation is None:
         logger.warning("Stage %d: no validation days, so nothing is known of its error.", index)
         return summary
-    better = best["rmse"] < held.rmse_interpolation
-    summary |= {
-        "rmse": best["rmse"], "rmse_interpolation": held.rmse_interpolation, "beats_interpolation": better,
-    }  # fmt: skip
-    text = "Stage %d: RMSE on %d validation days %.4g, bilinear interpolation %.4g."
-    values = (index, len(held.days), best["rmse"], held.rmse_interpolation)
-    if better:
-        logger.info(text, *values)
+    rmse, interpolation = state.best["rmse"], validation.rmse_interpolation
+    summary |= {"rmse": rmse, "rmse_interpolation": interpolation, "beats_interpolation": rmse < interpolation}
+    text = f"Stage {index}, {len(validation.days)} validation days: RMSE {rmse:.4g}, interpolation {interpolation:.4g}"
+    if rmse < interpolation:
+        logger.info("%s (%.0f %% less).", text, 100 * (1 - rmse / interpolation))
     else:
-        logger.warning(text + " THE MODEL DOES NOT BEAT INTERPOLATION: train longer or on more days.", *values)
+        logger.warning("%s. THE MODEL DOES NOT BEAT INTERPOLATION: train longer, or on more days.", text)
     return summary
-
-
-@contextmanager
-def _bar(wanted: bool, index: int, steps: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-    """A function that shows a row of the history."""
-    if not wanted:
-        yield lambda step, row: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-               TextColumn("{task.fields[errors]}"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns) as bar:
-        task = bar.add_task(f"stage {index}", total=steps, errors="")
-
-        def show(step: int, row: dict[str, Any]) -> None:
-            errors = f"loss {row['loss']:.4f}"
-            if "rmse" in row:
-                errors += f", RMSE {row['rmse']:.4g}, interpolation {row['rmse_interpolation']:.4g}"
-            bar.update(task, completed=step, errors=errors)
-
-        yield show
 
 
 Levels = str | os.PathLike[str] | Sequence[xr.Dataset]
 
 
-def open_level(levels: Levels, k: int) -> xr.Dataset:
-    """Level ``k`` of a ladder, lazy: group ``level_k`` of a Zarr store, or the k-th Dataset of a sequence."""
+def open_ladder(levels: Levels) -> list[xr.Dataset]:
+    """Levels, coarsest first, lazy. Raises ValueError where there are fewer than two."""
+    where = "the sequence"
     if isinstance(levels, str | os.PathLike):
-        return xr.open_zarr(levels, group=f"level_{k}", chunks={})
-    return levels[k]
-
-
-def count_levels(levels: Levels) -> int:
-    """Levels of a ladder. Raises ValueError where there are fewer than two."""
-    if isinstance(levels, str | os.PathLike):
-        groups = zarr.open_group(str(levels), mode="r").group_keys()
-        count = sum(re.fullmatch(r"level_\d+", name) is not None for name in groups)
-    else:
-        count = len(levels)
-    if count < 2:
+        where = str(levels)
+        count = sum(name.startswith("level_") for name in zarr.open_group(where, mode="r").group_keys())
+        levels = [xr.open_zarr(where, group=f"level_{k}", chunks={}) for k in range(count)]
+    if len(levels) < 2:
         raise ValueError(
-            f"{count} level(s) in {levels if isinstance(levels, str | os.PathLike) else 'the sequence'}. Needed: two "
-            "or more, coarsest first (groups level_0, level_1, ...). Type xdeepsd.make_levels(...)."
+            f"{len(levels)} level(s) in {where}. Needed: two or more, coarsest first (groups level_0, level_1, ...). "
+            "Type xdeepsd.make_levels(...)."
         )
-    return count
+    return list(levels)
 
 
-def stage_levels(levels: Levels, k: int, config: TrainConfig) -> tuple[xr.Dataset, xr.Dataset]:
-    """Input and output level of stage ``k``, their static fields taken from the finest level by block means.
+def static_fields(levels: Levels, config: TrainConfig) -> xr.Dataset:
+    """Static fields of ``config`` and the mask on the finest grid, in memory.
 
-    That is how inference takes them. A climatology that is asked for and not given is the mean of the finest
-    level's training days.
+    A climatology that is asked for and not given is the mean of the finest level's training days.
     """
-    last = count_levels(levels) - 1
-    finest = open_level(levels, last)
-    _, finest = _with_climatology(finest, finest, config, split_days(finest["time"], config).train)
+    finest = open_ladder(levels)[-1]
+    missing = [name for name in config.static if name not in finest and name != CLIMATOLOGY]
+    if missing:
+        raise ValueError(
+            f"The finest level has no {missing[0]!r} (it has {sorted(map(str, finest.data_vars))}), which the network "
+            f"takes as a static field. Add level[{missing[0]!r}] (lat, lon), or leave it out: TrainConfig(static="
+            f"{tuple(n for n in config.static if n not in missing)!r})."
+        )
+    if "mask" not in finest:
+        raise ValueError(
+            "The finest level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
+            "level['mask'] = level['precipitation'].notnull().any('time')."
+        )
+    _, finest = _with_climatology(finest, finest, config, config.split(finest["time"]).train)
+    fields = finest[[*config.static, "mask"]].transpose("lat", "lon")
+    return fields.drop_vars([name for name in fields.coords if name not in fields.dims]).compute(scheduler="threads")
+
+
+def stage_levels(levels: Levels, k: int, static: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Input and output level of stage ``k``, their static fields from the finest ones by block means.
+
+    That is how inference takes them. ``static`` comes from `static_fields`. Precipitation stays lazy.
+    """
+    ladder = open_ladder(levels)
+    if not 0 <= k < len(ladder) - 1:
+        raise ValueError(f"There is no stage {k}: {len(ladder)} levels have the stages 0 to {len(ladder) - 2}.")
     pair = []
     for level in (k, k + 1):
-        ds = open_level(levels, level)
-        factor = _factor(ds, finest)
-        if finest.sizes["lat"] != factor * ds.sizes["lat"] or finest.sizes["lon"] != factor * ds.sizes["lon"]:
+        ds = ladder[level]
+        factor = _factor(ds, static)
+        if any(static.sizes[dim] != factor * ds.sizes[dim] for dim in ("lat", "lon")):
             raise ValueError(
-                f"Level {last} has {finest.sizes['lat']} x {finest.sizes['lon']} cells, level {level} "
+                f"The finest level has {static.sizes['lat']} x {static.sizes['lon']} cells, level {level} "
                 f"{ds.sizes['lat']} x {ds.sizes['lon']}: they do not divide. Needed: a whole factor, the same along "
                 "both axes. Crop the finest grid to a multiple of the scale and make the levels from it."
             )
-        fields = {}
-        for name in config.static:
-            if name not in finest:
-                continue  # make_pair says what is missing
-            field = np.asarray(finest[name].transpose("lat", "lon"))
-            fields[name] = (("lat", "lon"), field if factor == 1 else block_mean(field, factor).astype(np.float32))
-        pair.append(ds.drop_vars(config.static, errors="ignore").assign(fields))
+        fields = {
+            str(name): (("lat", "lon"), block_mean(np.asarray(field), factor))
+            for name, field in static.data_vars.items()
+            if name != "mask"
+        }
+        pair.append(ds.drop_vars(fields, errors="ignore").assign(fields))
     return pair[0], pair[1]
 
 
@@ -698,7 +545,8 @@ def train_stack(
     config
         One `TrainConfig` for all stages, or one for each. None: `TrainConfig.default()`.
     client
-        A `distributed.Client`: all stages train at once on its workers.
+        A `distributed.Client`: all stages train at once on its workers. The levels and ``checkpoint_dir`` must be
+        within their reach.
     checkpoint_dir
         Folder for the stages' checkpoints, ``stage_0`` and so on.
     resume
@@ -712,43 +560,125 @@ def train_stack(
 
     Raises
     ------
-    ValueError, FileExistsError, FloatingPointError
+    ValueError, FileExistsError, FloatingPointError, OSError
         As `train_stage`.
     """
-    count = count_levels(levels) - 1
-    config = config or TrainConfig.default()
-    configs = [config] * count if isinstance(config, TrainConfig) else list(config)
-    if len(configs) != count:
-        raise ValueError(f"{len(configs)} configurations for {count} stages. Needed: one, or one for each stage.")
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    trained = []
-    for k in range(count):
-        coarse, fine = stage_levels(levels, k, configs[k])
-        trained.append(
-            train_stage(
-                coarse, fine, configs[k], index=k, checkpoint_dir=folder and folder / f"stage_{k}", resume=resume,
-                progress=progress,
-            )
-        )  # fmt: skip
-    return assemble(levels, configs, trained)
+    [(_, stack)] = train_stacks(
+        levels, [config or TrainConfig.default()], client=client,
+        checkpoint_dirs=None if checkpoint_dir is None else [checkpoint_dir], resume=resume, progress=progress,
+    )  # fmt: skip
+    return stack
 
 
-def assemble(levels: Levels, configs: Sequence[TrainConfig], trained: Sequence[TrainedStage]) -> StackedSRCNN:
+def train_stacks(
+    levels: Levels,
+    configs: Sequence[TrainConfig | Sequence[TrainConfig]],
+    *,
+    client: Any = None,
+    checkpoint_dirs: Sequence[str | os.PathLike[str]] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Iterator[tuple[int, StackedSRCNN]]:
+    """Train one stack for each of ``configs`` (seeds, alphas): ``(number, stack)`` as they are finished.
+
+    With a ``client`` all stages of all stacks are futures at once. A stage asks for the resource ``GPU`` where workers
+    have one (``dask worker --resources GPU=1``). A stage whose worker is lost starts again on another one, from its
+    checkpoint where there is one.
+
+    Parameters
+    ----------
+    configs
+        One `TrainConfig`, or one for each stage, for every stack.
+    checkpoint_dirs
+        A folder for every stack.
+    levels, client, resume, progress
+        As `train_stack`.
+    """
+    count = len(open_ladder(levels)) - 1
+    _units(levels)
+    plans = [[c] * count if isinstance(c, TrainConfig) else list(c) for c in configs]
+    for plan in plans:
+        if len(plan) != count:
+            raise ValueError(f"{len(plan)} configurations for {count} stages. Needed: one, or one for each stage.")
+    if checkpoint_dirs is not None and len(checkpoint_dirs) != len(plans):
+        raise ValueError(f"{len(checkpoint_dirs)} checkpoint folders for {len(plans)} stacks. Needed: one for each.")
+    folders = [None] * len(plans) if checkpoint_dirs is None else [Path(folder) for folder in checkpoint_dirs]
+    jobs = [
+        (i, k, config, folder and folder / f"stage_{k}")
+        for i, (plan, folder) in enumerate(zip(plans, folders, strict=True))
+        for k, config in enumerate(plan)
+    ]
+    for _, _, config, folder in jobs:
+        _check_folder(folder, resume, config)
+    statics = {key: static_fields(levels, config) for key, config in {_about(c): c for _, _, c, _ in jobs}.items()}
+    done: dict[tuple[int, int], TrainedStage] = {}
+    for i, k, trained in _train_jobs(levels, statics, jobs, client, progress):
+        done[i, k] = trained
+        if all((i, stage) in done for stage in range(count)):
+            yield i, _assemble(levels, statics, plans[i], [done.pop((i, stage)) for stage in range(count)])
+
+
+_Job = tuple[int, int, TrainConfig, Path | None]
+
+
+def _about(config: TrainConfig) -> tuple[Any, ...]:
+    """What the static fields depend on."""
+    return config.static, config.train, config.validation, config.test
+
+
+def _train_jobs(
+    levels: Levels, statics: Mapping[Any, xr.Dataset], jobs: Sequence[_Job], client: Any, progress: bool
+) -> Iterator[tuple[int, int, TrainedStage]]:
+    if client is None:
+        for i, k, config, folder in jobs:
+            yield i, k, _train_job(levels, statics[_about(config)], k, config, folder, progress)
+        return
+    from distributed import as_completed
+
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
+    futures = {
+        # `partial`: what is inside is pickled, not looked through for Dask arrays to compute.
+        client.submit(
+            partial(_train_job, levels, statics[_about(config)], k, config, folder), resources=resources, pure=False,
+            key=f"train-stack-{i}-stage-{k}-{uuid.uuid4().hex}",
+        ): (i, k)
+        for i, k, config, folder in jobs
+    }  # fmt: skip
+    try:
+        for future in as_completed(futures):
+            yield *futures[future], future.result()
+    finally:
+        client.cancel(list(futures))
+
+
+def _train_job(
+    levels: Levels, static: xr.Dataset, k: int, config: TrainConfig, folder: Path | None, progress: bool = False
+) -> TrainedStage:
+    """One stage of a stack; always from its checkpoint where there is one: a lost worker's job starts again so."""
+    coarse, fine = stage_levels(levels, k, static)
+    return train_stage(
+        coarse, fine, config, index=k, checkpoint_dir=folder, resume=folder is not None, progress=progress
+    )
+
+
+def _assemble(
+    levels: Levels, statics: Mapping[Any, xr.Dataset], configs: Sequence[TrainConfig], trained: Sequence[TrainedStage]
+) -> StackedSRCNN:
     """The stack of trained stages, with the grid, static fields and mask of the finest level."""
-    finest = open_level(levels, count_levels(levels) - 1)
-    names = list(dict.fromkeys(name for config in configs for name in config.static))
-    wanted = dataclasses.replace(configs[-1], static=tuple(names))
-    _, finest = _with_climatology(finest, finest, wanted, split_days(finest["time"], wanted).train)
-    units = finest["precipitation"].attrs.get("units")
+    maps = xr.merge([statics[_about(config)] for config in configs], compat="override", join="exact")
+    training = {"stages": [stage.summary for stage in trained], "config": [asdict(config) for config in configs]}
+    return StackedSRCNN(
+        [stage.stage for stage in trained], _units(levels), "precipitation", maps.drop_vars("mask"),
+        maps["mask"].astype(bool), training,
+    )  # fmt: skip
+
+
+def _units(levels: Levels) -> str:
+    units = open_ladder(levels)[-1]["precipitation"].attrs.get("units")
     if not units:
         raise ValueError(
             "The precipitation of the finest level has no units. Type level['precipitation'].attrs['units'] = "
             "'mm day-1' with its true units."
         )
-    static = finest[names].transpose("lat", "lon").reset_coords(drop=True).load()
-    mask = finest["mask"].transpose("lat", "lon").reset_coords(drop=True).astype(bool).load()
-    training = {
-        "stages": [stage.summary for stage in trained],
-        "config": [asdict(config) for config in configs],
-    }
-    return StackedSRCNN([stage.stage for stage in trained], units, "precipitation", static, mask, training)
+    return str(units)
