@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 LAYERS = [
     {"axes", "units", "normalize", "density", "evaluate", "store", "cluster", "datasets", "losses", "srcnn", "fused",
-     "grid", "interpolate", "kernels", "missing", "plot", "static", "weights", "binning", "splits", "trainconfig"},
+     "grid", "interpolate", "kernels", "missing", "plot", "static", "weights", "binning", "splits"},
     {"regrid", "stack"},
-    {"inputs", "ladder"},
+    {"inputs", "ladder", "trainconfig"},
     {"prism", "fetch", "levels", "patches"},
     {"train", "validate", "watch", "inference", "checkpoints", "sweep", "config"},
     {"accessor"},
