@@ -54,7 +54,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     console.print(f"[bold]4[/] Downscaling {years[2]}, Zarr to Zarr, on a local Dask cluster")
     held_out = levels[0][["precipitation"]].sel(time=str(years[-1]))
     held_out.drop_encoding().chunk(time=30).to_zarr(out / "coarse.zarr", mode="w")
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster, Client(cluster):
+    with LocalCluster(processes=False, threads_per_worker=2, dashboard_address=None) as cluster, Client(cluster):
         downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
         writing = downscaled.to_zarr(out / "downscaled.zarr", mode="w", compute=False).persist()
         progress(writing, notebook=False)
