@@ -15,7 +15,7 @@ from xdeepsd import DenseLoss, DenseWeight, Normalizer, masked_mse
 RAIN = np.where(np.random.default_rng(0).random(20_000) < 0.6, 0.0, np.random.default_rng(1).gamma(0.8, 8.0, 20_000))
 FITS = {
     "plain": DenseWeight(alpha=1.0).fit(RAIN),
-    "alpha 2": DenseWeight(alpha=2.0).fit(np.random.default_rng(2).gamma(4.0, 8.0, 5000)),
+    "alpha 1.2": DenseWeight(alpha=1.2).fit(np.random.default_rng(2).gamma(4.0, 8.0, 5000)),
     "wet": DenseWeight(alpha=1.0, wet_threshold=0.1).fit(RAIN),
     "log1p": DenseWeight(alpha=0.9, transform="log1p").fit(RAIN),
     "wet sqrt": DenseWeight(alpha=1.5, wet_threshold=0.1, transform="sqrt").fit(RAIN),
