@@ -165,7 +165,7 @@ def test_rare_rain_counts_more():
 
 def test_it_is_a_module():
     loss = DenseLoss(FITS["log1p"])
-    assert [name for name, _ in loss.named_buffers()] == ["table"]
+    assert [name for name, _ in loss.named_buffers()] == ["table", "slope"]
     assert list(loss.parameters()) == []
     pred, target, mask = _batch()
     for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
