@@ -33,6 +33,11 @@ _CODES: dict[Transform | None, int] = {None: 0, "log1p": 1, "sqrt": 2}
 _BLOCK = 1024  # values: a block and its scratch arrays stay in the first-level cache
 _PIECE = 2**20  # values that a thread takes at a time from an array in memory
 
+# A value's place is known to 2**-28 of a grid step (shares are fractions of that size). One integer adds up shares in
+# its lower 45 bits and values in its upper ones, for as many values (2**17) as fit before it is added to the counts.
+_FRACTION, _COUNT, _FLUSH = 28, 45, 2**17 // _BLOCK
+_ONE = 2**_COUNT
+
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile without the GIL; keep the code on disk where there is a folder to write to (an image may have none)."""
@@ -53,7 +58,7 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 @_compiled()
 def _select(values, threshold, transform, out):
     """Write transformed values to ``out``, NaN where not finite or dry; count what is there."""
-    finite = infinite = zeros = negative = n = 0
+    finite = infinite = zeros = negative = wet = 0
     for i in range(values.size):
         v = np.float64(values[i])
         is_finite = abs(v) < math.inf
@@ -63,18 +68,18 @@ def _select(values, threshold, transform, out):
         infinite += abs(v) == math.inf
         zeros += v == 0.0
         negative += is_wet & (v < 0.0)
-        n += is_wet
+        wet += is_wet
     if transform == 1:
         for i in range(values.size):
-            out[i] = math.log1p(max(out[i], 0.0)) if out[i] == out[i] else math.nan
+            out[i] = math.log1p(out[i]) if out[i] > 0.0 else out[i]
     elif transform == 2:
         for i in range(values.size):
-            out[i] = math.sqrt(max(out[i], 0.0)) if out[i] == out[i] else math.nan
-    return finite, infinite, zeros, negative, n
+            out[i] = math.sqrt(out[i]) if out[i] > 0.0 else out[i]
+    return finite, infinite, zeros, negative, wet
 
 
 @_compiled()
-def _extremes(values, filling, lowest, highest):
+def _fill(values, filling, lowest, highest):
     """Replace NaN by ``filling``; update the lowest and highest value seen at each place of a block."""
     for i in range(values.size):
         v = values[i] if values[i] == values[i] else filling
@@ -95,14 +100,24 @@ def _sums(values, shift):
 
 
 @_compiled()
-def _positions(values, start, inverse_step, points, left, right_share):
-    """Index of the grid point to the left and the share of the right one; NaN goes to a bin beyond the grid."""
+def _positions(values, threshold, start, inverse_step, points, left, packed):
+    """Grid point to the left of each value, and a one with the share of the right neighbour; return the zeros counted.
+
+    ``inverse_step`` counts in fractions, of which there are ``2**_FRACTION`` in a step. Zeros, and what is not
+    counted, go to eight bins beyond the grid in turn: long runs of them (dry days, ocean) in one bin would each wait
+    until the last one is stored.
+    """
+    last = (points - 1.0) * 2.0**_FRACTION
+    zeros = 0
     for i in range(values.size):
-        p = (values[i] - start) * inverse_step
-        p = p if (p >= 0.0) & (p <= points - 1.0) else points + 1.0
-        k = np.int64(p)
-        left[i] = k
-        right_share[i] = p - k
+        v = np.float64(values[i])
+        position = (v - start) * inverse_step
+        counted = (position >= 0.0) & (position <= last) & (v >= threshold)
+        zeros += counted & (v == 0.0)
+        fractions = np.int64(position if counted else 0.0)
+        left[i] = fractions >> _FRACTION if counted & (v != 0.0) else points + (i & 7)
+        packed[i] = _ONE | (fractions & (2**_FRACTION - 1))
+    return zeros
 
 
 # --- A flat array ---------------------------------------------------------------------------------------------------
@@ -131,7 +146,7 @@ def _moments(values, threshold, transform):
                 k += 1
             mean = x[k]
         # What is missing becomes the shift: it lies among the values and adds nothing to the sums.
-        _extremes(x, mean, lowest, highest)
+        _fill(x, mean, lowest, highest)
         total, square = _sums(x, mean)
         step = total / new
         squares += max(square - total * step, 0.0) + step * step * n * new / (n + new)
@@ -142,28 +157,32 @@ def _moments(values, threshold, transform):
 
 @_compiled()
 def _linear_binning(values, threshold, transform, start, inverse_step, points):
-    block, left, right_share = np.empty(_BLOCK), np.empty(_BLOCK, np.int64), np.empty(_BLOCK)
-    # Whole numbers count the values of a bin, so that any number of them is exact. Two copies, because equal values
-    # in a row (dry days) would each wait until the last one is stored.
-    count = np.zeros((2, points + 2), np.int64)
-    share = np.zeros((2, points + 2))
+    block, left, packed = np.empty(_BLOCK), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    both = np.zeros(points + 8, np.int64)  # number of values and sum of shares in one integer: one store for a value
+    counts = np.zeros(points)
+    zeros = 0
     for first in range(0, values.size, _BLOCK):
         raw = values[first : first + _BLOCK]
-        x = block[: raw.size]
-        _select(raw, threshold, transform, x)
-        left[raw.size :] = points + 1
-        right_share[raw.size :] = 0.0
-        _positions(x, start, inverse_step, points, left, right_share)
-        for i in range(0, _BLOCK, 2):
-            a, b = np.uint64(left[i]), np.uint64(left[i + 1])
-            count[0, a] += 1
-            share[0, a] += right_share[i]
-            count[1, b] += 1
-            share[1, b] += right_share[i + 1]
-    to_right = share[0] + share[1]
-    counts = (count[0] + count[1]) - to_right
-    counts[1:] += to_right[:-1]
-    return counts[:points]
+        if transform == 0:
+            zeros += _positions(raw, threshold, start, inverse_step, points, left, packed)
+        else:
+            x = block[: raw.size]
+            _select(raw, threshold, transform, x)
+            zeros += _positions(x, -math.inf, start, inverse_step, points, left, packed)
+        for i in range(raw.size):
+            both[np.uint64(left[i])] += packed[i]
+        if (first // _BLOCK + 1) % _FLUSH == 0 or first + _BLOCK >= values.size:
+            for k in range(points):
+                share = (both[k] & (_ONE - 1)) / 2.0**_FRACTION
+                counts[k] += (both[k] >> _COUNT) - share
+                counts[min(k + 1, points - 1)] += share  # at the last point there is none
+            both[:] = 0
+    if zeros > 0:
+        position = -start * inverse_step / 2.0**_FRACTION
+        k = np.int64(position)
+        counts[k] += zeros * (1.0 - (position - k))
+        counts[min(k + 1, points - 1)] += zeros * (position - k)
+    return counts
 
 
 @_compiled()
@@ -259,7 +278,7 @@ def _block_moments(block: np.ndarray, threshold: float, transform: int) -> Momen
 
 
 def _block_counts(block: np.ndarray, threshold: float, transform: int, grid: np.ndarray) -> np.ndarray:
-    inverse_step = (grid.size - 1) / (grid[-1] - grid[0])
+    inverse_step = (grid.size - 1) / (grid[-1] - grid[0]) * 2**_FRACTION
     return _linear_binning(_floats(block).ravel(order="K"), threshold, transform, grid[0], inverse_step, grid.size)
 
 

@@ -364,7 +364,9 @@ class DenseWeight:
     @cached_property
     def eps_share(self) -> float:
         """Share of the training values that get the least weight."""
-        return self._mean_of((self._unscaled <= self.eps).astype(np.float64), 0.0)
+        at_eps = self._unscaled <= self.eps
+        between = at_eps[1:] & at_eps[:-1]  # a value has eps where both its neighbours on the grid have
+        return self._mean_of((np.append(between, False) + np.append(False, between).astype(np.float64)) / 2, 0.0)
 
     def summary(self) -> dict[str, Any]:
         """What the fit found, as plain numbers (JSON): to log and to keep with a model.

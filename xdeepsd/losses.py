@@ -72,8 +72,8 @@ class DenseLoss(nn.Module):
 
     Notes
     -----
-    The table of the density is a buffer (float64, so that weights equal ``dense_weight.weights``), which moves with
-    ``loss.to(device)``; on a device without float64 type ``loss.float().to(device)``. It is not part of
+    The table of the density and its slopes are buffers (float64, so that weights equal ``dense_weight.weights``), which
+    move with ``loss.to(device)``; on a device without float64 type ``loss.float().to(device)``. They are not part of
     ``state_dict``: keep ``dense_weight.to_dict()``.
 
     Raises
@@ -83,6 +83,7 @@ class DenseLoss(nn.Module):
     """
 
     table: Tensor
+    slope: Tensor
 
     def __init__(self, dense_weight: DenseWeight, normalizer: Normalizer | None = None) -> None:
         super().__init__()
@@ -93,25 +94,27 @@ class DenseLoss(nn.Module):
         self.alpha, self.eps, self.mean = float(dense_weight.alpha), float(dense_weight.eps), mean
         self.wet_threshold, self.transform = dense_weight.wet_threshold, dense_weight.transform
         self.start, self.step = histogram.start, histogram.step
-        self.register_buffer("table", torch.tensor(histogram.scaled_density), persistent=False)
+        table = torch.tensor(histogram.scaled_density)
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("slope", table.diff(append=table[-1:]), persistent=False)
 
     @torch.no_grad()
     def weights(self, values: Tensor) -> Tensor:
         """Weight of each value (mm day-1, any shape), as ``DenseWeight.weights``: NaN gets 0. In the table's dtype."""
         values = values.to(self.table.dtype)
-        position = values
+        missing = values.isnan()
+        # In place on new tensors: this runs in every step.
+        position = values.nan_to_num(0.0)
         if self.transform is not None:
-            position = position.clamp(min=0.0)
-            position = position.log1p() if self.transform == "log1p" else position.sqrt()
-        last = self.table.numel() - 2
-        position = ((position - self.start) / self.step).clamp(0.0, last + 1.0).nan_to_num(0.0)
-        left = position.long().clamp(max=last)
-        low, high = self.table[left], self.table[left + 1]
-        density = low + (position - left) * (high - low)
+            position = position.clamp_(min=0.0)
+            position = position.log1p_() if self.transform == "log1p" else position.sqrt_()
+        position = position.sub_(self.start).div_(self.step).clamp_(0.0, self.table.numel() - 1.0)
+        left = position.long()
+        density = self.table[left].addcmul_(position.sub_(left), self.slope[left])
         if self.wet_threshold is not None:
-            density = density.masked_fill(values < self.wet_threshold, 0.0)
-        weights = (1.0 - self.alpha * density).clamp(min=self.eps) / self.mean
-        return weights.masked_fill(values.isnan(), 0.0)
+            density.masked_fill_(values < self.wet_threshold, 0.0)
+        weights = density.mul_(-self.alpha).add_(1.0).clamp_(min=self.eps).div_(self.mean)
+        return weights.masked_fill_(missing, 0.0)
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
         """Loss of a batch, a scalar of the dtype of ``pred``; 0 where no pixel is valid.
