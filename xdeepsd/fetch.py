@@ -371,7 +371,10 @@ def _parse_releases(rows: Any, variable: str, url: str) -> dict[pd.Timestamp, Re
 def _in_memory(content: bytes, name: str) -> Iterator[list[prism.Source]]:
     """The rasters of a zip in memory, to be read while the context lasts."""
     with rasterio.MemoryFile(content, filename=name) as file:
-        yield prism.zip_sources(Path(file.name), content)
+        try:
+            yield prism.zip_sources(Path(file.name), content)
+        except ValueError as error:
+            raise ValueError(str(error).replace(f"{file.name}/", "")) from error
 
 
 def _read_day(
@@ -435,7 +438,7 @@ def _open(path: Path, region: str, resolution: str) -> xr.Dataset | None:
     if not path.exists():
         return None
     try:
-        store = xr.open_zarr(path, chunks=None)
+        store = xr.open_zarr(path, chunks=None, consolidated=False)
         there = (store.attrs["prism_region"], store.attrs["prism_resolution"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
