@@ -156,6 +156,22 @@ def test_any_sequence_of_periods(tmp_path_factory, periods):
         check(out, server, sorted(held))
 
 
+def test_open_prism_gives_the_days_that_are_there(server, out):
+    get(server, out, "2011-01-07", "2011-01-08")
+    get(server, out, "2011-01-02", "2011-01-03")
+    with pytest.raises(ValueError, match=r"3 days of ppt are missing .*: 2011-01-04 to 2011-01-06 \(3 days\)"):
+        prism.open_prism(out)
+    ds = prism.open_prism(out, allow_missing=True)
+    assert pd.DatetimeIndex(ds["time"]).equals(DAYS[[1, 2, 6, 7]])
+    np.testing.assert_array_equal(ds["ppt"].values, np.stack([map_of(day) for day in ds["time"].to_index()]))
+    get(server, out)
+    xr.testing.assert_identical(prism.open_prism(out), xr.open_zarr(out))
+    other = out.parent / "other.zarr"
+    xr.Dataset({"ppt": ("time", [1.0])}).to_zarr(other, consolidated=False)
+    with pytest.raises(ValueError, match=r"other\.zarr is no store of xdeepsd fetch"):
+        prism.open_prism(other)
+
+
 def test_several_variables_and_the_elevation_in_one_store(server, out, tmp_path):
     elevation = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
     name = "PRISM_us_dem_4km_bil"

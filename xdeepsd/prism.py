@@ -474,7 +474,7 @@ def open_prism(
     Parameters
     ----------
     paths : path, folder, glob pattern, or several of them
-        Folders are searched to the bottom.
+        Folders are searched to the bottom. Or the store of `xdeepsd fetch`, of which the days that are there come.
     allow_missing : bool
         Go on where days between the first and the last are missing. With one variable these days are not in the
         result; with several, days that one of them lacks are NaN there, and its release is 0.
@@ -495,6 +495,8 @@ def open_prism(
         files of the same release have with different data, and missing days. Where two files have the same day, the
         more final release is taken; only such files are read at this point.
     """
+    if isinstance(paths, str | PathLike) and (Path(paths) / "zarr.json").is_file():
+        return _open_store(Path(paths), allow_missing)
     sources = find_sources(paths)
     # Opening a header takes about a millisecond, and GDAL does it without the lock of the interpreter.
     with ThreadPoolExecutor(8) as pool:
@@ -516,17 +518,9 @@ def open_prism(
     chosen = {key: _most_final(same, grid) for key, same in by_day.items()}
     days = pd.DatetimeIndex(sorted({day for _, day in chosen if day is not None}))
     variables = [name for name in VARIABLES if any(name == variable for variable, _ in chosen)]
-    if len(days) and not allow_missing:
-        full = pd.date_range(days[0], days[-1])
-        gaps = {name: [day for day in full if (name, day) not in chosen] for name in variables}
-        _raise_all(
-            [
-                f"{len(gap)} days of {name} are missing between {days[0]:%Y-%m-%d} and {days[-1]:%Y-%m-%d}: "
-                f"{days_text(gap)}. Needed: every day. Fetch them, or go on with allow_missing=True (--allow-missing)."
-                for name, gap in gaps.items()
-                if gap
-            ]
-        )
+    held = {name: pd.DatetimeIndex([day for day in days if (name, day) in chosen]) for name in variables}
+    if not allow_missing:
+        _refuse_gaps(held)
 
     ds = skeleton(grid, days)
     for name in variables:
@@ -541,6 +535,35 @@ def open_prism(
     if ("elevation", None) in chosen:
         ds["elevation"] = (("lat", "lon"), _lazy([chosen["elevation", None]], grid)[0], ELEVATION)
     return ds
+
+
+def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
+    """The days that a store of `xdeepsd fetch` holds; its axis also has those that are not fetched yet."""
+    ds = xr.open_zarr(path)
+    variables = [name for name in VARIABLES if f"{name}_release" in ds]
+    if not variables:
+        raise ValueError(f"{path} is no store of xdeepsd fetch: none of its variables has a release. Use xr.open_zarr.")
+    there = np.stack([ds[f"{name}_release"].values > 0 for name in variables])
+    days = pd.DatetimeIndex(ds["time"].values)
+    if not allow_missing:
+        _refuse_gaps({name: days[mine] for name, mine in zip(variables, there, strict=True)})
+    return ds.isel(time=np.flatnonzero(there.any(axis=0)))
+
+
+def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
+    """ValueError where a variable lacks days between the first and the last of all."""
+    days = pd.DatetimeIndex([]).append(list(held.values()))
+    if len(days) == 0:
+        return
+    gaps = {name: pd.date_range(days.min(), days.max()).difference(mine) for name, mine in held.items()}
+    _raise_all(
+        [
+            f"{len(gap)} days of {name} are missing between {days.min():%Y-%m-%d} and {days.max():%Y-%m-%d}: "
+            f"{days_text(gap)}. Needed: every day. Fetch them, or go on with allow_missing=True (--allow-missing)."
+            for name, gap in gaps.items()
+            if len(gap)
+        ]
+    )
 
 
 def _grid_or_error(source: Source) -> tuple[Grid, Source] | ValueError:
