@@ -217,7 +217,7 @@ def parse_name(path: Path, member: str | None = None) -> Source | None:
             "daily grids, with year, month and day in their name."
         )
     try:
-        day = pd.to_datetime(found["date"], format="%Y%m%d")
+        day = pd.Timestamp(int(found["date"][:4]), int(found["date"][4:6]), int(found["date"][6:]))
     except ValueError as error:
         raise ValueError(f"{where}: {found['date']} is no date.") from error
     resolution = {"25m": "4km", "30s": "800m", "15s": "400m"}.get(found["resolution"], found["resolution"])
