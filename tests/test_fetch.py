@@ -21,7 +21,7 @@ from test_prism import bil_members, write_zip
 from typer.testing import CliRunner
 
 import xdeepsd
-from xdeepsd import fetch, prism
+from xdeepsd import fetch, prism, prism_names
 from xdeepsd.cli import app
 from xdeepsd.fetch import fetch_prism
 
@@ -178,7 +178,7 @@ def test_several_variables_and_the_elevation_in_one_store(server, out, tmp_path)
     server.files[f"{name}.zip"] = write_zip(tmp_path / "dem.zip", bil_members(name, elevation)).read_bytes()
     server.region = "us"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prism, "GRIDS", {})  # the small grid stands for that of us
+        patch.delitem(prism_names.GRIDS, ("us", "4km"))  # the small grid stands for it
         assert get(server, out, None, None, variable="elevation").complete
         assert list(xr.open_zarr(out).data_vars) == ["elevation"]
         get(server, out, "2011-01-02", "2011-01-03")
@@ -354,9 +354,14 @@ def test_a_store_of_something_else(server, out):
 
 def test_a_store_on_another_grid(server, out, monkeypatch):
     get(server, out)
-    monkeypatch.setitem(prism.GRIDS, ("hi", "4km"), prism.GRIDS["us", "4km"])
+    monkeypatch.setitem(prism_names.GRIDS, ("hi", "4km"), prism_names.GRIDS["us", "4km"])
     with pytest.raises(ValueError, match=r"is on another grid: 12 x 20 .*Needed: 621 x 1405"):
         get(server, out)
+
+
+def test_a_store_that_is_not_a_local_folder(server):
+    with pytest.raises(ValueError, match=r"out is 's3://bucket/prism\.zarr'\. Needed: a local folder"):
+        get(server, "s3://bucket/prism.zarr")
 
 
 def test_two_at_the_same_store(server, out):
@@ -472,7 +477,7 @@ def test_command(server, out):
     assert "Oregon State University" in text
     result, text, _ = run(server, out, "--end", "2011-01-08")
     assert result.exit_code == 0
-    assert "0 days of ppt fetched (0.0 MB), 8 held before" in text
+    assert "0 days of ppt fetched, 8 held before (0.0 MB)" in text
 
 
 def test_command_lists_bad_days_and_fails(server, out):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from prism_server import NORTH, SHAPE, WEST, broken, day_zip, map_of, tif
 
 from xdeepsd import axes, prism
-from xdeepsd.prism import GRIDS, Grid, open_prism, parse_name, snap
+from xdeepsd.prism import open_prism
+from xdeepsd.prism_names import GRIDS, VARIABLES, Grid, parse_name, snap
 
 DAY = pd.Timestamp("2011-01-01")
 FIRST_LAT = NORTH - np.arange(SHAPE[0]) / 24
@@ -154,7 +155,7 @@ def test_cf_metadata(mixed):
     np.testing.assert_array_equal(bounds[1:, 0], bounds[:-1, 1])
     assert ds["ppt"].attrs["units"] == "mm day-1"
     assert "Oregon State University" in ds.attrs["source"]
-    assert set(prism.VARIABLES) == {"ppt", "tmin", "tmax", "tmean", "tdmean", "vpdmin", "vpdmax"}
+    assert set(VARIABLES) == {"ppt", "tmin", "tmax", "tmean", "tdmean", "vpdmin", "vpdmax"}
 
 
 def test_what_is_opened_can_be_written_and_comes_back(mixed, tmp_path):
