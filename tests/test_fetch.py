@@ -159,7 +159,7 @@ def test_any_sequence_of_periods(tmp_path_factory, periods):
 def test_open_prism_gives_the_days_that_are_there(server, out):
     get(server, out, "2011-01-07", "2011-01-08")
     get(server, out, "2011-01-02", "2011-01-03")
-    with pytest.raises(ValueError, match=r"3 days of ppt are missing .*: 2011-01-04 to 2011-01-06 \(3 days\)"):
+    with pytest.raises(ValueError, match=r"ppt lacks 3 of the 7 days .*: 2011-01-04 to 2011-01-06 \(3 days\)"):
         prism.open_prism(out)
     ds = prism.open_prism(out, allow_missing=True)
     assert pd.DatetimeIndex(ds["time"]).equals(DAYS[[1, 2, 6, 7]])
@@ -484,7 +484,7 @@ def test_command_lists_bad_days_and_fails(server, out):
     server.mischief |= {DAYS[1]: ["empty"], DAYS[3]: ["wrong shape"]}
     result, text, errors = run(server, out, "--end", "2011-01-08")
     assert result.exit_code == 1
-    assert "2 days failed:" in errors
+    assert "Failed (2):" in errors
     assert re.search(r"2011-01-02  an empty zip\n\s+2011-01-04  wrong grid: 13 x 20", errors)
     assert "Run the same command again" in errors
     assert "6 days of ppt fetched" in text
@@ -496,14 +496,14 @@ def test_command_stops_when_refused(server, out):
     result, _, errors = run(server, out, "--end", "2011-01-08")
     assert result.exit_code == 1
     assert "Stopped. The service refuses; it says: You have tried to download" in errors
-    assert "2 days were not tried: 2011-01-07 to 2011-01-08 (2 days)" in errors
+    assert "Not tried (2): 2011-01-07 to 2011-01-08 (2 days)" in errors
 
 
 def test_command_and_days_not_published(server, out):
     del server.releases[DAYS[3]]
     result, _, errors = run(server, out, "--end", "2011-01-08")
     assert result.exit_code == 1
-    assert "1 days are not published: 2011-01-04." in errors
+    assert "Not published (1): 2011-01-04." in errors
     assert run(server, out, "--end", "2011-01-08", "--allow-missing")[0].exit_code == 0
 
 

@@ -56,12 +56,15 @@ def fetch(
 
     Data: PRISM Climate Group, Oregon State University. Exit status 1 where days are missing, which are listed.
     """
+    import logging
+
     import httpx
     from rich.console import Console
 
     from xdeepsd.fetch import fetch_prism
     from xdeepsd.prism_names import ATTRIBUTION, SERVICE, days_text
 
+    logging.getLogger("xdeepsd.fetch").setLevel(logging.ERROR)  # its warnings are listed below
     console = Console(highlight=False, soft_wrap=True)
     errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")
     try:
@@ -73,15 +76,15 @@ def fetch(
         errors.print(str(error), markup=False)
         raise typer.Exit(1) from None
     if report.failed:
-        errors.print(f"{len(report.failed)} days failed:")
+        errors.print(f"Failed ({len(report.failed)}):")
         for day, cause in report.failed.items():
             errors.print(f"  {day:%Y-%m-%d}  {cause}", markup=False)
     if report.unpublished:
-        errors.print(f"{len(report.unpublished)} days are not published: {days_text(report.unpublished)}.")
+        errors.print(f"Not published ({len(report.unpublished)}): {days_text(report.unpublished)}.")
     if report.stopped:
         errors.print(f"Stopped. {report.stopped}", markup=False)
     if report.not_tried:
-        errors.print(f"{len(report.not_tried)} days were not tried: {days_text(report.not_tried)}.")
+        errors.print(f"Not tried ({len(report.not_tried)}): {days_text(report.not_tried)}.")
     if variable == "elevation":
         text = "the elevation is there" if report.complete else "no elevation"
     else:

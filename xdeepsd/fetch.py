@@ -388,7 +388,7 @@ def _read_day(
     if np.isnan(values).all():
         raise ValueError("the map has no value")
     if source.release and source.release != release[1]:
-        logger.warning("%s is release %d; announced was %d", source.member, source.release, release[1])
+        logger.info("%s is release %d; announced was %d", source.member, source.release, release[1])
     return values, found
 
 

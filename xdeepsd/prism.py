@@ -321,10 +321,11 @@ def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
     days = pd.DatetimeIndex([]).append(list(held.values()))
     if len(days) == 0:
         return
-    gaps = {name: pd.date_range(days.min(), days.max()).difference(mine) for name, mine in held.items()}
+    full = pd.date_range(days.min(), days.max())
+    gaps = {name: full.difference(mine) for name, mine in held.items()}
     _raise_all(
         [
-            f"{len(gap)} days of {name} are missing between {days.min():%Y-%m-%d} and {days.max():%Y-%m-%d}: "
+            f"{name} lacks {len(gap)} of the {len(full)} days from {full[0]:%Y-%m-%d} to {full[-1]:%Y-%m-%d}: "
             f"{days_text(gap)}. Needed: every day. Fetch them, or go on with allow_missing=True (--allow-missing)."
             for name, gap in gaps.items()
             if len(gap)
