@@ -346,9 +346,12 @@ def test_a_store_of_something_else(server, out):
     xr.Dataset({"ppt": ("time", [1.0])}).to_zarr(other, consolidated=False)
     with pytest.raises(ValueError, match=r"other\.zarr is there and is no store of xdeepsd fetch"):
         get(server, other)
-    (out.parent / "folder").mkdir()
+    mine = out.parent / "folder" / "mine.partial"
+    mine.parent.mkdir()
+    mine.touch()
     with pytest.raises(ValueError, match="is there and is no store of xdeepsd fetch"):
         get(server, out.parent / "folder")
+    assert mine.exists()
     assert server.requests == []
 
 
@@ -379,10 +382,12 @@ def test_two_at_the_same_store(server, out):
 def test_an_axis_half_changed(server, out, moment):
     """What is on disk at each moment of a change of the axis leads back to a whole store."""
     get(server, out, "2011-01-03", "2011-01-04")
-    (out.with_name(".prism.zarr.new") / "ppt").mkdir(parents=True)
+    (out.with_name(".prism.zarr.xdeepsd-new") / "ppt").mkdir(parents=True)
     if moment == "between":
-        out.rename(out.with_name(".prism.zarr.old"))
-    (out if moment == "before" else out.with_name(".prism.zarr.old")).joinpath("ppt/c/0/0/0.abc.partial").touch()
+        out.rename(out.with_name(".prism.zarr.xdeepsd-old"))
+    (out if moment == "before" else out.with_name(".prism.zarr.xdeepsd-old")).joinpath(
+        "ppt/c/0/0/0.abc.partial"
+    ).touch()
     assert get(server, out).held == list(DAYS[2:4])
     check(out, server, DAYS)
     assert sorted(p.name for p in out.parent.iterdir()) == [".prism.zarr.lock", "prism.zarr"]

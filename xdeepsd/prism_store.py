@@ -43,21 +43,19 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name}.{what}")
+    return path.with_name(f".{path.name}.xdeepsd-{what}")
 
 
 def recover(path: Path) -> None:
-    """Take away what an interrupted call left: half-written files, and a change of the axis half done."""
+    """Put the store back, or take away its copy, where a call was interrupted while it laid the store out anew."""
     if not path.exists() and _beside(path, "old").exists():
         _beside(path, "old").rename(path)
     for what in ("old", "new"):
         shutil.rmtree(_beside(path, what), ignore_errors=True)
-    for file in path.rglob("*.partial"):
-        file.unlink()
 
 
 def open_store(path: Path, region: str, resolution: str) -> xr.Dataset | None:
-    """The store at ``path``, or None; ValueError where it is not ours, or of another region, resolution or grid."""
+    """The store at ``path`` without half-written files, or None; ValueError where it is not ours or does not fit."""
     if not path.exists():
         return None
     try:
@@ -79,6 +77,8 @@ def open_store(path: Path, region: str, resolution: str) -> xr.Dataset | None:
             f"{path} is on another grid: {grid}. Needed: {known}, the grid of {region} at {resolution}. Type another "
             "--out."
         )
+    for file in path.rglob("*.partial"):  # half-written when an earlier call was killed
+        file.unlink()
     return store
 
 
