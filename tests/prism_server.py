@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 import time
 import zipfile
@@ -148,7 +149,7 @@ class PrismServer:
             "cut": lambda: self._send_part(handler, made(), name),
             "slow": lambda: self._send_slowly(handler, made(), name, pause=1.5),
             "drip": lambda: self._send_slowly(handler, made(), name, pause=0.04),
-            "hang up": lambda: handler.connection.close(),
+            "hang up": lambda: handler.connection.shutdown(socket.SHUT_RDWR),
             "truncated": lambda: self._send_zip(handler, broken(made()), name),
             "refusal": lambda: self._send(handler, REFUSAL.format(name=name).encode(), name),
             "html": lambda: self._send(handler, b"<html><body>maintenance</body></html>", name),

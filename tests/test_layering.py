@@ -8,10 +8,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 LAYERS = [
     {"axes", "units", "normalize", "density", "evaluate", "store", "cluster", "datasets", "losses", "srcnn", "fused",
-     "grid", "interpolate", "kernels", "missing", "plot", "static", "weights", "binning", "splits"},
+     "grid", "interpolate", "prism_names", "kernels", "missing", "plot", "static", "weights", "binning", "splits"},
     {"regrid", "stack"},
     {"inputs", "ladder", "trainconfig"},
-    {"prism", "fetch", "levels", "patches"},
+    {"prism", "prism_store", "fetch", "levels", "patches"},
     {"train", "validate", "watch", "inference", "checkpoints", "sweep", "config"},
     {"accessor"},
     {"demo"},

@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import dask
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from prism_server import NORTH, SHAPE, WEST, broken, day_zip, map_of, tif
 
 from xdeepsd import axes, prism
-from xdeepsd.prism import GRIDS, Grid, open_prism, parse_name, snap
+from xdeepsd.prism import open_prism
+from xdeepsd.prism_names import GRIDS, VARIABLES, Grid, parse_name, snap
 
 DAY = pd.Timestamp("2011-01-01")
 FIRST_LAT = NORTH - np.arange(SHAPE[0]) / 24
@@ -67,13 +69,13 @@ def write_files(folder: Path, members: dict[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def netcdf(values: np.ndarray) -> bytes:
+def netcdf(values: np.ndarray, form: Literal["NETCDF3_CLASSIC", "NETCDF4"]) -> bytes:
     """As GDAL writes it for the service: Band1 from south to north."""
     ds = xr.Dataset(
         {"Band1": (("lat", "lon"), values[::-1]), "crs": ((), b"")}, {"lat": FIRST_LAT[::-1], "lon": FIRST_LON}
     )
     ds["Band1"].encoding["_FillValue"] = np.float32(-9999)
-    return bytes(ds.to_netcdf(engine="netcdf4"))
+    return bytes(ds.to_netcdf(format=form))
 
 
 @pytest.fixture
@@ -93,10 +95,11 @@ def mixed(tmp_path):
     (y11 / "nested" / f"prism_ppt_us_25m_{days[6]:%Y%m%d}.zip").write_bytes(
         day_zip("ppt", days[6], d[6], 3, region="us")
     )
-    (y11 / f"prism_ppt_us_25m_{days[7]:%Y%m%d}.nc").write_bytes(netcdf(d[7]))
+    (y11 / f"prism_ppt_us_25m_{days[7]:%Y%m%d}.nc").write_bytes(netcdf(d[7], "NETCDF3_CLASSIC"))
     name = f"prism_ppt_us_25m_{days[8]:%Y%m%d}"
     write_zip(
-        y11 / f"{name}.zip", {f"{name}.nc": netcdf(d[8]), f"{name}.info.txt": b"PRISM_DATASET_RELEASE_NUMBER: 5\n"}
+        y11 / f"{name}.zip",
+        {f"{name}.nc": netcdf(d[8], "NETCDF4"), f"{name}.info.txt": b"PRISM_DATASET_RELEASE_NUMBER: 5\n"},
     )
     (y11 / "readme.txt").write_text("not a grid")
     return tmp_path, days, np.stack(d)
@@ -154,7 +157,7 @@ def test_cf_metadata(mixed):
     np.testing.assert_array_equal(bounds[1:, 0], bounds[:-1, 1])
     assert ds["ppt"].attrs["units"] == "mm day-1"
     assert "Oregon State University" in ds.attrs["source"]
-    assert set(prism.VARIABLES) == {"ppt", "tmin", "tmax", "tmean", "tdmean", "vpdmin", "vpdmax"}
+    assert set(VARIABLES) == {"ppt", "tmin", "tmax", "tmean", "tdmean", "vpdmin", "vpdmax"}
 
 
 def test_what_is_opened_can_be_written_and_comes_back(mixed, tmp_path):
@@ -168,6 +171,18 @@ def test_what_is_opened_can_be_written_and_comes_back(mixed, tmp_path):
 @pytest.mark.parametrize("declare", [True, False])
 def test_nodata_whatever_its_value(tmp_path, nodata, declare):
     write_files(tmp_path, bil_members(old_stem(DAY), map_of(DAY), nodata, declare))
+    np.testing.assert_array_equal(open_prism(tmp_path)["ppt"].values[0], map_of(DAY))
+
+
+@pytest.mark.parametrize("form", ["NETCDF3_CLASSIC", "NETCDF4"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_netcdf_of_both_kinds(tmp_path, form, zipped):
+    name = f"prism_ppt_us_25m_{DAY:%Y%m%d}"
+    members = {f"{name}.nc": netcdf(map_of(DAY), form)}
+    if zipped:
+        write_zip(tmp_path / "any.zip", members)
+    else:
+        write_files(tmp_path, members)
     np.testing.assert_array_equal(open_prism(tmp_path)["ppt"].values[0], map_of(DAY))
 
 
@@ -335,7 +350,10 @@ def test_missing_days_are_listed(tmp_path):
     for date in ("2011-01-01", "2011-01-02", "2011-01-06", "2011-01-08"):
         day = pd.Timestamp(date)
         write_files(tmp_path, bil_members(old_stem(day), map_of(day)))
-    text = r"4 days of ppt are missing .*: 2011-01-03 to 2011-01-05 \(3 days\), 2011-01-07\. .*allow_missing=True"
+    text = (
+        r"ppt lacks 4 of the 8 days from 2011-01-01 to 2011-01-08: 2011-01-03 to 2011-01-05 \(3 days\), 2011-01-07\. "
+        r"Needed: every day\..*allow_missing=True"
+    )
     with pytest.raises(ValueError, match=text):
         open_prism(tmp_path)
     ds = open_prism(tmp_path, allow_missing=True)
@@ -348,7 +366,7 @@ def test_several_variables_of_different_days(tmp_path):
     for day in days:
         write_files(tmp_path, bil_members(old_stem(day), map_of(day)))
     write_files(tmp_path, bil_members(old_stem(days[1], "tmax"), map_of(days[1]) - 5))
-    with pytest.raises(ValueError, match="2 days of tmax are missing"):
+    with pytest.raises(ValueError, match="tmax lacks 2 of the 3 days"):
         open_prism(tmp_path)
     ds = open_prism(tmp_path, allow_missing=True)
     assert ds["tmax"].attrs["units"] == "degC"

@@ -4,10 +4,12 @@ __version__ = "0.1.0"
 
 from xdeepsd import accessor as _accessor  # noqa: F401  (registers ds.deepsd)
 from xdeepsd.density import DenseWeight
+from xdeepsd.fetch import FetchReport, fetch_prism
 from xdeepsd.inference import downscale
 from xdeepsd.levels import build_levels, make_levels, open_levels
 from xdeepsd.losses import DenseLoss, masked_mse
 from xdeepsd.normalize import Normalizer
+from xdeepsd.prism import open_prism
 from xdeepsd.regrid import coarsen
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
@@ -17,6 +19,7 @@ __all__ = [
     "SRCNN",
     "DenseLoss",
     "DenseWeight",
+    "FetchReport",
     "Normalizer",
     "SRCNNConfig",
     "StackedSRCNN",
@@ -26,10 +29,12 @@ __all__ = [
     "build_levels",
     "coarsen",
     "downscale",
+    "fetch_prism",
     "load_model",
     "make_levels",
     "masked_mse",
     "open_levels",
+    "open_prism",
     "save_model",
     "train_stack",
     "train_stage",

@@ -56,37 +56,40 @@ def fetch(
 
     Data: PRISM Climate Group, Oregon State University. Exit status 1 where days are missing, which are listed.
     """
+    import logging
+
     import httpx
     from rich.console import Console
 
-    from xdeepsd import prism
     from xdeepsd.fetch import fetch_prism
+    from xdeepsd.prism_names import ATTRIBUTION, SERVICE, days_text
 
+    logging.getLogger("xdeepsd.fetch").setLevel(logging.ERROR)  # its warnings are listed below
     console = Console(highlight=False, soft_wrap=True)
     errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")
     try:
         report = fetch_prism(
             out, variable, start, end, resolution=resolution, region=region, pace=pace, timeout=timeout,
-            base_url=base_url or prism.SERVICE, progress=console.is_terminal,
+            base_url=base_url or SERVICE, progress=console.is_terminal,
         )  # fmt: skip
     except (ValueError, OSError, httpx.HTTPError) as error:
         errors.print(str(error), markup=False)
         raise typer.Exit(1) from None
     if report.failed:
-        errors.print(f"{len(report.failed)} days failed:")
+        errors.print(f"Failed ({len(report.failed)}):")
         for day, cause in report.failed.items():
             errors.print(f"  {day:%Y-%m-%d}  {cause}", markup=False)
     if report.unpublished:
-        errors.print(f"{len(report.unpublished)} days are not published: {prism.days_text(report.unpublished)}.")
+        errors.print(f"Not published ({len(report.unpublished)}): {days_text(report.unpublished)}.")
     if report.stopped:
         errors.print(f"Stopped. {report.stopped}", markup=False)
     if report.not_tried:
-        errors.print(f"{len(report.not_tried)} days were not tried: {prism.days_text(report.not_tried)}.")
-    text = "elevation" if variable == "elevation" else f"{len(report.fetched)} days of {variable}"
-    console.print(
-        f"{out}: {text} fetched ({report.megabytes:.1f} MB), {len(report.held)} held before. "
-        f"Data: {prism.ATTRIBUTION}", markup=False,
-    )  # fmt: skip
+        errors.print(f"Not tried ({len(report.not_tried)}): {days_text(report.not_tried)}.")
+    if variable == "elevation":
+        text = "the elevation is there" if report.complete else "no elevation"
+    else:
+        text = f"{len(report.fetched)} days of {variable} fetched, {len(report.held)} held before"
+    console.print(f"{out}: {text} ({report.megabytes:.1f} MB). Data: {ATTRIBUTION}", markup=False)
     missing = report.failed or report.not_tried or report.stopped or (report.unpublished and not allow_missing)
     if missing:
         errors.print("What is fetched is kept. Run the same command again to fetch what is missing.")

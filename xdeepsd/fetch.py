@@ -1,17 +1,10 @@
-"""Fetch PRISM days from the web service into a Zarr store that knows which days it holds, and in which release.
-
-The store is plain Zarr v3 with one chunk per day. A day's release is written after its map, so a day whose release is
-not 0 is whole: an interruption at any moment loses at most the day in flight.
-"""
+"""Fetch PRISM days from the web service: politely, one after the other, and only what the store does not hold."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import time
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,27 +15,22 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-import filelock
 import httpx
 import numpy as np
 import pandas as pd
 import rasterio
 import tenacity
-import xarray as xr
-import zarr
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import xdeepsd
-from xdeepsd import prism
-from xdeepsd.prism import Grid
+from xdeepsd import prism_names, prism_store
+from xdeepsd.prism import raster_grid, read_map, zip_sources
+from xdeepsd.prism_names import Grid, Source
+from xdeepsd.prism_store import Release
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# A release as the service announces it: its date, and its number from 1 (early) to 8 (stable).
-Release = tuple[pd.Timestamp, int]
-
-_EPOCH = pd.Timestamp("1970-01-01")
 # So many days in a row without an answer mean that the service, or the way to it, is down.
 _GIVE_UP = 5
 
@@ -75,7 +63,7 @@ def fetch_prism(
     region: str = "us",
     pace: float = 2.0,
     timeout: float = 60.0,
-    base_url: str = prism.SERVICE,
+    base_url: str = prism_names.SERVICE,
     progress: bool = False,
 ) -> FetchReport:
     """Fetch the days of a period that a store does not hold in their current release.
@@ -117,10 +105,12 @@ def fetch_prism(
         The service does not say which releases there are: nothing is done.
     """
     days = _check(variable, start, end, resolution, region)
+    if "://" in str(out):
+        raise ValueError(f"out is {str(out)!r}. Needed: a local folder. Copy the store when it is done.")
     path = Path(out).expanduser().absolute()
-    with _alone(path):
-        _recover(path)
-        store = _open(path, region, resolution)
+    with prism_store.alone(path):
+        prism_store.recover(path)
+        store = prism_store.open_store(path, region, resolution)
         with _Service(base_url, region, resolution, pace, timeout) as service:
             if variable == "elevation":
                 return _fetch_elevation(service, path, store)
@@ -130,9 +120,9 @@ def fetch_prism(
 def _check(variable: str, start: Any, end: Any, resolution: str, region: str) -> pd.DatetimeIndex:
     """The days asked for. Raises ValueError for anything that cannot be asked."""
     for value, allowed, name in (
-        (variable, (*prism.VARIABLES, "elevation"), "variable"),
-        (resolution, tuple(prism.RESOLUTIONS), "resolution"),
-        (region, prism.REGIONS, "region"),
+        (variable, (*prism_names.VARIABLES, "elevation"), "variable"),
+        (resolution, tuple(prism_names.RESOLUTIONS), "resolution"),
+        (region, prism_names.REGIONS, "region"),
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}. Needed: one of {', '.join(allowed)}.")
@@ -146,19 +136,19 @@ def _check(variable: str, start: Any, end: Any, resolution: str, region: str) ->
         first, last = pd.Timestamp(start).normalize(), pd.Timestamp(end).normalize()
     except ValueError as error:
         raise ValueError(f"start is {start!r}, end is {end!r}. Needed: dates such as 2014-01-01.") from error
-    if last < first or first < prism.FIRST_DAY:
+    if last < first or first < prism_names.FIRST_DAY:
         raise ValueError(
             f"The period is {first:%Y-%m-%d} to {last:%Y-%m-%d}. Needed: an end not before the start, and a start "
-            f"from {prism.FIRST_DAY:%Y-%m-%d}, the first daily grid of PRISM."
+            f"from {prism_names.FIRST_DAY:%Y-%m-%d}, the first daily grid of PRISM."
         )
     return pd.date_range(first, last)
 
 
 def _fetch_days(
-    service: _Service, path: Path, store: xr.Dataset | None, variable: str, days: pd.DatetimeIndex, progress: bool
+    service: _Service, path: Path, store: Any, variable: str, days: pd.DatetimeIndex, progress: bool
 ) -> FetchReport:
     announced = service.releases(variable, days[0], days[-1])
-    marks = _marks(store, variable)
+    marks = prism_store.marks(store, variable)
     held = dict(zip(marks.index, zip(marks["date"], marks["number"], strict=True), strict=True))
     wanted = [day for day in days if day in announced and held.get(day) != announced[day]]
     report = FetchReport(
@@ -166,8 +156,8 @@ def _fetch_days(
         unpublished=[day for day in days if day not in announced and day not in held],
     )
     logger.info("%s: %d days to fetch, %d held", variable, len(wanted), len(report.held))
-    grid = _grid(store) or prism.GRIDS.get((service.region, service.resolution))
-    group: zarr.Group | None = None
+    grid = prism_store.store_grid(store) or prism_names.GRIDS.get((service.region, service.resolution))
+    group: Any = None
     silent = 0
     bar = Progress(
         TextColumn(f"{variable} {{task.fields[day]}}"),
@@ -176,7 +166,7 @@ def _fetch_days(
         TextColumn("days, {task.fields[megabytes]:.1f} MB,"),
         TimeRemainingColumn(),
         TextColumn("left"),
-        disable=not progress,
+        disable=not (progress and wanted),
     )
     with bar:
         task = bar.add_task("", total=len(wanted), day="", megabytes=0.0)
@@ -201,8 +191,10 @@ def _fetch_days(
                 silent = 0
             else:
                 if group is None:
-                    group, axis = _lay_out(path, grid, service, variable, pd.date_range(wanted[0], wanted[-1]))
-                _write_day(path, group, (day - axis[0]).days, variable, values, announced[day])
+                    group, axis = prism_store.lay_out(
+                        path, grid, service.region, service.resolution, variable, pd.date_range(wanted[0], wanted[-1])
+                    )
+                prism_store.write_day(path, group, (day - axis[0]).days, variable, values, announced[day])
                 report.fetched.append(day)
                 silent = 0
             bar.update(task, advance=1, megabytes=report.megabytes)
@@ -211,7 +203,7 @@ def _fetch_days(
     return report
 
 
-def _fetch_elevation(service: _Service, path: Path, store: xr.Dataset | None) -> FetchReport:
+def _fetch_elevation(service: _Service, path: Path, store: Any) -> FetchReport:
     if store is not None and "elevation" in store:
         return FetchReport()
     try:
@@ -219,14 +211,14 @@ def _fetch_elevation(service: _Service, path: Path, store: xr.Dataset | None) ->
         with _in_memory(content, "elevation.zip") as sources:
             if [source.variable for source in sources] != ["elevation"]:
                 raise ValueError(f"the zip holds {', '.join(map(str, sources)) or 'no grid'}, not the elevation")
-            grid, source = prism.raster_grid(sources[0])
-            _compare(grid, _grid(store) or prism.GRIDS.get((service.region, service.resolution)))
-            values = prism.read_map(source, grid)
+            grid, source = raster_grid(sources[0])
+            _compare(grid, prism_store.store_grid(store) or prism_names.GRIDS.get((service.region, service.resolution)))
+            values = read_map(source, grid)
     except PermissionError as error:
         return FetchReport(stopped=str(error))
     except (httpx.HTTPError, ValueError, EOFError, zipfile.BadZipFile) as error:
         return FetchReport(stopped=f"elevation: {error}")
-    _lay_out(path, grid, service, "elevation", elevation=values)
+    prism_store.lay_out(path, grid, service.region, service.resolution, "elevation", elevation=values)
     return FetchReport(megabytes=len(content) / 1e6)
 
 
@@ -257,7 +249,7 @@ class _Service:
         today = pd.Timestamp.now("UTC").tz_localize(None).normalize()
         end = min(end, today)
         while start <= end:
-            url = prism.release_url(variable, start, end, self.region, self.resolution, self.base_url)
+            url = prism_names.release_url(variable, start, end, self.region, self.resolution, self.base_url)
             content = self._get(url, lambda content: content)
             try:
                 rows = json.loads(content)
@@ -273,11 +265,11 @@ class _Service:
 
     def day(self, variable: str, day: pd.Timestamp) -> bytes:
         """The zip of one day, whole."""
-        return self._get(prism.day_url(variable, day, self.region, self.resolution, self.base_url), _whole_zip)
+        return self._get(prism_names.day_url(variable, day, self.region, self.resolution, self.base_url), _whole_zip)
 
     def elevation(self) -> bytes:
         """The zip of the elevation, whole."""
-        return self._get(prism.elevation_url(self.region, self.resolution, self.base_url), _whole_zip)
+        return self._get(prism_names.elevation_url(self.region, self.resolution, self.base_url), _whole_zip)
 
     def _get(self, url: str, accept: Callable[[bytes], T]) -> T:
         """``accept`` of what the service answers, asked again where that makes sense."""
@@ -368,10 +360,13 @@ def _parse_releases(rows: Any, variable: str, url: str) -> dict[pd.Timestamp, Re
 
 
 @contextmanager
-def _in_memory(content: bytes, name: str) -> Iterator[list[prism.Source]]:
+def _in_memory(content: bytes, name: str) -> Iterator[list[Source]]:
     """The rasters of a zip in memory, to be read while the context lasts."""
     with rasterio.MemoryFile(content, filename=name) as file:
-        yield prism.zip_sources(Path(file.name), content)
+        try:
+            yield zip_sources(Path(file.name), content)
+        except ValueError as error:
+            raise ValueError(str(error).replace(f"{file.name}/", "")) from error
 
 
 def _read_day(
@@ -387,181 +382,16 @@ def _read_day(
             names = ", ".join(str(source.member) for source in sources) or "no grid"
             raise ValueError(f"the zip holds {names}; asked was {variable} of {day:%Y-%m-%d}, {service.region}, "
                              f"{service.resolution}")  # fmt: skip
-        found, source = prism.raster_grid(there[0])
+        found, source = raster_grid(there[0])
         _compare(found, grid)
-        values = prism.read_map(source, found)
+        values = read_map(source, found)
     if np.isnan(values).all():
         raise ValueError("the map has no value")
     if source.release and source.release != release[1]:
-        logger.warning("%s is release %d; announced was %d", source.member, source.release, release[1])
+        logger.info("%s is release %d; announced was %d", source.member, source.release, release[1])
     return values, found
 
 
 def _compare(found: Grid, grid: Grid | None) -> None:
     if grid is not None and found != grid:
         raise ValueError(f"wrong grid: {found}; needed: {grid}")
-
-
-# ------------------------------------------------------------------------------------------------------- the store
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of the store; the system lets go of it even when the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
-            yield
-    except filelock.Timeout:
-        raise ValueError(f"Another xdeepsd fetch writes to {path}. Wait for it, or use another --out.") from None
-
-
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name}.{what}")
-
-
-def _recover(path: Path) -> None:
-    """Take away what an interrupted call left: half-written files, and a change of the axis half done."""
-    if not path.exists() and _beside(path, "old").exists():
-        _beside(path, "old").rename(path)
-    for what in ("old", "new"):
-        shutil.rmtree(_beside(path, what), ignore_errors=True)
-    for file in path.rglob("*.partial"):
-        file.unlink()
-
-
-def _open(path: Path, region: str, resolution: str) -> xr.Dataset | None:
-    """The store at ``path``, or None; ValueError where it is not ours, or of another region, resolution or grid."""
-    if not path.exists():
-        return None
-    try:
-        store = xr.open_zarr(path, chunks=None)
-        there = (store.attrs["prism_region"], store.attrs["prism_resolution"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is there and is no store of xdeepsd fetch ({error}). Needed: a new or such a store; type another "
-            "--out."
-        ) from error
-    if there != (region, resolution):
-        raise ValueError(
-            f"{path} holds region {there[0]} at {there[1]}; asked is {region} at {resolution}. Needed: one region and "
-            "resolution in a store; type another --out."
-        )
-    known, grid = prism.GRIDS.get((region, resolution)), _grid(store)
-    if known is not None and grid != known:
-        raise ValueError(
-            f"{path} is on another grid: {grid}. Needed: {known}, the grid of {region} at {resolution}. Type another "
-            "--out."
-        )
-    return store
-
-
-def _grid(store: xr.Dataset | None) -> Grid | None:
-    if store is None:
-        return None
-    lat, lon = store["lat"].values, store["lon"].values
-    steps = (lat[-1] - lat[0]) / (lat.size - 1), (lon[-1] - lon[0]) / (lon.size - 1)
-    return prism.snap(lat[0], lon[0], *steps, (lat.size, lon.size), "the store")
-
-
-def _marks(store: xr.Dataset | None, variable: str) -> pd.DataFrame:
-    """The days that the store holds, and the ``date`` and ``number`` of their releases."""
-    if store is None or variable not in store:
-        return pd.DataFrame({"date": [], "number": []}, index=pd.DatetimeIndex([]))
-    names = {f"{variable}_release_date": "date", f"{variable}_release": "number"}
-    table = store[list(names)].to_dataframe().rename(columns=names)
-    return table[table["number"] > 0]
-
-
-def _days(store: xr.Dataset | None) -> pd.DatetimeIndex:
-    return pd.DatetimeIndex(store["time"].values if store is not None and "time" in store else [])
-
-
-def _lay_out(
-    path: Path,
-    grid: Grid,
-    service: _Service,
-    variable: str,
-    period: pd.DatetimeIndex | None = None,
-    elevation: np.ndarray | None = None,
-) -> tuple[zarr.Group, pd.DatetimeIndex]:
-    """Make the store hold ``variable`` and ``period`` beside all that it holds; the group to write to and its days.
-
-    Where something changes, the whole store is laid out anew beside the old one, with hard links to its maps, and
-    takes its place when it is whole: whoever opens the store finds the old or the new one.
-    """
-    store = _open(path, service.region, service.resolution)
-    old_days = _days(store)
-    days = old_days if period is None else old_days.union(period)
-    if len(days):
-        days = pd.date_range(days[0], days[-1])  # gapless
-    if store is not None and variable in store and days.equals(old_days):
-        return zarr.open_group(path, mode="r+", zarr_format=3), days
-    maps = [name for name in prism.VARIABLES if name == variable or (store is not None and name in store)]
-    logger.info("laying out %s: %s", path, ", ".join(maps))
-
-    new = prism.skeleton(grid, days)
-    new.attrs |= {"prism_region": service.region, "prism_resolution": service.resolution}
-    for name in maps:
-        marks = _marks(store, name).reindex(days)
-        numbers = marks["number"].fillna(0).to_numpy().astype(np.int8)
-        new[f"{name}_release"] = ("time", numbers, prism.RELEASE_ATTRS | {"long_name": f"release of {name}"})
-        dates = marks["date"].to_numpy().astype("datetime64[ns]")
-        new[f"{name}_release_date"] = ("time", dates, {"long_name": f"date of the release of {name}"})
-        new[f"{name}_release_date"].encoding = {
-            "units": f"days since {_EPOCH:%Y-%m-%d}",
-            "dtype": "int32",
-            "_FillValue": -1,
-        }
-    if elevation is not None:
-        new["elevation"] = (("lat", "lon"), elevation, prism.ELEVATION)
-    elif store is not None and "elevation" in store:
-        new["elevation"] = store["elevation"].load()
-    for array in new.variables.values():
-        array.encoding["chunks"] = array.shape
-    target = _beside(path, "new")
-    new.to_zarr(target, mode="w-", zarr_format=3, consolidated=False)
-    group = zarr.open_group(target, mode="r+", zarr_format=3)
-    for name in maps:
-        attributes: Any = prism.VARIABLES[name] | {"ancillary_variables": f"{name}_release {name}_release_date"}
-        group.create_array(
-            name,
-            shape=(len(days), *grid.shape),
-            chunks=(1, *grid.shape),
-            dtype="float32",
-            fill_value=np.nan,  # a day without a chunk reads as missing, not as dry
-            dimension_names=("time", "lat", "lon"),
-            attributes=attributes,
-        )
-        for day in _marks(store, name).index:
-            _link(_chunk(path, name, (day - old_days[0]).days), _chunk(target, name, (day - days[0]).days))
-    with warnings.catch_warnings():  # xarray looks for it; Zarr says that it is no part of the specification yet
-        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-        zarr.consolidate_metadata(target, zarr_format=3)
-    if path.exists():
-        path.rename(_beside(path, "old"))
-    target.rename(path)
-    shutil.rmtree(_beside(path, "old"), ignore_errors=True)
-    return zarr.open_group(path, mode="r+", zarr_format=3), days
-
-
-def _chunk(path: Path, variable: str, index: int) -> Path:
-    """The file of one day's map in a Zarr v3 store."""
-    return path / variable / "c" / str(index) / "0" / "0"
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        target.hardlink_to(source)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-
-
-def _write_day(path: Path, group: Any, index: int, variable: str, values: np.ndarray, release: Release) -> None:
-    """Write the map, see that it is on disk, then the mark that says so. Each file is replaced as a whole."""
-    group[variable][index] = values
-    with _chunk(path, variable, index).open("rb") as file:
-        os.fsync(file.fileno())
-    group[f"{variable}_release_date"][index] = (release[0] - _EPOCH).days
-    group[f"{variable}_release"][index] = release[1]
