@@ -8,7 +8,7 @@ from xdeepsd.inference import downscale
 from xdeepsd.levels import build_levels, make_levels, open_levels
 from xdeepsd.losses import DenseLoss, masked_mse
 from xdeepsd.normalize import Normalizer
-from xdeepsd.regrid import coarsen
+from xdeepsd.regrid import coarsen, regrid, regrid_weights
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
 from xdeepsd.train import TrainConfig, TrainedStage, train_stack, train_stage
@@ -30,6 +30,8 @@ __all__ = [
     "make_levels",
     "masked_mse",
     "open_levels",
+    "regrid",
+    "regrid_weights",
     "save_model",
     "train_stack",
     "train_stage",

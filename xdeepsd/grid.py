@@ -252,10 +252,15 @@ def read_grid(obj: xr.Dataset | xr.DataArray) -> Grid:
     Reads coordinates only. Latitude bounds are clipped at the poles. Raises ValueError where coordinates are missing,
     not monotonic, repeated, or disagree with their bounds.
     """
-    curvilinear = _two_dimensional(obj)
+    # Bounds may be coordinates too, and by name they would pass for latitudes.
+    named = {c.attrs.get("bounds", c.encoding.get("bounds")) for c in obj.coords.values()} | {
+        f"{name}_b" for name in obj.coords
+    }
+    centres_only = obj.drop_vars([name for name in obj.coords if name in named])
+    curvilinear = _two_dimensional(centres_only)
     if curvilinear is not None:
         return _read_curvilinear(obj, *curvilinear)
-    found = axes.find(obj)
+    found = axes.find(centres_only)
     lat = _monotonic(obj[found.lat].values, found.lat)
     _check_latitude(lat, found.lat)
     lon = _monotonic(np.unwrap(np.asarray(obj[found.lon].values, np.float64), period=360.0), found.lon)

@@ -56,7 +56,9 @@ def regrid(
         [1e-6, 1 - 1e-6].
     engine
         None: exact product weights between 1-D grids (cells bounded by latitude circles), intersections of spherical
-        polygons otherwise. ``"xesmf"``: weights from xESMF, which comes with conda.
+        polygons (edges are great circles) otherwise. ``"spherely"``: polygons in any case, which gives the numbers of
+        ESMF, at the cost of seconds to minutes for large grids. ``"xesmf"``: weights from xESMF itself, which comes
+        with conda.
     weights
         From `regrid_weights`, or a file that it was saved to; must belong to the two grids.
     unmapped_to_nan
@@ -108,9 +110,11 @@ def regrid_weights(
 
 
 def _build(source: Grid, target: Grid, method: str, engine: str | None) -> Weights:
-    if engine not in (None, "xesmf"):
-        raise ValueError(f"The engine is {engine!r}. Needed: None or 'xesmf'. Leave engine out.")
-    return _weights.build(source, target, method) if engine is None else _xesmf_weights(source, target, method)
+    if engine not in (None, "spherely", "xesmf"):
+        raise ValueError(f"The engine is {engine!r}. Needed: None, 'spherely' or 'xesmf'. Leave engine out.")
+    if engine == "xesmf":
+        return _xesmf_weights(source, target, method)
+    return _weights.build(source, target, method, great_circles=engine == "spherely")
 
 
 def _xesmf_weights(source: Grid, target: Grid, method: str) -> Weights:
@@ -336,7 +340,7 @@ def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
     weights = Weights("conservative", source, target, *_weights.conservative_axes(source, target))
     coords = _coordinates(obj, weights, None)
     # Where the longitudes jump at the date line, the blocks do too.
-    west = float(obj[source.lon_name].min()) - abs(float(lon_edges[1] - lon_edges[0]))
+    west = float(obj[source.lon_name].min()) - abs(float(source.bounds()[1][1] - source.bounds()[1][0])) / 2
     wrapped = np.where((lon < west) | (lon >= west + 360.0), west + (lon - west) % 360.0, lon)
     coords[source.lon_name] = coords[source.lon_name].copy(data=wrapped)
     return _map(obj, weights, coords, skipna=True, na_thres=1.0, unmapped_to_nan=True)

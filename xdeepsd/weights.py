@@ -96,11 +96,15 @@ def load(path: str | os.PathLike[str]) -> Weights:
     return Weights(str(content["method"]), grid("source"), grid("target"), **matrices)
 
 
-def build(source: Grid, target: Grid, method: str) -> Weights:
-    """Weights of one of `METHODS`. ValueError where the grids do not overlap."""
+def build(source: Grid, target: Grid, method: str, great_circles: bool = False) -> Weights:
+    """Weights of one of `METHODS`. ValueError where the grids do not overlap.
+
+    Between rectilinear grids they are a product of weights along lat and lon, unless ``great_circles`` asks for the
+    cells of ESMF, whose edges are great circles, as between other grids.
+    """
     if method not in METHODS:
         raise ValueError(f"The method is {method!r}. Needed: one of {', '.join(METHODS)}. Type method='conservative'.")
-    flat = source.rectilinear and target.rectilinear
+    flat = source.rectilinear and target.rectilinear and not great_circles
     parts: tuple[sparse.csr_array, ...]
     if method.startswith("conservative"):
         parts = conservative_axes(source, target) if flat else (_intersections(source, target),)
@@ -170,6 +174,12 @@ def _turns(source: np.ndarray, target: np.ndarray) -> list[float]:
     return [360.0 * (nearest + turn) for turn in (-1, 0, 1)]
 
 
+def _sin_between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """``sin(high) - sin(low)`` of degrees, without the cancellation of thin cells near the poles."""
+    low, high = np.deg2rad(low), np.deg2rad(high)
+    return 2 * np.cos((low + high) / 2) * np.sin((high - low) / 2)
+
+
 def conservative_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, sparse.csr_array]:
     """Share of each target interval that lies in each source interval, by sin(lat) and by lon.
 
@@ -178,8 +188,7 @@ def conservative_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, spa
     """
     (source_lat, source_lon), (target_lat, target_lon) = source.bounds(), target.bounds()
     row, col, low, high = _overlaps(source_lat, target_lat)
-    height = np.abs(np.diff(np.sin(np.deg2rad(target_lat))))
-    share = (np.sin(np.deg2rad(high)) - np.sin(np.deg2rad(low))) / height[row]
+    share = _sin_between(low, high) / np.abs(_sin_between(target_lat[:-1], target_lat[1:]))[row]
     lat = _csr(row, col, share, (target.lat.size, source.lat.size))
     pieces = [_overlaps(source_lon + turn, target_lon) for turn in _turns(source_lon, target_lon)]
     row, col, low, high = (np.concatenate(column) for column in zip(*pieces, strict=True))
@@ -243,7 +252,7 @@ def _intersections(source: Grid, target: Grid) -> sparse.csr_array:
 def is_global(grid: Grid) -> bool:
     """True where the columns of a grid go round the earth, so that the last one is the neighbour of the first."""
     if grid.rectilinear:
-        return grid.lon_bounds is not None and abs(abs(grid.lon_bounds[-1] - grid.lon_bounds[0]) - 360.0) < 1e-3
+        return grid.lon_bounds is not None and bool(abs(abs(grid.lon_bounds[-1] - grid.lon_bounds[0]) - 360.0) < 1e-3)
     points = unit_vectors(*grid.centres())
     if points.shape[1] < 3:
         return False
