@@ -10,7 +10,7 @@ from xdeepsd.levels import build_levels, make_levels, open_levels
 from xdeepsd.losses import DenseLoss, masked_mse
 from xdeepsd.normalize import Normalizer
 from xdeepsd.prism import open_prism
-from xdeepsd.regrid import coarsen
+from xdeepsd.regrid import coarsen, regrid, regrid_weights
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
 from xdeepsd.train import TrainConfig, TrainedStage, train_stack, train_stage
@@ -35,6 +35,8 @@ __all__ = [
     "masked_mse",
     "open_levels",
     "open_prism",
+    "regrid",
+    "regrid_weights",
     "save_model",
     "train_stack",
     "train_stage",
