@@ -248,7 +248,8 @@ def _plan(stage: FusedStage, columns: int) -> kernels.Plan:
     chains = len(reach)
     first_layer = [0] + [i for i, kernel in enumerate(stage.kernels[:-1]) if i and kernel > 1] + [len(outputs)]
     edge = reach[0]
-    width = math.ceil((columns + 2 * edge + kernels.PANEL) / kernels.LANES) * kernels.LANES
+    # An odd number of cache lines: columns of a power of two would share a few sets of the cache.
+    width = (math.ceil((columns + 2 * edge + kernels.PANEL) / 16) | 1) * 16
 
     # The first layer on the coarse field.
     x_pad = edge + max(1, max(int(np.abs(taps).max()) for taps, _ in stage.first))

@@ -261,7 +261,7 @@ def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):
         weight_column = np.float32(position - left)
         values = rows_at + q * plan.width + edge
         for j in range(last - first):
-            value = rows[values + j]
+            value = rows[values + j] + plan.last_bias  # last: sums of small numbers round less
             if plan.residual:
                 at = line + first + j + left
                 upper = x[at] * (np.float32(1) - weight_column) + x[at + 1] * weight_column
@@ -291,7 +291,7 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
     rows_day = kept * factor * width
     count = np.zeros(chains + 1, np.int64)
     days = out.shape[0]
-    work.rows[:] = plan.last_bias
+    work.rows[:] = zero
 
     for step in range(row_first - edge, row_last + edge):
         for chain in range(chains):
@@ -408,4 +408,4 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
             for j in range(moved):
                 work.rows[at + j] = work.rows[at + j + factor * factor * width]
             for j in range(moved, rows_day):
-                work.rows[at + j] = plan.last_bias
+                work.rows[at + j] = zero
