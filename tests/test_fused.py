@@ -176,7 +176,7 @@ def test_memory_stays_under_its_formula():
     for lon, days in ((232, 30), (702, 64)):
         fast = fused.prepare(stage, np.zeros((1, 8, 2 * lon), np.float32))
         columns = min(lon, 256)
-        plan = fused._plan(fast, columns)
+        plan = fused._plan(fast, columns, days)
         work = fused._work(fast, plan, days)
         used = sum(array.nbytes for array in work)
         width = columns + 2 + kernels.PANEL + 32
