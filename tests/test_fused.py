@@ -181,3 +181,43 @@ def test_memory_stays_under_its_formula():
         used = sum(array.nbytes for array in work)
         width = columns + 2 + kernels.PANEL + 32
         assert used < 4 * width * (4 * 64 + 2 * 32 + 12 * days) + 2**20
+
+
+needs_bfloat16 = pytest.mark.skipif(not kernels.HAS_BFLOAT16, reason="the processor has no avx512_bf16")
+
+
+@needs_bfloat16
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_bfloat16_any_network_and_map(case):
+    config, (days, lat, lon), seed = case
+    stage = make_stage(config, seed)
+    coarse, static = make_input(stage, days, lat, lon, seed)
+    expected = plain(stage, coarse, static)
+    got = fused.prepare(stage, static, precision="bfloat16")(coarse)
+    # The largest inputs and hidden values, eight bits each, times weights that add up to about 1 in every layer.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=0.03 * (5 + np.abs(expected).max()))
+    wanted = np.random.default_rng(seed).random(static.shape[1:]) < 0.2
+    masked = fused.prepare(stage, static, wanted, precision="bfloat16")(coarse, threads=2)
+    np.testing.assert_array_equal(masked, np.where(wanted, got, 0.0))
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("kernels_", [(9, 1, 5), (9, 3, 5)])
+def test_relative_error_of_bfloat16(factor, residual, kernels_):
+    stage = make_stage(SRCNNConfig(kernels=kernels_, factor=factor, residual=residual))
+    coarse, static = make_input(stage, 3, 14, 40)
+    got = fused.prepare(stage, static, precision="bfloat16")(coarse)
+    assert 1e-5 < relative(got, plain(stage, coarse, static)) < 6e-3
+
+
+def test_precision_is_checked(monkeypatch):
+    stage = make_stage(SRCNNConfig())
+    static = np.zeros((1, 8, 8), np.float32)
+    with pytest.raises(ValueError, match="precision is 'float16'; needed: 'float32' or 'bfloat16'"):
+        fused.prepare(stage, static, precision="float16")
+    monkeypatch.setattr(kernels, "HAS_BFLOAT16", False)
+    with pytest.raises(ValueError, match=r"needs a processor with avx512_bf16.*Type precision='float32'"):
+        fused.prepare(stage, static, precision="bfloat16")
