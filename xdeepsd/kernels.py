@@ -199,10 +199,16 @@ def _product(  # type: ignore[no-untyped-def]
             x_tap = builder.gep(x, [builder.load(builder.gep(offset, [tap]))])
             weight_tap = builder.gep(weight, [builder.mul(tap, index(rows))])
             loaded = [load(builder.gep(x_tap, [index(j * LANES)])) for j in range(columns)]
-            factors = [splat(builder.load(builder.gep(weight_tap, [index(m)]))) for m in range(rows)]
-            added = [multiply_add(total, loaded[j], factors[m]) for total, (m, j) in zip(sums, cells, strict=True)]
+            added = []
+            for m in range(rows):  # one weight at a time: all would not fit in registers beside the sums
+                factor = splat(builder.load(builder.gep(weight_tap, [index(m)])))
+                added += [multiply_add(sums[m * columns + j], loaded[j], factor) for j in range(columns)]
             following = builder.add(tap, index(1))
-            builder.cbranch(builder.icmp_signed("<", following, taps), loop, after)
+            branch = builder.cbranch(builder.icmp_signed("<", following, taps), loop, after)
+            if rows * columns > 8:  # enough for the pipeline; unrolled, the sums no longer fit in registers
+                loop_id = builder.module.add_metadata([builder.module.add_metadata(["llvm.loop.unroll.disable"])])
+                loop_id.operands = (loop_id, *loop_id.operands)  # LLVM wants the node itself first
+                branch.set_metadata("llvm.loop", loop_id)
             for phi, first, later in zip([tap, *sums], [index(0), *start], [following, *added], strict=True):
                 phi.add_incoming(first, before)
                 phi.add_incoming(later, loop)
