@@ -21,20 +21,25 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 
+def _features() -> set[str]:
+    """What numba compiles for: the processor here, unless NUMBA_CPU_FEATURES says otherwise."""
+    given = getattr(config, "CPU_FEATURES", None)
+    return set((given or llvmlite.binding.get_host_cpu_features().flatten()).split(","))
+
+
 def _vectors() -> tuple[int, int]:
-    """Floats in a vector register, and vectors side by side (a panel): 8 outputs times a panel must fit in registers."""
-    features = config.CPU_FEATURES
-    if features is None:
-        features = llvmlite.binding.get_host_cpu_features().flatten()
-    enabled = set(features.split(","))
-    if "+avx512f" in enabled:
+    """Floats in a vector register, and vectors side by side (a panel): 8 outputs by a panel must fit in registers."""
+    if "+avx512f" in _FEATURES:
         return 16, 3  # 32 registers of 16
-    if "+avx2" in enabled:
+    if "+avx2" in _FEATURES:
         return 8, 1  # 16 registers of 8
     return 4, 3  # NEON: 32 registers of 4
 
 
+_FEATURES = _features()
 LANES, WIDEST = _vectors()
+# LLVM 15 (numba before 0.62) has the instruction under another type.
+HAS_BFLOAT16 = {"+avx512bf16", "+avx512f"} <= _FEATURES and llvmlite.binding.llvm_version_info[0] > 15
 PANEL = LANES * WIDEST
 BLOCKS = (8, 5, 1)  # outputs computed together; every number of outputs is a sum of these, largest first
 
@@ -52,6 +57,7 @@ class Plan(NamedTuple):
     first_layer: np.ndarray  # (chains + 1,) index of the chain's first layer
     taps: np.ndarray  # (layers,) inputs of one output; for the first layer the most of any phase
     outputs: np.ndarray  # (layers,)
+    stored: np.ndarray  # (layers,) rows that the outputs take: as many, or pairs of them in bfloat16
     weight_at: np.ndarray  # (layers,) start in weights
     bias_at: np.ndarray  # (layers,) start in bias
     ring: np.ndarray  # (chains,) coarse rows kept of the chain's output
@@ -96,6 +102,7 @@ class Work(NamedTuple):
     offset: np.ndarray  # inner_offset with the ring's rows
     start: np.ndarray  # (chains + 1, panels)
     vectors: np.ndarray  # (chains + 1, panels)
+    count: np.ndarray  # (chains + 1,) panels of this row
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,119 +113,154 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
+class _BFloat16(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
+
 @intrinsic(prefer_literal=True)
 def _product(  # type: ignore[no-untyped-def]
-    typing, outputs, vectors, x, x_at, offset, offset_at, taps, weight, weight_at,
+    typing, outputs, pairs_in, pairs_out, vectors, x, x_at, offset, offset_at, taps, weight, weight_at,
     init, init_at, init_row, out, out_at, out_row, floor,
 ):  # fmt: skip
-    """``out[m, j] = max(floor, init[m, j] + sum over t of weight[t, m] * x[offset[t] + j])`` for one block.
+    """``out[m, j] = max(floor, init[m, j] + sum over t of weight[t, m] * x[offset[t] + j])`` for one block of outputs.
 
-    ``m < outputs`` and ``j < vectors * LANES``; both numbers are literals. Positions are in floats from the start of
-    the flat arrays; ``init_row`` and ``out_row`` are the steps from one output to the next. ``taps`` is at least 1.
-    Nothing is checked.
+    ``m < outputs`` (a literal) and ``j < vectors * LANES``. Positions are in floats from the start of the flat arrays;
+    ``init_row`` and ``out_row`` are the steps from one output to the next. ``taps`` is at least 1. Nothing is checked.
+
+    ``pairs_in`` is None or True: then each float of ``x`` and ``weight`` holds two bfloat16 and a tap is two taps.
+    ``pairs_out`` likewise: outputs 0 and 1, 2 and 3, ... are written as pairs. Returns the rows written.
     """
     n = types.intp
-    signature = types.void(
-        outputs, vectors, x, n, offset, n, n, weight, n, init, n, n, out, n, n, types.float32
+    signature = types.intp(
+        outputs, pairs_in, pairs_out, n, x, n, offset, n, n, weight, n, init, n, n, out, n, n, types.float32
     )  # fmt: skip
-    rows, columns = outputs.literal_value, vectors.literal_value
+    rows = outputs.literal_value
+    paired_in, paired_out = (not isinstance(t, types.NoneType) for t in (pairs_in, pairs_out))
+    index, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), LANES)
+    pairs = ir.VectorType(_BFloat16(), 2 * LANES)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        _, _, _, x_at, _, offset_at, taps, _, weight_at, _, init_at, init_row, _, out_at, out_row, floor = args
-        index, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), LANES)
-        name = f"llvm.fmuladd.v{LANES}f32"  # fused where the processor has it
-        multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        _, _, _, vectors, _, x_at, _, offset_at, taps, _, weight_at, _, init_at, init_row, _, out_at, out_row, floor = args
+
+        def declare(name, result, *arguments):  # type: ignore[no-untyped-def]
+            return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
         def pointer(i, at):  # type: ignore[no-untyped-def]
             return builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [at])
 
-        def step(base, count, size):  # type: ignore[no-untyped-def]
-            return builder.gep(base, [builder.mul(size, index(count))])
+        def address(base, row, size, column):  # type: ignore[no-untyped-def]
+            return builder.gep(builder.gep(base, [builder.mul(size, index(row))]), [index(column * LANES)])
 
-        def load(address):  # type: ignore[no-untyped-def]
-            value = builder.load(builder.bitcast(address, vector.as_pointer()))
+        def load(at):  # type: ignore[no-untyped-def]
+            value = builder.load(builder.bitcast(at, vector.as_pointer()))
             value.align = 4
             return value
 
         def splat(scalar):  # type: ignore[no-untyped-def]
             undefined = ir.Constant(vector, ir.Undefined)
             one = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-            return builder.shuffle_vector(
-                one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-            )
+            return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
-        x, offset, weight = pointer(2, x_at), pointer(4, offset_at), pointer(7, weight_at)
-        init, out = pointer(9, init_at), pointer(12, out_at)
-        start = [
-            load(builder.gep(step(init, m, init_row), [index(j * LANES)])) for m in range(rows) for j in range(columns)
-        ]
+        def multiply_add(total, x, factor):  # type: ignore[no-untyped-def]
+            if paired_in:
+                dot = declare("llvm.x86.avx512bf16.dpbf16ps.512", vector, vector, pairs, pairs)
+                return builder.call(dot, [total, builder.bitcast(x, pairs), builder.bitcast(factor, pairs)])
+            fused = declare(f"llvm.fmuladd.v{LANES}f32", vector, vector, vector, vector)  # where the processor has it
+            return builder.call(fused, [x, factor, total])
 
-        before, loop, after = builder.block, builder.append_basic_block("taps"), builder.append_basic_block("sums")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        tap = builder.phi(index)
-        tap.add_incoming(index(0), before)
-        sums = [builder.phi(vector) for _ in start]
-        x_tap = builder.gep(x, [builder.load(builder.gep(offset, [tap]))])
-        weight_tap = builder.gep(weight, [builder.mul(tap, index(rows))])
-        loaded = [load(builder.gep(x_tap, [index(j * LANES)])) for j in range(columns)]
-        added = []
-        for m in range(rows):
-            factor = splat(builder.load(builder.gep(weight_tap, [index(m)])))
-            added += [builder.call(multiply_add, [loaded[j], factor, sums[m * columns + j]]) for j in range(columns)]
-        following = builder.add(tap, index(1))
-        tap.add_incoming(following, loop)
-        for total, first, later in zip(sums, start, added, strict=True):
-            total.add_incoming(first, before)
-            total.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, taps), loop, after)
+        def interleave(even, odd):  # type: ignore[no-untyped-def]
+            halves = [builder.fptrunc(half, ir.VectorType(_BFloat16(), LANES)) for half in (even, odd)]
+            order = [half * LANES + lane for lane in range(LANES) for half in (0, 1)]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order)
+            return builder.bitcast(builder.shuffle_vector(*halves, mask), vector)
 
-        builder.position_at_end(after)
-        lowest = splat(floor)
-        for m in range(rows):
-            for j in range(columns):
-                value = added[m * columns + j]
-                value = builder.select(builder.fcmp_ordered(">", value, lowest), value, lowest)
-                address = builder.gep(step(out, m, out_row), [index(j * LANES)])
-                builder.store(value, builder.bitcast(address, vector.as_pointer())).align = 4
-        return context.get_dummy_value()
+        x, offset, weight = pointer(4, x_at), pointer(6, offset_at), pointer(9, weight_at)
+        init, out = pointer(11, init_at), pointer(14, out_at)
+
+        def block(columns):  # type: ignore[no-untyped-def]
+            """All taps for ``rows`` outputs by ``columns`` vectors: the sums stay in registers."""
+            cells = [(m, j) for m in range(rows) for j in range(columns)]
+            start = [load(address(init, m, init_row, j)) for m, j in cells]
+            before, loop = builder.block, builder.append_basic_block("taps")
+            after = builder.append_basic_block("sums")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            tap = builder.phi(index)
+            sums = [builder.phi(vector) for _ in cells]
+            x_tap = builder.gep(x, [builder.load(builder.gep(offset, [tap]))])
+            weight_tap = builder.gep(weight, [builder.mul(tap, index(rows))])
+            loaded = [load(builder.gep(x_tap, [index(j * LANES)])) for j in range(columns)]
+            added = []
+            for m in range(rows):  # one weight at a time: all would not fit in registers beside the sums
+                factor = splat(builder.load(builder.gep(weight_tap, [index(m)])))
+                added += [multiply_add(sums[m * columns + j], loaded[j], factor) for j in range(columns)]
+            following = builder.add(tap, index(1))
+            branch = builder.cbranch(builder.icmp_signed("<", following, taps), loop, after)
+            if rows * columns > 8:  # enough for the pipeline; unrolled, the sums no longer fit in registers
+                loop_id = builder.module.add_metadata([builder.module.add_metadata(["llvm.loop.unroll.disable"])])
+                loop_id.operands = (loop_id, *loop_id.operands)  # LLVM wants the node itself first
+                branch.set_metadata("llvm.loop", loop_id)
+            for phi, first, later in zip([tap, *sums], [index(0), *start], [following, *added], strict=True):
+                phi.add_incoming(first, before)
+                phi.add_incoming(later, loop)
+            builder.position_at_end(after)
+            lowest = splat(floor)
+            values = [builder.select(builder.fcmp_ordered(">", value, lowest), value, lowest) for value in added]
+            if paired_out:
+                values += [ir.Constant(vector, [0.0] * LANES)] * (columns * (rows % 2))
+                values = [interleave(values[m * columns + j], values[(m + 1) * columns + j])
+                          for m in range(0, rows, 2) for j in range(columns)]  # fmt: skip
+            for i, value in enumerate(values):
+                at = address(out, i // columns, out_row, i % columns)
+                builder.store(value, builder.bitcast(at, vector.as_pointer())).align = 4
+
+        for columns in range(WIDEST, 1, -1):
+            with builder.if_then(builder.icmp_signed("==", vectors, index(columns))):
+                block(columns)
+        with builder.if_then(builder.icmp_signed("==", vectors, index(1))):
+            block(1)
+        return index((rows + 1) // 2 if paired_out else rows)
 
     return signature, generate
 
 
 @_jit
-def _layer(
-    vectors, x, x_at, offset, offset_at, taps, weight, weight_at,
+def _layer(  # type: ignore[no-untyped-def]
+    pairs_in, pairs_out, vectors, x, x_at, offset, offset_at, taps, weight, weight_at,
     init, init_at, init_row, out, out_at, out_row, outputs, floor,
 ):  # fmt: skip
     """All outputs of a layer on one panel of ``vectors`` vectors: see `_product`."""
     done = 0
     while done < outputs:
-        w, i, o = weight_at + done * taps, init_at + done * init_row, out_at + done * out_row
+        w, i = weight_at + done * taps, init_at + done * init_row
         if outputs - done >= 8:
-            if vectors == 3:
-                _product(8, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
-            elif vectors == 2:
-                _product(8, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
-            else:
-                _product(8, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
+            rows = _product(
+                8, pairs_in, pairs_out, vectors, x, x_at, offset, offset_at, taps, weight, w,
+                init, i, init_row, out, out_at, out_row, floor,
+            )  # fmt: skip
             done += 8
         elif outputs - done >= 5:
-            if vectors == 3:
-                _product(5, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
-            elif vectors == 2:
-                _product(5, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
-            else:
-                _product(5, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
+            rows = _product(
+                5, pairs_in, pairs_out, vectors, x, x_at, offset, offset_at, taps, weight, w,
+                init, i, init_row, out, out_at, out_row, floor,
+            )  # fmt: skip
             done += 5
         else:
-            if vectors == 3:
-                _product(1, 3, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
-            elif vectors == 2:
-                _product(1, 2, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
-            else:
-                _product(1, 1, x, x_at, offset, offset_at, taps, weight, w, init, i, init_row, out, o, out_row, floor)
+            rows = _product(
+                1, pairs_in, pairs_out, vectors, x, x_at, offset, offset_at, taps, weight, w,
+                init, i, init_row, out, out_at, out_row, floor,
+            )  # fmt: skip
             done += 1
+        out_at += rows * out_row
 
 
 @_jit
@@ -248,6 +290,15 @@ def _panels(needed, start, vectors):
 
 
 @_jit
+def neighbours(x, pairs):
+    """Each value and the one after it as two bfloat16 (rounded to nearest even); bits of float32 in, bits out."""
+    for i in range(x.size - 1):
+        low = (x[i] + np.uint32(0x7FFF) + ((x[i] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        high = (x[i + 1] + np.uint32(0x7FFF) + ((x[i + 1] >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+        pairs[i] = low | high
+
+
+@_jit
 def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):
     """Write one complete row of fine cells: interleave the phases, add the interpolated input, clip at 0."""
     factor, edge = plan.factor, plan.reach[0]
@@ -261,7 +312,7 @@ def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):
         weight_column = np.float32(position - left)
         values = rows_at + q * plan.width + edge
         for j in range(last - first):
-            value = rows[values + j]
+            value = rows[values + j] + plan.last_bias  # last: sums of small numbers round less
             if plan.residual:
                 at = line + first + j + left
                 upper = x[at] * (np.float32(1) - weight_column) + x[at + 1] * weight_column
@@ -275,8 +326,10 @@ def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):
 
 
 @_jit
-def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_first, column_last):
+def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, row_last, column_first, column_last):
     """Compute the coarse cells ``[row_first, row_last) x [column_first, column_last)`` of all days.
+
+    ``pairs`` is None in float32 and True in bfloat16; ``x_source`` is ``x``, or its `neighbours` in bfloat16.
 
     Rows of coarse cells stream through the network: each is computed once, for all days, with the static fields' share
     computed once for all of them. A later chain runs as many rows behind as it looks ahead.
@@ -289,9 +342,9 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
     zero = np.float32(0)
     kept = factor + kernel - 1  # fine rows that the rows of one coarse row add to
     rows_day = kept * factor * width
-    count = np.zeros(chains + 1, np.int64)
+    count = work.count
     days = out.shape[0]
-    work.rows[:] = plan.last_bias
+    work.rows[:] = zero
 
     for step in range(row_first - edge, row_last + edge):
         for chain in range(chains):
@@ -310,7 +363,7 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                     for phase in range(phases):
                         for i in range(count[0]):
                             _layer(
-                                work.vectors[0, i], static, at + work.start[0, i],
+                                None, None, work.vectors[0, i], static, at + work.start[0, i],
                                 plan.offset, plan.static_offset_at + phase * plan.static_taps, plan.static_taps,
                                 plan.weights, plan.static_weight_at,
                                 plan.bias, plan.bias_at[0], plan.panel,
@@ -319,7 +372,7 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                             )  # fmt: skip
             else:
                 size = plan.ring[chain - 1]
-                step_row = phases * plan.outputs[plan.first_layer[chain] - 1] * width
+                step_row = phases * plan.stored[plan.first_layer[chain] - 1] * width
                 for phase in range(phases):
                     for tap in range(plan.taps[plan.first_layer[chain]]):
                         at = (chain * phases + phase) * plan.inner_taps + tap
@@ -333,7 +386,7 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                     continue
                 begin, end = plan.first_layer[chain], plan.first_layer[chain + 1]
                 hidden_row = plan.hidden_at[chain] + day * plan.hidden_day[chain]
-                outputs = plan.outputs[end - 1]
+                stored = plan.stored[end - 1]
                 x_at = day * plan.x_day + (row + plan.x_pad) * plan.x_row + column_first - edge + plan.x_pad
                 rows_at = day * rows_day
                 for p in range(factor):
@@ -350,7 +403,7 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                                 target_row, buffer = plan.panel, work.panel
                                 if layer == end - 1:
                                     buffer, target_row = work.hidden, width
-                                    target = hidden_row + (ring_row * factor + q) * outputs * width + u
+                                    target = hidden_row + (ring_row * factor + q) * stored * width + u
                                 if layer == 0:
                                     if plan.static_taps:
                                         init, init_at = work.static, phase * plan.outputs[0] * width + u
@@ -358,7 +411,7 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                                     else:
                                         init, init_at, init_row = plan.bias, plan.bias_at[0], plan.panel
                                     _layer(
-                                        vectors, x, x_at + u,
+                                        pairs, pairs, vectors, x_source, x_at + u,
                                         plan.offset, plan.x_offset_at + phase * plan.taps[0], plan.x_taps[phase],
                                         plan.weights, plan.weight_at[0] + phase * plan.taps[0] * plan.outputs[0],
                                         init, init_at, init_row, buffer, target, target_row,
@@ -366,7 +419,7 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                                     )  # fmt: skip
                                 elif layer == begin:
                                     _layer(
-                                        vectors, work.hidden,
+                                        pairs, pairs, vectors, work.hidden,
                                         plan.hidden_at[chain - 1] + day * plan.hidden_day[chain - 1] + u,
                                         work.offset, (chain * phases + phase) * plan.inner_taps, plan.taps[layer],
                                         plan.weights, plan.weight_at[layer],
@@ -375,7 +428,8 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                                     )  # fmt: skip
                                 else:
                                     _layer(
-                                        vectors, work.panel, source, plan.offset, plan.panel_offset_at, plan.taps[layer],
+                                        pairs, pairs, vectors, work.panel, source,
+                                        plan.offset, plan.panel_offset_at, plan.taps[layer],
                                         plan.weights, plan.weight_at[layer],
                                         plan.bias, plan.bias_at[layer], plan.panel, buffer, target, target_row,
                                         plan.outputs[layer], zero,
@@ -387,7 +441,7 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
                                 u = work.start[chains, i] + edge
                                 at = rows_at + (p * factor + q) * width + u
                                 _layer(
-                                    work.vectors[chains, i], work.hidden, plan.hidden_at[chain] + u,
+                                    pairs, None, work.vectors[chains, i], work.hidden, plan.hidden_at[chain] + u,
                                     plan.offset, plan.last_offset_at + q * plan.last_taps, plan.last_taps,
                                     plan.weights, plan.last_weight_at,
                                     work.rows, at, factor * width, work.rows, at, factor * width,
@@ -408,4 +462,4 @@ def run(plan, work, x, static, wanted, needed, out, row_first, row_last, column_
             for j in range(moved):
                 work.rows[at + j] = work.rows[at + j + factor * factor * width]
             for j in range(moved, rows_day):
-                work.rows[at + j] = plan.last_bias
+                work.rows[at + j] = zero
