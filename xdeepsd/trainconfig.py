@@ -12,8 +12,8 @@ import xarray as xr
 
 from xdeepsd.splits import Split, split_days
 from xdeepsd.srcnn import SRCNNConfig
-from xdeepsd.stack import TRANSFORMS
 
+TRANSFORMS = (None, "sqrt", "log1p")  # those of `xdeepsd.Stage`
 LOSSES = ("mse", "denseloss")
 SCHEDULES = ("constant", "cosine", "exponential")
 PRECISIONS = ("float32", "bfloat16")
