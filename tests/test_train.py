@@ -21,7 +21,7 @@ from test_patches import pair_of_levels
 from xdeepsd import TrainConfig, downscale, load_model, save_model, stack, train_stack, train_stage, trainconfig
 from xdeepsd.checkpoints import checkpoints, read_checkpoint
 from xdeepsd.interpolate import upsample
-from xdeepsd.levels import make_levels
+from xdeepsd.levels import build_levels, make_levels
 from xdeepsd.missing import fill_nearest
 from xdeepsd.train import static_fields, train_stacks
 from xdeepsd.trainconfig import learning_rate
@@ -40,8 +40,8 @@ def small(**changes):
     )  # fmt: skip
 
 
-def ladder(days=20, seed=0, chunks=5, factors=(2, 2)):
-    """Three levels with an ocean, terrain and rain that follows it."""
+def climate(days=20, seed=0):
+    """Precipitation and elevation: an ocean, terrain and rain that follows it."""
     rng = np.random.default_rng(seed)
     nlat, nlon = 32, 40
     rows, cols = np.meshgrid(np.arange(nlat), np.arange(nlon), indexing="ij")
@@ -60,14 +60,20 @@ def ladder(days=20, seed=0, chunks=5, factors=(2, 2)):
             "lon": ("lon", np.arange(nlon) / 24 - 120, {"standard_name": "longitude", "units": "degrees_east"}),
         },
     )
-    return make_levels(fine["precipitation"].chunk(time=chunks), fine[["elevation"]], factors)
+    return fine["precipitation"], fine[["elevation"]]
+
+
+def ladder(chunks=5, factors=(2, 2)):
+    """Levels in memory."""
+    fine, elevation = climate()
+    return make_levels(fine.chunk(time=chunks), elevation, factors)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("ladder") / "levels.zarr"
-    for k, level in enumerate(ladder()):
-        level.to_zarr(path, group=f"level_{k}", consolidated=False)
+    fine, elevation = climate()
+    build_levels(fine.chunk(time=5), elevation, (2, 2), path)
     return path
 
 

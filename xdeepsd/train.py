@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-import zarr
 from torch import Tensor, nn
 
 from xdeepsd.checkpoints import checkpoints, read_checkpoint, write_checkpoint
+from xdeepsd.levels import open_levels
 from xdeepsd.normalize import Normalizer
 from xdeepsd.patches import (
     MIB,
@@ -463,13 +463,10 @@ def open_ladder(levels: Levels) -> list[xr.Dataset]:
     """Levels, coarsest first, lazy. Raises ValueError where there are fewer than two."""
     where = "the sequence"
     if isinstance(levels, str | os.PathLike):
-        where = str(levels)
-        count = sum(name.startswith("level_") for name in zarr.open_group(where, mode="r").group_keys())
-        levels = [xr.open_zarr(where, group=f"level_{k}", chunks={}) for k in range(count)]
+        where, levels = str(levels), open_levels(levels)
     if len(levels) < 2:
         raise ValueError(
-            f"{len(levels)} level(s) in {where}. Needed: two or more, coarsest first (groups level_0, level_1, ...). "
-            "Type xdeepsd.make_levels(...)."
+            f"{len(levels)} level(s) in {where}. Needed: two or more, coarsest first. Type xdeepsd.make_levels(...)."
         )
     return list(levels)
 
@@ -540,8 +537,7 @@ def train_stack(
     Parameters
     ----------
     levels
-        Path of a Zarr store with the groups ``level_0`` (coarsest) to ``level_N``, or Datasets, coarsest first (see
-        docs/conventions.md).
+        Path of a Zarr store of `build_levels`, or Datasets, coarsest first (see docs/conventions.md).
     config
         One `TrainConfig` for all stages, or one for each. None: `TrainConfig.default()`.
     client
