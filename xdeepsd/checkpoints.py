@@ -49,7 +49,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         left_over.unlink(missing_ok=True)
     path = folder / f"step-{step:09d}.pt"
     content = io.BytesIO()
-    torch.save({"format": FORMAT, "step": step, **state}, content)
+    torch.save({"format": FORMAT, "step": step} | state, content)
     try:
         write_file(path, content.getvalue())
     except OSError as error:

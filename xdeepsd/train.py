@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-import zarr
 from torch import Tensor, nn
 
 from xdeepsd.checkpoints import checkpoints, read_checkpoint, write_checkpoint
+from xdeepsd.levels import open_levels
+from xdeepsd.losses import DenseLoss, masked_mse
 from xdeepsd.normalize import Normalizer
 from xdeepsd.patches import (
     MIB,
@@ -54,11 +55,6 @@ _FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
 _LOOK_EVERY = 25
 
 
-def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean square over the cells of the mask; 0 where there is none. ``target`` must be finite everywhere."""
-    return ((prediction - target).square() * mask).sum() / mask.sum().clamp_min(1)
-
-
 class TrainedStage(NamedTuple):
     """A stage, one row per validation, and what is worth knowing of the training."""
 
@@ -81,23 +77,16 @@ def initialize(net: SRCNN, seed: Sequence[int]) -> None:
             parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
 
 
-def loss_function(config: TrainConfig, pair: Pair, days: np.ndarray) -> LossFunction:
+def loss_function(config: TrainConfig, pair: Pair, days: np.ndarray, device: torch.device) -> LossFunction:
     """The loss that ``config`` names.
 
     For "denseloss" the density of the wanted fine values of the training ``days`` is computed here, chunk by chunk.
     """
     if config.loss == "mse":
         return lambda prediction, target, mask, values: masked_mse(prediction, target, mask)
-    from xdeepsd.density import DenseWeight
-    from xdeepsd.losses import DenseLoss
-
     observed = pair.fine.isel(time=days).where(xr.DataArray(pair.mask, dims=("lat", "lon")))
     with dask.config.set(scheduler="threads"):  # this may run inside a task of a cluster
-        weights = DenseWeight(
-            alpha=config.alpha, wet_threshold=config.wet_threshold, transform=config.density_transform
-        ).fit(observed)
-    dense = DenseLoss(weights)
-    return lambda prediction, target, mask, values: dense(prediction, target, mask, values=values)
+        return DenseLoss(config.dense_weight().fit(observed)).to(device)
 
 
 @dataclass
@@ -229,7 +218,7 @@ def train_stage(
                 pair, normalizers, days, origins, output, config.batch, (config.seed, index), buffer, config.workers,
                 with_values=dense,
             )  # fmt: skip
-            loss = loss_function(config, pair, split.train)
+            loss = loss_function(config, pair, split.train, device)
             described = {"identity": identity, "normalizers": asdict(normalizers), "index": index}
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
@@ -463,13 +452,10 @@ def open_ladder(levels: Levels) -> list[xr.Dataset]:
     """Levels, coarsest first, lazy. Raises ValueError where there are fewer than two."""
     where = "the sequence"
     if isinstance(levels, str | os.PathLike):
-        where = str(levels)
-        count = sum(name.startswith("level_") for name in zarr.open_group(where, mode="r").group_keys())
-        levels = [xr.open_zarr(where, group=f"level_{k}", chunks={}) for k in range(count)]
+        where, levels = str(levels), open_levels(levels)
     if len(levels) < 2:
         raise ValueError(
-            f"{len(levels)} level(s) in {where}. Needed: two or more, coarsest first (groups level_0, level_1, ...). "
-            "Type xdeepsd.make_levels(...)."
+            f"{len(levels)} level(s) in {where}. Needed: two or more, coarsest first. Type xdeepsd.make_levels(...)."
         )
     return list(levels)
 
@@ -540,8 +526,7 @@ def train_stack(
     Parameters
     ----------
     levels
-        Path of a Zarr store with the groups ``level_0`` (coarsest) to ``level_N``, or Datasets, coarsest first (see
-        docs/conventions.md).
+        Path of a Zarr store of `build_levels`, or Datasets, coarsest first (see docs/conventions.md).
     config
         One `TrainConfig` for all stages, or one for each. None: `TrainConfig.default()`.
     client

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from xdeepsd.density import DenseWeight
 from xdeepsd.splits import Split, split_days
 from xdeepsd.srcnn import SRCNNConfig
-from xdeepsd.stack import TRANSFORMS
 
+TRANSFORMS = (None, "sqrt", "log1p")  # those of `xdeepsd.Stage`
 LOSSES = ("mse", "denseloss")
 SCHEDULES = ("constant", "cosine", "exponential")
 PRECISIONS = ("float32", "bfloat16")
@@ -89,7 +90,7 @@ class TrainConfig:
     loss: str = "mse"
     alpha: float = 1.0
     wet_threshold: float | None = None
-    density_transform: str | None = None
+    density_transform: Literal["log1p", "sqrt"] | None = None
     target_transform: str | None = None
     train: tuple[int | str, ...] | None = None
     validation: tuple[int | str, ...] | float | None = 0.1
@@ -98,7 +99,7 @@ class TrainConfig:
     validation_days: int = 60
     patience: int | None = None
     seed: int = 0
-    buffer: float = 512
+    buffer: float = 1024
     workers: int = 2
     checkpoint_every: int = 1000
     device: str | None = None
@@ -142,6 +143,9 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; needed: one of {', '.join(map(repr, choices))}.")
 
+        if self.loss == "denseloss":
+            self.dense_weight()
+
     @classmethod
     def paper(cls, **changes: Any) -> TrainConfig:
         """As published: 9-1-5, 64-32-1, elevation, Adam 1e-4 and 1e-5, batches of 200, 100,000 steps."""
@@ -153,7 +157,7 @@ class TrainConfig:
         return dataclasses.replace(
             cls(
                 static=("elevation", "climatology"), residual=True, batch=32, steps=2000, learning_rate=3e-3,
-                schedule="cosine", clip_gradient=1.0,
+                last_layer_rate=1.0, schedule="cosine", clip_gradient=1.0,
             ),
             **changes,
         )  # fmt: skip
@@ -161,6 +165,10 @@ class TrainConfig:
     def network(self, factor: int) -> SRCNNConfig:
         """Configuration of a stage's network."""
         return SRCNNConfig(self.channels, self.kernels, factor, self.static, self.residual)
+
+    def dense_weight(self) -> DenseWeight:
+        """Weights of DenseLoss, not fitted."""
+        return DenseWeight(self.alpha, wet_threshold=self.wet_threshold, transform=self.density_transform)
 
     def split(self, time: xr.DataArray) -> Split:
         """Days of ``time`` for training, validation and test (`xdeepsd.splits.split_days`)."""
