@@ -7,6 +7,7 @@ from xdeepsd.inference import downscale
 from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
+from xdeepsd.store import to_zarr
 
 __all__ = [
     "SRCNN",
@@ -17,4 +18,5 @@ __all__ = [
     "downscale",
     "load_model",
     "save_model",
+    "to_zarr",
 ]
