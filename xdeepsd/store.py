@@ -153,7 +153,7 @@ def to_zarr(
         todo = _unfinished(target, arrays, regions)
         total = sum(map(len, regions.values()))
         done = total - sum(map(len, todo.values()))
-        logger.info("%s: %d of %d regions are done", target, done, total)
+        logger.info("%s: %d of %d regions are done", _name(target), done, total)
         progress(done, total)
         before = done
 
@@ -173,13 +173,13 @@ def to_zarr(
             raise
         raise OSError(
             error.errno,
-            f"No space left for {target} ({error.strerror}). {done} of {total} regions are written and kept: free some "
+            f"No space left for {_name(target)} ({error.strerror}). {done} of {total} regions are written and kept: free some "
             "space and give the same command again, it goes on from there.",
         ) from error
     missing = sum(map(len, _unfinished(target, arrays, regions).values()))
     if missing:
         raise RuntimeError(
-            f"{missing} of {total} regions were computed but are not in {target}: the workers do not write to the "
+            f"{missing} of {total} regions were computed but are not in {_name(target)}: the workers do not write to the "
             "store that this process sees. Needed: a path or bucket that all of them share. Type the path as the "
             "workers see it, or a URL."
         )
@@ -213,6 +213,10 @@ def _open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> 
             f"{store} writes local files in place: a kill would leave half a chunk. Type to_zarr('/path/out.zarr')."
         )
     return store
+
+
+def _name(target: Store) -> str:
+    return str(target.root) if isinstance(target, zarr.storage.LocalStore) else str(target)
 
 
 def _check_apart(ds: xr.Dataset, target: Store) -> None:
@@ -416,7 +420,7 @@ def _begin_or_resume(
     same_input: bool,
 ) -> None:
     """Lay the store out, or make sure that it was begun with the same Dataset and options."""
-    where = f"{target}/{prefix}".rstrip("/")
+    where = f"{_name(target)}/{prefix}".rstrip("/")
     group = _open_group(target, prefix)
     if group is None:
         # Icechunk holds nothing but Zarr, and does not list where there is nothing.
@@ -501,10 +505,12 @@ def _differences(
             found[f"{name}: values"] = (_ends(a), _ends(b))
     if not same_input:
         begun, given = (json.loads(str(group.attrs[INPUT])) for group in (there, now))
-        if begun["source"] != given["source"]:
-            found["input"] = (begun["source"], given["source"])
-        elif not found:  # the names of Dask change with all of the above, too
-            compare("input", *({k: v[-12:] for k, v in x["arrays"].items()} for x in (begun, given)))
+        if begun["source"] != given["source"] or not found:  # the names of Dask change with all of the above, too
+            a, b = (
+                f"{x['source'] or 'data'} ({', '.join(f'{k} {v[-12:]}' for k, v in x['arrays'].items())})"
+                for x in (begun, given)
+            )
+            compare("input", a, b)
     return found
 
 
