@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +71,8 @@ def downscale(
 ) -> None:
     """Downscale a store with a trained model, Zarr to Zarr. Stopped, killed, disk full: give the same command again."""
 
+    from concurrent.futures import CancelledError
+
     import dask
     import rich.progress
     from dask.system import CPU_COUNT
@@ -97,7 +100,9 @@ def downscale(
             stack.enter_context(Client(scheduler, timeout=30))
         elif workers:
             each = threads or max(1, CPU_COUNT // workers)
-            local = LocalCluster(n_workers=workers, threads_per_worker=each, dashboard_address=None)
+            local = LocalCluster(
+                n_workers=workers, threads_per_worker=each, dashboard_address=None, silence_logs=logging.ERROR
+            )
             stack.enter_context(Client(stack.enter_context(local)))
         else:
             stack.enter_context(dask.config.set(scheduler="threads", num_workers=threads or CPU_COUNT))

@@ -173,14 +173,14 @@ def to_zarr(
             raise
         raise OSError(
             error.errno,
-            f"No space left for {_name(target)} ({error.strerror}). {done} of {total} regions are written and kept: free some "
-            "space and give the same command again, it goes on from there.",
+            f"No space left for {_name(target)} ({error.strerror}). {done} of {total} regions are written and kept: "
+            "free some space and give the same command again, it goes on from there.",
         ) from error
     missing = sum(map(len, _unfinished(target, arrays, regions).values()))
     if missing:
         raise RuntimeError(
-            f"{missing} of {total} regions were computed but are not in {_name(target)}: the workers do not write to the "
-            "store that this process sees. Needed: a path or bucket that all of them share. Type the path as the "
+            f"{missing} of {total} regions were computed but are not in {_name(target)}: the workers do not write to "
+            "the store that this process sees. Needed: a path or bucket that all of them share. Type the path as the "
             "workers see it, or a URL."
         )
     _finish(session.store if session is not None else target, prefix)
@@ -506,11 +506,11 @@ def _differences(
     if not same_input:
         begun, given = (json.loads(str(group.attrs[INPUT])) for group in (there, now))
         if begun["source"] != given["source"] or not found:  # the names of Dask change with all of the above, too
-            a, b = (
+            was, is_now = (
                 f"{x['source'] or 'data'} ({', '.join(f'{k} {v[-12:]}' for k, v in x['arrays'].items())})"
                 for x in (begun, given)
             )
-            compare("input", a, b)
+            compare("input", was, is_now)
     return found
 
 
