@@ -101,7 +101,7 @@ def downscale(
         elif workers:
             each = threads or max(1, CPU_COUNT // workers)
             local = LocalCluster(
-                n_workers=workers, threads_per_worker=each, dashboard_address=None, silence_logs=logging.ERROR
+                n_workers=workers, threads_per_worker=each, dashboard_address=":0", silence_logs=logging.ERROR
             )
             stack.enter_context(Client(stack.enter_context(local)))
         else:

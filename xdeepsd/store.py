@@ -276,7 +276,8 @@ def _open_group(store: Store, prefix: str) -> zarr.Group | None:
 
 def _open_array(store: Store, path: str) -> zarr.Array:
     # Chunks of nothing but NaN (ocean) must be there too: their being there is what says that they are done.
-    return zarr.open_array(store, path=path, mode="r+", config={"write_empty_chunks": True})
+    with zarr.config.set({"array.write_empty_chunks": True}):  # kept by the array, also through pickle
+        return zarr.open_array(store, path=path, mode="r+")
 
 
 # --- what is written ------------------------------------------------------------------------------------------------
