@@ -13,6 +13,7 @@ from xdeepsd.prism import open_prism
 from xdeepsd.regrid import coarsen, regrid, regrid_weights
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
+from xdeepsd.store import to_zarr
 from xdeepsd.train import TrainConfig, TrainedStage, train_stack, train_stage
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "regrid",
     "regrid_weights",
     "save_model",
+    "to_zarr",
     "train_stack",
     "train_stage",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
 from xdeepsd.inference import downscale
 from xdeepsd.stack import StackedSRCNN
+from xdeepsd.store import StoreLike, to_zarr
 
 if TYPE_CHECKING:
     import torch
@@ -35,3 +37,21 @@ class DeepSDAccessor:
         """``xdeepsd.downscale(ds, model, static, ...)``: see there."""
         options = {"device": device, "precision": precision, "batch_size": batch_size}
         return downscale(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]
+
+    def to_zarr(
+        self,
+        store: StoreLike,
+        *,
+        group: str | None = None,
+        resume: bool = True,
+        overwrite: bool = False,
+        same_input: bool = False,
+        encoding: Mapping[str, Mapping[str, Any]] | None = None,
+        zarr_format: Literal[2, 3] = 3,
+        storage_options: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """``xdeepsd.to_zarr(ds, store, ...)``: see there."""
+        how = {"group": group, "resume": resume, "overwrite": overwrite, "same_input": same_input, "progress": progress}
+        what = {"encoding": encoding, "zarr_format": zarr_format, "storage_options": storage_options}
+        to_zarr(self._obj, store, **how, **what)  # type: ignore[arg-type]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -94,3 +97,155 @@ def fetch(
     if missing:
         errors.print("What is fetched is kept. Run the same command again to fetch what is missing.")
         raise typer.Exit(1)
+
+
+@app.command()
+def downscale(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Coarse precipitation: Zarr store or NetCDF file.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model, as xdeepsd train writes it.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
+    ],
+    variable: Annotated[str | None, typer.Option(help="Name of precipitation. Found by itself if left out.")] = None,
+    static: Annotated[
+        str | None,
+        typer.Option(help="File or store of the static fields on the target grid. Default: the model's."),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="File or store of a bool map, True where values are wanted. Default: the model's."),
+    ] = None,
+    chunk_days: Annotated[
+        int | None, typer.Option(min=1, help="Days in a chunk of the output. Default: 30, fewer on large maps.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    resume: Annotated[bool, typer.Option(help="Go on with an output that the same command began.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    same_input: Annotated[
+        bool, typer.Option("--same-input", help="Resume although the input was moved or touched: it is the same data.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes of a local Dask cluster. 0: threads of this process.")
+    ] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (of each worker). Default: all cores.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+) -> None:
+    """Downscale a store with a trained model, Zarr to Zarr. Stopped, killed, disk full: give the same command again."""
+
+    from concurrent.futures import CancelledError
+
+    import dask
+    import rich.progress
+    from dask.system import CPU_COUNT
+    from distributed import Client, KilledWorker, LocalCluster
+    from rich.console import Console
+
+    import xdeepsd
+    from xdeepsd import axes, inputs, store
+
+    def open_input(trained: xdeepsd.StackedSRCNN) -> tuple[Any, int]:
+        """The coarse Dataset, chunked along time only, and its days."""
+        ds = _open(source)
+        if ds.attrs.get(store.STATUS) == store.INCOMPLETE:
+            raise ValueError(f"{source} is not complete: finish the command that began it first.")
+        _, rain = inputs.choose_variable(ds, trained, variable)
+        found = axes.find(rain)
+        time = str(rain[found.time].dims[0]) if found.time else None
+        cells = rain.sizes[found.lat_dim] * rain.sizes[found.lon_dim] * trained.scale**2
+        days = chunk_days or max(1, min(30, 2**27 // (4 * cells)))  # chunks of up to 128 MiB
+        chunks = {str(d): days if d == time else -1 if d in (found.lat_dim, found.lon_dim) else 1 for d in rain.dims}
+        return _open(source, chunks=chunks), rain.sizes[time] if time else 1
+
+    def cluster(stack: contextlib.ExitStack) -> None:
+        if scheduler is not None:
+            stack.enter_context(Client(scheduler, timeout=30))
+        elif workers:
+            each = threads or max(1, CPU_COUNT // workers)
+            local = LocalCluster(
+                n_workers=workers, threads_per_worker=each, dashboard_address=":0", silence_logs=logging.ERROR
+            )
+            stack.enter_context(Client(stack.enter_context(local)))
+        else:
+            stack.enter_context(dask.config.set(scheduler="threads", num_workers=threads or CPU_COUNT))
+
+    console = Console(highlight=False, soft_wrap=True)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.fields[days]}"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    try:
+        if scheduler is not None and workers:
+            raise ValueError("--scheduler and --workers exclude each other: the address is that of a running cluster.")
+        trained = xdeepsd.load_model(model)
+        coarse, days = open_input(trained)
+        fields = None if static is None else _open_maps(static, trained.static_names)
+        land = None if mask is None else _open_mask(mask)
+        fine = xdeepsd.downscale(coarse, trained, fields, variable=variable, mask=land, precision=precision)
+        with contextlib.ExitStack() as stack:
+            cluster(stack)
+            bar = rich.progress.Progress(*columns, console=console)
+            stack.callback(bar.stop)
+            task = bar.add_task("Downscaling", total=None, days="")
+
+            def progress(done: int, total: int) -> None:
+                bar.start()  # only now: before, the output may be refused
+                text = f"{days * done // max(total, 1)} of {days} days"
+                bar.update(task, completed=done, total=total, days=text)
+
+            xdeepsd.to_zarr(fine, out, resume=resume, overwrite=overwrite, same_input=same_input, progress=progress)
+        console.print(f"{out} is complete: {days} days.", markup=False)
+    except KeyboardInterrupt:
+        console.print("Stopped. What is written is kept: the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, OSError, RuntimeError, KilledWorker, CancelledError) as error:
+        text = str(error)
+        for argument in ("resume", "overwrite", "same_input"):
+            text = text.replace(f"{argument}=True", f"--{argument.replace('_', '-')}")
+        if isinstance(error, KilledWorker):
+            text = f"A worker died again and again, mostly of memory: fewer --threads or --chunk-days. {text}"
+        elif isinstance(error, CancelledError):
+            text = f"The scheduler is lost. What is written is kept: the same command goes on from there. {text}"
+        Console(stderr=True, style="red", soft_wrap=True).print(text, markup=False, highlight=False)
+        raise typer.Exit(1) from None
+
+
+def _open(path: str, **options: Any) -> Any:
+    """A Dataset of a file or store; by absolute path, which is part of what a resumed output is compared by."""
+    import xarray as xr
+
+    if "://" not in path:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path} does not exist.")
+        path = str(Path(path).resolve())
+    if "://" in path or Path(path).is_dir():
+        options["engine"] = "zarr"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata", RuntimeWarning)
+        # A coarse chunk that several tasks read costs little.
+        warnings.filterwarnings("ignore", "The specified chunks separate the stored chunks", UserWarning)
+        return xr.open_dataset(path, **options)
+
+
+def _open_maps(path: str, names: tuple[str, ...]) -> Any:
+    """The named maps as a Dataset, or the only map, whatever its name, as a DataArray; in memory."""
+    ds = _open(path).load()
+    if names and set(names) <= set(ds.data_vars):
+        return ds[list(names)]
+    maps = [name for name, v in ds.data_vars.items() if v.squeeze().ndim == 2]
+    if len(maps) != 1 or len(names) > 1:
+        raise ValueError(f"{path} has the maps {maps}; needed: {' and '.join(names)}, or a single map.")
+    return ds[maps[0]]
+
+
+def _open_mask(path: str) -> Any:
+    import xarray as xr
+
+    maps = _open_maps(path, ("mask",))
+    mask = (maps["mask"] if isinstance(maps, xr.Dataset) else maps).squeeze()
+    if mask.dtype.kind not in "biu":  # NetCDF has no bool
+        raise ValueError(f"{path} has {mask.name!r} of {mask.dtype}; needed: a mask of bool, or of 0 and 1.")
+    return mask.astype(bool)

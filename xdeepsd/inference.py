@@ -7,6 +7,7 @@ A chunk of part of the map is computed on a window: the chunk and the cells arou
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,16 +106,18 @@ def downscale(
         batch_size=batch_size,
     )
     maps = {str(k): fields[k].data for k in model.static_names}
-    data = _apply(coarse.data, options, maps, None if wanted is None else wanted.data)
+    made_with = _made_with(model, options, maps, None if wanted is None else wanted.data)
+    token = _digest((made_with, options.to_model, coarse.shape[-2:]))
+    data = _apply(coarse.data, options, maps, None if wanted is None else wanted.data, token)
 
     fine = _label(data, coarse, fields, turn)
     fine = _axes.restore(fine, names)
     _restore_coords(fine, given, names)
     fine.name = given.name
-    fine.attrs = {**given.attrs, **_provenance(model, given.attrs)}
+    fine.attrs = {**given.attrs, **_provenance(model, given.attrs), **made_with}
     if isinstance(ds, xr.DataArray):
         return fine
-    return _into_dataset(ds, name, fine, names)
+    return _into_dataset(ds, name, fine, names, made_with)
 
 
 def _check_options(ds: Any, model: Any, precision: str, batch_size: int | None) -> None:
@@ -315,8 +318,12 @@ def _run_in_threads(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
     return fine.reshape(*block.shape[:-2], *fine.shape[-2:])
 
 
-def _apply(data: Any, options: _Options, maps: Mapping[str, Any], mask: Any) -> Any:
-    """Numpy in, numpy out; dask in, dask out: one task per chunk after one that prepares."""
+def _apply(data: Any, options: _Options, maps: Mapping[str, Any], mask: Any, token: str) -> Any:
+    """Numpy in, numpy out; dask in, dask out: one task per chunk after one that prepares.
+
+    ``token`` names the tasks: the same in every process for the same model, options and maps, so that `to_zarr` can
+    tell whether a store was begun with the same.
+    """
     nlat, nlon = data.shape[-2:]
     everything = (slice(0, nlat), slice(0, nlon))
     if not dask.is_dask_collection(data):
@@ -327,11 +334,11 @@ def _apply(data: Any, options: _Options, maps: Mapping[str, Any], mask: Any) -> 
     scale = options.scale
     if data.numblocks[-2:] == (1, 1):
         window = _Window(everything, everything)
-        prepared = dask.delayed(_prepare_all, pure=False)(options, dict(maps), mask, window)
+        prepared = dask.delayed(_prepare_all)(options, dict(maps), mask, window, dask_key_name=f"prepare-{token}")
         return _map_window(data, prepared, scale, options)
     # A filled cell may come from as far as the halo, and the networks reach as far again.
     reach = 2 * options.halo
-    levels = dask.delayed(_static_levels, pure=False)(options, dict(maps), mask)
+    levels = dask.delayed(_static_levels)(options, dict(maps), mask, dask_key_name=f"levels-{token}")
     rows = _slices(data.chunks[-2], reach, nlat)
     cols = _slices(data.chunks[-1], reach, nlon)
     blocks = []
@@ -339,7 +346,8 @@ def _apply(data: Any, options: _Options, maps: Mapping[str, Any], mask: Any) -> 
         line = []
         for core_col, outer_col in cols:
             window = _Window((core_row, core_col), (outer_row, outer_col))
-            prepared = dask.delayed(_prepare, pure=False)(options, levels, window)
+            key = f"prepare-{token}-{_digest((window, data.shape))}"
+            prepared = dask.delayed(_prepare)(options, levels, window, dask_key_name=key)
             outer = data[..., outer_row, outer_col]
             outer = outer.rechunk({outer.ndim - 2: -1, outer.ndim - 1: -1})
             line.append(_map_window(outer, prepared, scale, options, core=(core_row, core_col)))
@@ -392,6 +400,26 @@ def _restore_coords(fine: xr.DataArray, given: xr.DataArray, names: _axes.Axes) 
         fine[name].attrs = {k: v for k, v in given[name].attrs.items() if k not in {"bounds", "actual_range"}}
 
 
+def _digest(value: Any) -> str:
+    """Twelve hexadecimal digits of an array's content (of a lazy one's name), or of anything that prints itself."""
+    if isinstance(value, np.ndarray):
+        content = f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+    else:
+        content = (value.name if dask.is_dask_collection(value) else repr(value)).encode()
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _made_with(model: StackedSRCNN, options: _Options, maps: Mapping[str, Any], mask: Any) -> dict[str, str]:
+    """Attributes that change with anything that the numbers depend on, but the input."""
+    chosen = {name: value for name, value in vars(options).items() if name not in ("stages", "to_model")}
+    return {
+        "xdeepsd_model": model.fingerprint(),
+        "xdeepsd_static": _digest({name: _digest(field) for name, field in maps.items()}) if maps else "none",
+        "xdeepsd_mask": "none" if mask is None else _digest(mask),
+        "xdeepsd_options": " ".join(f"{name}={value}" for name, value in chosen.items()),
+    }
+
+
 def _provenance(model: StackedSRCNN, attrs: Mapping[str, Any]) -> dict[str, Any]:
     from xdeepsd import __version__
 
@@ -399,15 +427,17 @@ def _provenance(model: StackedSRCNN, attrs: Mapping[str, Any]) -> dict[str, Any]
     fingerprint = model.fingerprint()
     line = f"{now}: xdeepsd {__version__} downscale, scale {model.scale}, model {fingerprint}"
     history = f"{attrs['history']}\n{line}" if attrs.get("history") else line
-    return {"history": history, "xdeepsd_version": __version__, "xdeepsd_model": fingerprint}
+    return {"history": history, "xdeepsd_version": __version__}
 
 
-def _into_dataset(ds: xr.Dataset, name: str, fine: xr.DataArray, names: _axes.Axes) -> xr.Dataset:
+def _into_dataset(
+    ds: xr.Dataset, name: str, fine: xr.DataArray, names: _axes.Axes, made_with: Mapping[str, str]
+) -> xr.Dataset:
     """The user's Dataset with the fine variable; whatever lay on the coarse map is left behind."""
     on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}
     kept = ds.drop_vars([k for k, v in ds.variables.items() if set(v.dims) & on_map or k in on_map])
     out = kept.assign({name: fine})
-    out.attrs = {**ds.attrs, **{k: fine.attrs[k] for k in ("xdeepsd_version", "xdeepsd_model")}}
+    out.attrs = {**ds.attrs, **{k: fine.attrs[k] for k in ("xdeepsd_version", *made_with)}}
     line = str(fine.attrs["history"]).splitlines()[-1]
     out.attrs["history"] = f"{ds.attrs['history']}\n{line}" if ds.attrs.get("history") else line
     return out
