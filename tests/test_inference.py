@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xdeepsd
+from xdeepsd.kernels import HAS_BFLOAT16
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +315,18 @@ def test_static_nan_is_filled_not_spread(case):
 def test_batch_size_is_not_the_chunk(case):
     model, coarse, elevation = case
     one = coarse.deepsd.downscale(model, elevation)
-    np.testing.assert_allclose(coarse.deepsd.downscale(model, elevation, batch_size=4), one, rtol=1e-5, atol=1e-5)
+    assert relative(coarse.deepsd.downscale(model, elevation, batch_size=4).values, one.values) < 2e-6
+
+
+def test_bfloat16(case):
+    model, coarse, elevation = case
+    if not HAS_BFLOAT16:
+        with pytest.raises(ValueError, match=r"needs a processor with avx512_bf16.*precision='float32'"):
+            coarse.deepsd.downscale(model, elevation, precision="bfloat16")
+        pytest.skip("no bfloat16 on this processor")
+    one = coarse.deepsd.downscale(model, elevation, precision="bfloat16")
+    assert one.dtype == np.float32
+    assert 0 < relative(one.values, coarse.deepsd.downscale(model, elevation).values) < 3e-2  # weights are extreme here
 
 
 def test_elevation_by_another_name_and_with_scalars(case):
