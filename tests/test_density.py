@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import runpy
 import subprocess
 import sys
 import warnings
@@ -631,3 +633,16 @@ def test_runs_where_no_folder_can_be_written():
     root = Path(__file__).resolve().parents[1]
     environment = os.environ | {"PYTHONPATH": str(root)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+
+
+@pytest.mark.slow
+def test_the_howto_runs(tmp_path):
+    folder = Path(__file__).resolve().parents[1] / "docs" / "howto"
+    page = (folder / "denseloss.md").read_text()
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    runpy.run_path(str(folder / "denseloss.py"))["main"](tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == set(re.findall(r"img/(\w+\.png)", page))
+    assert drawn == {path.name for path in (folder / "img").glob("denseloss*")}
