@@ -167,6 +167,7 @@ def test_it_is_a_module():
     loss = DenseLoss(FITS["log1p"])
     assert [name for name, _ in loss.named_buffers()] == ["table", "slope"]
     assert list(loss.parameters()) == []
+    assert loss.dense_weight is FITS["log1p"]
     pred, target, mask = _batch()
     for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert again(pred, target, mask) == loss(pred, target, mask)

@@ -65,7 +65,7 @@ class DenseLoss(nn.Module):
     Parameters
     ----------
     dense_weight
-        Fitted on training values in mm day-1.
+        Fitted on training values in mm day-1. Kept as ``loss.dense_weight``, whose ``summary()`` is worth logging.
     normalizer
         Undoes the normalisation of ``target`` where ``forward`` gets no ``values``. None: the target is in the units
         of the weights. A residual stage, whose target is a difference, must give ``values``.
@@ -74,7 +74,7 @@ class DenseLoss(nn.Module):
     -----
     The table of the density and its slopes are buffers (float64, so that weights equal ``dense_weight.weights``), which
     move with ``loss.to(device)``; on a device without float64 type ``loss.float().to(device)``. They are not part of
-    ``state_dict``: keep ``dense_weight.to_dict()``.
+    ``state_dict``: keep ``loss.dense_weight.to_dict()``.
 
     Raises
     ------
@@ -90,7 +90,7 @@ class DenseLoss(nn.Module):
         mean = dense_weight.mean  # raises before anything is built, where not fitted
         histogram = dense_weight.histogram
         assert histogram is not None
-        self.normalizer = normalizer
+        self.dense_weight, self.normalizer = dense_weight, normalizer
         self.alpha, self.eps, self.mean = float(dense_weight.alpha), float(dense_weight.eps), mean
         self.wet_threshold, self.transform = dense_weight.wet_threshold, dense_weight.transform
         self.start, self.step = histogram.start, histogram.step

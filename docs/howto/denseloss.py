@@ -33,6 +33,7 @@ def axis_of_rain(ax: plt.Axes) -> None:
 
 
 def density(rain: np.ndarray, folder: Path) -> None:
+    """The density of daily rain: all values, and the logarithm of the wet ones."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     fit = DenseWeight().fit(rain)
     left.hist(rain, bins=np.arange(-0.5, 60.5), density=True, color="#c8d8e4", label="histogram, 1 mm bins")
@@ -55,6 +56,7 @@ def density(rain: np.ndarray, folder: Path) -> None:
 
 
 def alphas(rain: np.ndarray, folder: Path) -> None:
+    """Weights for several alpha."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
     for ax, parameters in ((left, KINDS["all values"]), (right, KINDS["both"])):
         fit = DenseWeight(**parameters).fit(rain)
@@ -68,6 +70,7 @@ def alphas(rain: np.ndarray, folder: Path) -> None:
 
 
 def kinds(rain: np.ndarray, folder: Path) -> None:
+    """What wet_threshold and transform change."""
     figure, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
     for name, parameters in KINDS.items():
         fit = DenseWeight(alpha=1.0, **parameters).fit(rain)
@@ -79,6 +82,7 @@ def kinds(rain: np.ndarray, folder: Path) -> None:
 
 
 def at_eps(rain: np.ndarray, folder: Path) -> None:
+    """How much of the data the loss still sees, as alpha grows."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     alpha = np.linspace(0, 4, 81)
     for name, parameters in KINDS.items():
@@ -98,6 +102,7 @@ def at_eps(rain: np.ndarray, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
+    """Draw all pictures into ``folder``."""
     rain = make_climate(seed=0, years=2).precipitation.values
     rain = rain[np.isfinite(rain)]
     plt.rcParams.update({"font.size": 9, "savefig.dpi": 80, "axes.spines.top": False, "axes.spines.right": False})
