@@ -16,8 +16,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec
 
-from xdeepsd import axes
-from xdeepsd.ladder import ATTRS, UNITS, Edges, find_precipitation, level_mean, make_levels, training_years
+from xdeepsd.ladder import ATTRS, UNITS, Edges, find_precipitation, level_mean, make_levels, standardize, training_years
 from xdeepsd.static import CLIMATOLOGY
 
 __all__ = ["build_levels", "make_levels", "open_levels"]
@@ -143,9 +142,9 @@ def _create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict
     later = [CLIMATOLOGY] if described["climatology_years"] else []
     static = dask.compute(*[level.drop_vars("precipitation") for level in wanted])
     for k, (level, fields) in enumerate(zip(wanted, static, strict=True)):
-        fields.to_zarr(
-            path, group=f"level_{k}", mode="w", zarr_format=3, consolidated=False, encoding={"time": _TIME_ENCODING}
-        )
+        whole = {name: {"chunks": field.shape} for name, field in fields.data_vars.items()}
+        encoding = {"time": _TIME_ENCODING} | whole
+        fields.to_zarr(path, group=f"level_{k}", mode="w", zarr_format=3, consolidated=False, encoding=encoding)
         shape = level["precipitation"].shape
         group = root[f"level_{k}"]
         assert isinstance(group, zarr.Group)
@@ -298,7 +297,7 @@ def build_levels(
     `open_levels` of ``path``. Memory is bounded by the chunks: a few times ``chunk_mb``, or the chunk of ``fine`` if
     that is larger, for each worker. Raises ValueError, before anything is written, for what does not fit.
     """
-    da, _ = axes.standardize(find_precipitation(fine, variable))
+    da, _ = standardize(find_precipitation(fine, variable))
     if "time" not in da.indexes:
         raise ValueError(f"The precipitation has no time among its dims {da.dims}. Needed: days. Type ds.expand_dims.")
     da = _once(da)
