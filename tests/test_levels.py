@@ -449,6 +449,30 @@ def test_days_twice_missing_or_unordered(tmp_path, caplog):
         build_levels(da[5:], path=tmp_path / "m.zarr")
 
 
+def test_days_that_are_not_fetched_yet(tmp_path):
+    """The store of `xdeepsd fetch` has a gapless axis: release 0 and NaN where a day is not there yet."""
+    da = fine(10)
+    path = tmp_path / "l.zarr"
+    ds = xr.Dataset({"ppt": da.copy(), "ppt_release": ("time", [8] * 4 + [0, 0] + [8] * 4)})
+    ds["ppt"][4] = np.nan  # release 0 alone says nothing: the fifth is not there, of the sixth it is not known
+    with pytest.raises(ValueError, match=r"1 days are missing .*: 2000-01-05\. .*--allow-missing"):
+        build_levels(ds, path=path)
+    out = build_levels(ds, path=path, allow_missing=True)
+    assert_same_levels(out, make_levels(da.isel(time=[0, 1, 2, 3, 5, 6, 7, 8, 9])))
+    assert_same_levels(build_levels(ds.assign(ppt=da), path=path), make_levels(da))  # it has come
+
+
+def test_days_without_a_value(tmp_path):
+    da = fine(6)
+    da[3] = np.nan
+    path = tmp_path / "l.zarr"
+    with pytest.raises(ValueError, match=r"1 days hold no value at all: 2000-01-04\. All other days are in"):
+        build_levels(da, path=path)
+    assert open_levels(path)[0].sizes["time"] == 5
+    assert_same_levels(build_levels(da, path=path, allow_missing=True), make_levels(da.isel(time=[0, 1, 2, 4, 5])))
+    assert_same_levels(build_levels(fine(6), path=path), make_levels(fine(6)))
+
+
 def test_files_without_dask_are_read_in_pieces(tmp_path):
     """A lazily opened file (no Dask) is never held as a whole."""
     da = fine(30)
@@ -472,3 +496,58 @@ def test_public_names():
     assert xdeepsd.build_levels is build_levels
     assert xdeepsd.make_levels is make_levels
     assert xdeepsd.open_levels is open_levels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def prepare(*arguments):
+    from typer.testing import CliRunner
+
+    from xdeepsd.cli import app
+
+    return CliRunner().invoke(app, ["prepare", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("kind", ["zarr", "netcdf", "two netcdf"])
+def test_prepare(tmp_path, kind):
+    da = fine(12)
+    elevation(da).to_netcdf(tmp_path / "dem.nc", engine="h5netcdf")
+    ds = da.to_dataset()
+    if kind == "zarr":
+        ds.chunk(time=1).to_zarr(tmp_path / "fine.zarr")
+        paths = [tmp_path / "fine.zarr"]
+    else:
+        parts = [ds] if kind == "netcdf" else [ds.isel(time=slice(5)), ds.isel(time=slice(5, None))]
+        paths = [tmp_path / f"fine{i}.nc" for i in range(len(parts))]
+        for part, path in zip(parts, paths, strict=True):
+            part.to_netcdf(path, engine="h5netcdf")
+    out = tmp_path / "levels.zarr"
+    arguments = (*paths, "--elevation", tmp_path / "dem.nc", "--factors", "2,2", "--climatology-years", 2000, 2000)
+    result = prepare(*arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "12 days" in result.output
+    assert_same_levels(open_levels(out), make_levels(da, elevation(da), (2, 2), climatology=slice("2000", "2000")))
+    assert prepare(*arguments, "--out", out).exit_code == 0
+
+
+def test_prepare_says_what_is_wrong(tmp_path):
+    da = fine(12, 17, 24)
+    da.isel(time=[0, 1, 3]).to_dataset().to_zarr(tmp_path / "fine.zarr")
+    result = prepare(tmp_path / "fine.zarr", "--out", tmp_path / "l.zarr")
+    assert result.exit_code == 1
+    assert "1 days are missing" in result.output
+    assert "Traceback" not in result.output
+    result = prepare(tmp_path / "fine.zarr", "--out", tmp_path / "l.zarr", "--allow-missing", "--edges", "crop")
+    assert result.exit_code == 0, result.output
+    assert "Cropped to 16 x 24" in result.output
+    for arguments, text in (
+        (("nowhere.zarr",), "nowhere.zarr"),
+        ((tmp_path / "fine.zarr", "--factors", "two"), "--factors"),
+        ((tmp_path / "fine.zarr", "--variable", "tmax"), "No variable 'tmax'"),
+    ):
+        result = prepare(*arguments, "--out", tmp_path / "x.zarr")
+        assert result.exit_code != 0
+        assert text in result.output
+        assert "Traceback" not in result.output
