@@ -29,7 +29,7 @@ ATTRS: Mapping[str, Mapping[str, str]] = {
     "land_fraction": {"units": "1", "long_name": "share of observed cells", "standard_name": "land_area_fraction"},
     "mask": {"long_name": "True where values are wanted"},
 }
-_COORD_ATTRS = {
+COORD_ATTRS = {
     "lat": {"units": "degrees_north", "standard_name": "latitude", "axis": "Y"},
     "lon": {"units": "degrees_east", "standard_name": "longitude", "axis": "X"},
 }
@@ -55,6 +55,12 @@ def find_precipitation(fine: xr.Dataset | xr.DataArray, variable: str | None = N
             "Type variable='NAME' (--variable NAME)."
         )
     return fine[names[0]]
+
+
+def standardize(da: xr.DataArray) -> tuple[xr.DataArray, axes.Axes]:
+    """`axes.standardize`, with the CF attributes by which latitude and longitude are found at once from then on."""
+    da, found = axes.standardize(da)
+    return da.assign_coords({name: da[name].assign_attrs(attrs) for name, attrs in COORD_ATTRS.items()}), found
 
 
 def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayObject:
@@ -269,7 +275,7 @@ def make_levels(
     scale = int(np.prod(factors))
     da = find_precipitation(fine, variable)
     to_mm = precipitation_factor(da.attrs.get("units"))
-    da, found = axes.standardize(da)
+    da, found = standardize(da)
     if da.dims != ("time", "lat", "lon"):
         raise ValueError(
             f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one of the "
@@ -298,7 +304,7 @@ def make_levels(
         level["mask"] = covered > 0 if factor > 1 else covered
         for variable_name, array in level.data_vars.items():
             array.attrs = dict(ATTRS.get(str(variable_name), finest[variable_name].attrs))
-        for name, attrs in _COORD_ATTRS.items():
+        for name, attrs in COORD_ATTRS.items():
             level[name].attrs = dict(attrs)
         level["land_fraction"] = level["land_fraction"].fillna(0.0)
         level.attrs = {"level": stage, "factors": factors, "edges": edges}

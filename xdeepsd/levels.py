@@ -16,8 +16,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec
 
-from xdeepsd import axes
-from xdeepsd.ladder import ATTRS, UNITS, Edges, find_precipitation, level_mean, make_levels, training_years
+from xdeepsd.ladder import ATTRS, UNITS, Edges, find_precipitation, level_mean, make_levels, standardize, training_years
 from xdeepsd.static import CLIMATOLOGY
 
 __all__ = ["build_levels", "make_levels", "open_levels"]
@@ -103,6 +102,22 @@ def _missing_days(days: Any) -> Any:
     return every.difference(days)
 
 
+def _empty_days(fine: xr.DataArray | xr.Dataset, da: xr.DataArray) -> Any:
+    """Days that are on the axis of a store of `fetch` but not fetched: release 0, and nothing in the map.
+
+    A release may be 0 because it is not known, so the maps of these days are read, unless none has a release.
+    """
+    name = f"{da.name}_release"
+    days = _days(da)
+    if not isinstance(fine, xr.Dataset) or name not in fine or fine[name].size != da.sizes["time"]:
+        return days[:0]
+    unknown = np.flatnonzero(fine[name].values == 0)
+    if unknown.size in (0, days.size):
+        return days[:0]
+    empty = da.isel(time=unknown).isnull().all(["lat", "lon"]).values
+    return days[unknown[empty]]
+
+
 def _same(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
 
@@ -143,9 +158,9 @@ def _create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict
     later = [CLIMATOLOGY] if described["climatology_years"] else []
     static = dask.compute(*[level.drop_vars("precipitation") for level in wanted])
     for k, (level, fields) in enumerate(zip(wanted, static, strict=True)):
-        fields.to_zarr(
-            path, group=f"level_{k}", mode="w", zarr_format=3, consolidated=False, encoding={"time": _TIME_ENCODING}
-        )
+        whole = {name: {"chunks": field.shape} for name, field in fields.data_vars.items()}
+        encoding = {"time": _TIME_ENCODING} | whole
+        fields.to_zarr(path, group=f"level_{k}", mode="w", zarr_format=3, consolidated=False, encoding=encoding)
         shape = level["precipitation"].shape
         group = root[f"level_{k}"]
         assert isinstance(group, zarr.Group)
@@ -207,12 +222,15 @@ def _regions(where: np.ndarray, wanted: np.ndarray, days: int) -> Iterator[tuple
 
 
 def _write_region(path: PathLike, start: int, *levels: np.ndarray) -> int:
-    """Write the same days of all levels, then mark them done: what is marked is on disk in every level."""
+    """Write the same days of all levels, then mark them done: what is marked is on disk in every level.
+
+    A day without any value is not done: it is missing, and may come later.
+    """
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     stop = start + len(levels[0])
     for k, values in enumerate(levels):
         _array(root, f"level_{k}/precipitation")[start:stop] = values
-    _array(root, "done")[start:stop] = True
+    _array(root, "done")[start:stop] = np.isfinite(levels[0]).any(axis=(1, 2))
     return stop - start
 
 
@@ -286,7 +304,8 @@ def build_levels(
     path
         A new folder, or a store that was built from the same grid, variable, factors and static fields.
     allow_missing
-        Go on although days are missing between the first and the last; they are listed in the error otherwise.
+        Go on although days are missing between the first and the last, or hold no value at all; they are listed in the
+        error otherwise. A day without a value may be filled by a later call.
     chunk_mb
         Size of a chunk of the finest level, in 1e6 bytes before compression. A chunk holds whole maps of several days,
         and the same days at every level.
@@ -298,9 +317,10 @@ def build_levels(
     `open_levels` of ``path``. Memory is bounded by the chunks: a few times ``chunk_mb``, or the chunk of ``fine`` if
     that is larger, for each worker. Raises ValueError, before anything is written, for what does not fit.
     """
-    da, _ = axes.standardize(find_precipitation(fine, variable))
+    da, _ = standardize(find_precipitation(fine, variable))
     if "time" not in da.indexes:
         raise ValueError(f"The precipitation has no time among its dims {da.dims}. Needed: days. Type ds.expand_dims.")
+    empty = _empty_days(fine, da)
     da = _once(da)
     if da.chunks is None:
         day = 4 * da.sizes["lat"] * da.sizes["lon"]
@@ -331,7 +351,7 @@ def build_levels(
                 f"{_text(between)}. Needed: later days only. Type another path (--out NAME) to build the store anew."
             )
         time = xr.concat([held, time.isel(time=days > held_days[-1])], "time")
-    missing = _missing_days(_days(time))
+    missing = _missing_days(_days(time)).union(empty)
     if len(missing):
         text = (
             f"{len(missing)} days are missing between {str(days[0])[:10]} and {str(days[-1])[:10]}: {_text(missing)}."
@@ -353,6 +373,15 @@ def build_levels(
         _check_common_days(path, finest, where[: marks.size], marks, len(wanted) - 1)
         _grow(root, path, time, len(wanted))
     _fill(root, path, wanted, where, progress)
+    unseen = days[np.isin(days, _days(time)[~_done(root)])].difference(missing)
+    if len(unseen):
+        text = f"{len(unseen)} days hold no value at all: {_text(unseen)}. All other days are in {path}."
+        if not allow_missing:
+            raise ValueError(
+                f"{text} Needed: every day. Fetch them and run this again, or type allow_missing=True "
+                "(--allow-missing)."
+            )
+        logger.warning("%s They are left out.", text)
     _finish_climatology(path, root, described["factors"])
     return open_levels(path)
 
