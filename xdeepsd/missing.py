@@ -53,13 +53,14 @@ def fill_nearest(values: np.ndarray, reach: int) -> np.ndarray:
     missing = np.isnan(values)
     if not missing.any():
         return values
-    flat = values.reshape(len(values), -1)
-    filled = np.empty_like(flat)
+    filled = values.copy()
+    flat = filled.reshape(len(values), -1)
     # Maps with the same cells missing (the ocean, every day) share one search.
-    patterns, which = np.unique(np.packbits(missing.reshape(len(values), -1), axis=1), axis=0, return_inverse=True)
-    which = np.ravel(which)
-    for pattern in range(len(patterns)):
-        days = np.nonzero(which == pattern)[0]
-        source = nearest_observed(missing[days[0]], reach)
-        filled[days] = flat[days][:, source.ravel()]
-    return np.nan_to_num(filled, copy=False, nan=0.0).reshape(values.shape)
+    patterns: dict[bytes, list[int]] = {}
+    for day, pattern in enumerate(np.packbits(missing.reshape(len(values), -1), axis=1)):
+        patterns.setdefault(pattern.tobytes(), []).append(day)
+    for days in patterns.values():
+        cells = np.flatnonzero(missing[days[0]])
+        source = nearest_observed(missing[days[0]], reach).ravel()[cells]
+        flat[np.ix_(days, cells)] = np.nan_to_num(flat[np.ix_(days, source)], copy=False, nan=0.0)
+    return filled

@@ -384,11 +384,14 @@ class _Buffer:
         pair, normalizers = self._loader.pair, self._loader.normalizers
         radius, place = pair.config.radius, slice(at, at + len(slab))
         interpolated, values = pair.read(slab)
-        self.inputs[place] = normalizers.precipitation.apply(interpolated)
-        target = transform(torch.from_numpy(values), pair.transform).numpy()
+        inputs, target = self.inputs[place], self.target[place]
+        inputs[:] = interpolated
+        target[:] = transform(torch.from_numpy(values), pair.transform).numpy()
         if pair.config.residual:
-            target = target - (interpolated[:, radius:-radius, radius:-radius] if radius else interpolated)
-        self.target[place] = normalizers.target.apply(target)
+            target -= interpolated[:, radius:-radius, radius:-radius] if radius else interpolated
+        for part, n in ((inputs, normalizers.precipitation), (target, normalizers.target)):
+            part -= np.float32(n.mean)
+            part /= np.float32(n.std)
         if self.values is not None:
             self.values[place] = values
 
