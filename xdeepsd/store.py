@@ -268,10 +268,12 @@ async def _any_key(store: Store, prefix: str) -> bool:
 
 
 def _open_group(store: Store, prefix: str) -> zarr.Group | None:
-    try:
-        return zarr.open_group(store, path=prefix.rstrip("/"), mode="r", use_consolidated=False)
-    except FileNotFoundError:
-        return None
+    with warnings.catch_warnings():  # while one of format 2 begins, both lie there
+        warnings.filterwarnings("ignore", "Both zarr.json", UserWarning)
+        try:
+            return zarr.open_group(store, path=prefix.rstrip("/"), mode="r", use_consolidated=False)
+        except FileNotFoundError:
+            return None
 
 
 def _open_array(store: Store, path: str) -> zarr.Array:
@@ -665,7 +667,7 @@ def _compute(graph: dict[Any, Any], keys: list[Any], client: Any, advance: Calla
 
     futures = client.get(graph, keys, sync=False)
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             advance(future.result())
             future.release()
     finally:
