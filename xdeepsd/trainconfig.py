@@ -153,7 +153,7 @@ class TrainConfig:
         return dataclasses.replace(
             cls(
                 static=("elevation", "climatology"), residual=True, batch=32, steps=2000, learning_rate=3e-3,
-                schedule="cosine", clip_gradient=1.0,
+                last_layer_rate=1.0, schedule="cosine", clip_gradient=1.0,
             ),
             **changes,
         )  # fmt: skip
