@@ -1,0 +1,95 @@
+"""The examples run, in their quick form: on real data where there is any, on a generated climate otherwise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xdeepsd.datasets import make_climate
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+
+
+def run(script, *arguments):
+    """Exit status and output. A model trained for a few steps may lose against interpolation: status 1."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "examples" / script), *map(str, arguments)],
+        capture_output=True, text=True, timeout=600, env=environment, check=False,
+    )  # fmt: skip
+    assert result.returncode in (0, 1), result.stdout + result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def gridmet(tmp_path_factory):
+    """A generated climate in gridMET's form: packed, latitude descending, a dimension named day, a larger elevation."""
+    folder = tmp_path_factory.mktemp("gridmet")
+    climate = make_climate(years=1, shape=(40, 56), start=2000)
+    packed = {"precipitation_amount": {"dtype": "uint16", "scale_factor": 0.1, "_FillValue": 32767}}
+
+    def write(days, name):
+        rain = climate["precipitation"].sel(time=days).isel(lat=slice(0, 32), lon=slice(12, 48))
+        rain = rain.rename(time="day").rename("precipitation_amount").assign_attrs(units="mm")
+        rain.to_netcdf(folder / name, encoding=packed)
+
+    write(slice("2000-01-01", "2000-09-30"), "pr_2000_jan_sep.nc")
+    write(slice("2000-10-01", "2000-10-20"), "further.nc")
+    climate[["elevation"]].to_netcdf(folder / "metdata_elevationdata.nc")
+    return folder
+
+
+def check_stacks(folder):
+    table = pd.read_csv(folder / "stacks.csv").set_index(["stack", "method"])
+    assert list(dict.fromkeys(table.index.get_level_values(0))) == ["x2", "x2-x2", "x2-x2-x2", "x4"]
+    assert set(table.loc["x4"].index) == {"bilinear", "bicubic", "climatology ratio", "paper preset", "default preset"}
+    assert np.isfinite(table).all().all()
+    # One ladder is coarser by two factors of 2, the other by one of 4: the same coarse grid, the same baselines.
+    for method in ("bilinear", "bicubic", "climatology ratio"):
+        assert table.loc[("x2-x2", method), "rmse"] == pytest.approx(table.loc[("x4", method), "rmse"], rel=0.05)
+    return table
+
+
+def test_oregon(gridmet, tmp_path):
+    output = run("oregon.py", "--data", gridmet, "--out", tmp_path, "--steps", 5)
+    check_stacks(tmp_path)
+    assert "x4: the default preset" in output
+
+
+def test_oregon_with_further_months(gridmet, tmp_path):
+    run("oregon.py", "--data", gridmet, "--out", tmp_path, "--steps", 5, "--further", gridmet / "further.nc")
+    check_stacks(tmp_path)
+
+
+def test_oregon_denseloss(gridmet, tmp_path):
+    arguments = ("oregon.py", "--data", gridmet, "--out", tmp_path, "--steps", 4, "--denseloss")
+    run(*arguments, "--seeds", 1)
+    output = run(*arguments, "--seeds", 2)  # goes on: the first seed is not done again
+    assert "8 of 8" in output
+    assert "in the rarest bin" in output
+    table = pd.read_csv(tmp_path / "denseloss.csv")
+    assert set(table["part"]) == {"validation", "test"}
+    assert table.loc[table["name"] == "MSE", "relative"].eq(1).all()
+
+
+@pytest.mark.realdata
+def test_oregon_on_the_real_year(real_data, tmp_path):
+    run("oregon.py", "--data", real_data / "gridmet_oregon", "--out", tmp_path, "--steps", 3)
+    table = check_stacks(tmp_path)
+    assert table.loc[("x2", "bilinear"), "rmse"] == pytest.approx(0.219, abs=0.001)
+    assert table.loc[("x4", "bicubic"), "rmse"] == pytest.approx(0.349, abs=0.001)
+
+
+@pytest.mark.realdata
+def test_prism_days(real_data, tmp_path):
+    output = run("prism_days.py", "--data", real_data / "prism", "--out", tmp_path, "--steps", 3, "--folds", 1)
+    table = pd.read_csv(tmp_path / "errors.csv").set_index(["stack", "method"])
+    assert set(table.loc["x2-x2-x2"].index) == {"bilinear", "bicubic", "xdeepsd"}
+    assert table.loc[("x2-x2-x2", "bilinear"), "rmse"] > table.loc[("x2", "bilinear"), "rmse"] > 0.1
+    assert "x2-x2-x2: the model" in output
