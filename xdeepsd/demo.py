@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from pathlib import Path
 
 import pandas as pd
 import xarray as xr
-from dask.distributed import Client, LocalCluster, progress
+from dask.distributed import Client, LocalCluster
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from xdeepsd.datasets import make_climate
@@ -19,6 +21,7 @@ from xdeepsd.interpolate import interpolate
 from xdeepsd.levels import build_levels, open_levels
 from xdeepsd.plot import plot_maps
 from xdeepsd.stack import load_model, save_model
+from xdeepsd.store import to_zarr
 from xdeepsd.train import TrainConfig, train_stack
 
 FACTORS = (2, 2, 2)
@@ -32,11 +35,13 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "levels.zarr").exists():  # of an earlier demo, maybe with another seed: a ladder is never overwritten
+        shutil.rmtree(out / "levels.zarr")
 
     console.print("[bold]1[/] A generated climate: terrain, an ocean, three years of daily rain")
     climate = make_climate(seed)
     years = sorted({int(y) for y in climate["time"].dt.year})
-    climate.chunk(time=180).to_zarr(out / "fine.zarr", mode="w")
+    to_zarr(climate.chunk(time=180), out / "fine.zarr", overwrite=True)
 
     console.print("[bold]2[/] The resolution ladder: three levels above the finest, each of half the resolution")
     fine = xr.open_zarr(out / "fine.zarr")
@@ -53,14 +58,20 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
 
     console.print(f"[bold]4[/] Downscaling {years[2]}, Zarr to Zarr, on a local Dask cluster")
     held_out = levels[0][["precipitation"]].sel(time=str(years[-1]))
-    held_out.drop_encoding().chunk(time=30).to_zarr(out / "coarse.zarr", mode="w")
-    with LocalCluster(processes=False, threads_per_worker=2, dashboard_address=None) as cluster, Client(cluster):
-        downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
-        writing = downscaled.to_zarr(out / "downscaled.zarr", mode="w", compute=False).persist()
-        progress(writing, notebook=False)
-        writing.compute()
+    to_zarr(held_out.drop_encoding().chunk(time=30), out / "coarse.zarr", overwrite=True)
+    downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
+    columns = (TextColumn("chunks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    cluster = LocalCluster(processes=False, threads_per_worker=2, dashboard_address="127.0.0.1:0")
+    with cluster, Client(cluster), Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+        to_zarr(
+            downscaled,
+            out / "downscaled.zarr",
+            overwrite=True,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
-    console.print("\n[bold]5[/] Beside the truth")
+    console.print("[bold]5[/] Beside the truth")
     table = _evaluate(out, years[-1], console)
     console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {out}/; look at {out}/maps.png.")
     return table
