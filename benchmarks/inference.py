@@ -7,9 +7,12 @@ network on inputs that were interpolated, normalised and padded before the clock
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,11 +20,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cloudpickle
+import dask
 import numpy as np
 import torch
+import xarray as xr
+import zarr
 from _report import figure, parser, report
+from distributed import Client, LocalCluster
 from scipy import ndimage
 
+import xdeepsd
+import xdeepsd.store
 from xdeepsd import fused, kernels
 from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
@@ -32,7 +42,7 @@ OPERATIONS = 36 * 64 + 64 * 32 + 32 * 25  # multiply-adds left per fine cell, 9-
 STAGES = 3
 
 
-# --- a network and fields -----------------------------------------------------------------------------------------------
+# --- a network and fields ---------------------------------------------------------------------------------------------
 
 
 def rain(days: int, lat: int, lon: int, seed: int = 0) -> np.ndarray:
@@ -143,7 +153,7 @@ class Case:
         return inputs
 
 
-# --- the other engines, on the plain network ----------------------------------------------------------------------------
+# --- the other engines, on the plain network --------------------------------------------------------------------------
 
 
 def onnx_model(stage: Stage) -> bytes:
@@ -177,8 +187,8 @@ def tiles(field: np.ndarray, size: int, radius: int) -> list[np.ndarray]:
     rows, columns = (np.linspace(0, n, -(-n // size) + 1).astype(int) for n in (lat, lon))
     return [
         np.ascontiguousarray(field[..., r : r2 + 2 * radius, c : c2 + 2 * radius])
-        for r, r2 in zip(rows, rows[1:], strict=False)
-        for c, c2 in zip(columns, columns[1:], strict=False)
+        for r, r2 in itertools.pairwise(rows)
+        for c, c2 in itertools.pairwise(columns)
     ]
 
 
@@ -240,7 +250,7 @@ def matrix_rate(size: int) -> tuple[Callable[[], None], float]:
     return lambda: torch.mm(a, b, out=c), 2.0 * size**3
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------------
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -312,7 +322,9 @@ def kernel_figures(quick: bool) -> tuple[list[dict], dict]:
     ]
     if kernels.HAS_BFLOAT16:
         figures += [
-            figure("bf16_vs_openvino_bf16", ratio(seconds, "openvino bfloat16", "xdeepsd bfloat16"), "times", 1.0, "higher"),
+            figure(
+                "bf16_vs_openvino_bf16", ratio(seconds, "openvino bfloat16", "xdeepsd bfloat16"), "times", 1.0, "higher"
+            ),
             figure("bf16_vs_float32", ratio(seconds, "xdeepsd float32", "xdeepsd bfloat16"), "times", 1.15, "higher"),
             figure("relative_error_bf16", relative(case.xdeepsd("bfloat16")()[:3], few), "relative L2", 6e-3, "lower"),
         ]
@@ -324,8 +336,6 @@ def kernel_figures(quick: bool) -> tuple[list[dict], dict]:
 
 def real_days_figures(folder: Path) -> list[dict]:
     """All real days of PRISM, coarsened by 8, with the mask."""
-    import xdeepsd
-
     scale = 2**STAGES
     files = [p for p in sorted(folder.glob("prism/*.zip")) if "normal" not in p.name and "small" not in p.name]
     ds = xdeepsd.open_prism(files, allow_missing=True)
@@ -348,6 +358,162 @@ def real_days_figures(folder: Path) -> list[dict]:
     ]
 
 
+# --- Dask and Zarr ----------------------------------------------------------------------------------------------------
+
+
+def dataset(days: int, lat: int, lon: int) -> xr.DataArray:
+    """Coarse days at 1 degree."""
+    coords = {
+        "time": np.datetime64("1971-01-01", "D").astype("M8[ns]") + np.arange(days) * np.timedelta64(1, "D"),
+        "lat": 25.5 + np.arange(lat),
+        "lon": -124.5 + np.arange(lon),
+    }
+    values = np.resize(rain(min(days, 120), lat, lon), (days, lat, lon))
+    return xr.DataArray(values, coords, ("time", "lat", "lon"), "pr", {"units": "mm day-1"})
+
+
+def stack(stage: Stage, lat: int, lon: int, mask: bool = True) -> xdeepsd.StackedSRCNN:
+    """Three stages with elevation and a mask of about two thirds land."""
+    scale = 2**STAGES
+    coords = {
+        "lat": 25 + (np.arange(scale * lat) + 0.5) / scale,
+        "lon": -125 + (np.arange(scale * lon) + 0.5) / scale,
+    }
+    elevation = xr.DataArray(mountains(scale * lat, scale * lon)[0], coords, ("lat", "lon"), attrs={"units": "m"})
+    smooth = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=elevation.shape), lat)
+    land = xr.DataArray(smooth > np.quantile(smooth, 0.35), coords, ("lat", "lon")) if mask else None
+    return xdeepsd.StackedSRCNN([stage] * STAGES, static=elevation.to_dataset(name="elevation"), mask=land)
+
+
+def zarr_figures(quick: bool, folder: Path) -> list[dict]:
+    """Zarr to Zarr on both schedulers against the kernel alone on the same days, two threads each."""
+    lat, lon, days, chunk = (6, 10, 60, 30) if quick else (26, 58, 360, 30)
+    stage = trained_stage(steps=20 if quick else 150)
+    model = stack(stage, lat, lon)
+    dataset(days, lat, lon).chunk(time=chunk).to_dataset().to_zarr(folder / "coarse.zarr")
+    case = Case(stage, dataset(days, lat, lon).values, model.static["elevation"].values[None], model.mask.values)
+    stages = [fused.prepare(stage, s, w) for s, w in zip(case.static, case.wanted, strict=True)]
+
+    def kernel() -> None:
+        def forward(field: np.ndarray) -> None:
+            for one in stages:
+                field = one(field)
+
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(forward, [case.coarse[start : start + chunk] for start in range(0, days, chunk)]))
+
+    # What climate stores use: four times smaller here, as with Zarr's default (Zstd of level 0), at half its time.
+    encoding = {"pr": {"compressors": zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")}}
+
+    def write() -> None:
+        ds = xr.open_zarr(folder / "coarse.zarr", chunks={"time": chunk})
+        xdeepsd.to_zarr(xdeepsd.downscale(ds, model), folder / "fine.zarr", overwrite=True, encoding=encoding)
+
+    def threaded() -> None:
+        with dask.config.set(scheduler="threads", num_workers=CORES):
+            write()
+
+    with LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=None) as cluster:
+        client = Client(cluster, set_as_default=False)
+
+        def distributed() -> None:
+            with client.as_current():
+                write()
+
+        seconds = rounds({"kernel": kernel, "threads": threaded, "distributed": distributed}, 2 if quick else 5)
+        client.close()
+    shares = [ratio(seconds, "kernel", name) for name in ("threads", "distributed")]
+    return [
+        figure("zarr_to_zarr_share", min(shares), "of the kernel's rate", 0.8, "higher"),
+        figure("zarr_to_zarr_share_threads", shares[0], "of the kernel's rate", 0.8, "higher"),
+        figure("zarr_to_zarr_share_distributed", shares[1], "of the kernel's rate", 0.8, "higher"),
+    ]
+
+
+def graph_figures(folder: Path) -> list[dict]:
+    """50 years of daily fields in chunks of 30 days: what building the graph takes, and what is in it."""
+    lat, lon, days, chunk = 26, 58, 18_263, 30
+    model = stack(trained_stage(steps=1), lat, lon)
+    coarse = dataset(days, lat, lon).chunk(time=chunk).to_dataset()
+    coarse.to_zarr(folder / "years.zarr")
+    ds = xr.open_zarr(folder / "years.zarr", chunks={"time": chunk})
+    start = time.perf_counter()
+    fine = xdeepsd.downscale(ds, model)
+    graph = dict(fine["pr"].__dask_graph__())
+    seconds = time.perf_counter() - start
+
+    handed: list[dict] = []
+
+    def catch(graph: dict, keys: list, client: object, advance: object) -> None:
+        handed.append(dict(graph))
+        raise KeyboardInterrupt
+
+    compute, xdeepsd.store._compute = xdeepsd.store._compute, catch
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            xdeepsd.to_zarr(fine, folder / "years_fine.zarr")
+    finally:
+        xdeepsd.store._compute = compute
+    chunks = -(-days // chunk)
+    return [
+        figure("graph_seconds_50_years", seconds, "s", 1.0, "lower"),
+        figure("tasks_per_chunk", len(handed[0]) / chunks, "tasks, read to write", 3.0, "lower"),
+        figure("tasks_per_chunk_downscale", len(graph) / chunks, "tasks, not optimized", None, "lower"),
+        figure("graph_megabytes", len(cloudpickle.dumps(handed[0])) / 1e6, "MB", 5.0, "lower"),
+    ]
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, {benchmarks!r})
+import dask, inference, xdeepsd
+dask.config.set(scheduler="threads", num_workers=2)
+model = inference.stack(inference.trained_stage(steps=1), 10, 16)
+ds = inference.xr.open_zarr({path!r}, chunks={{"time": 30}}).isel(time=slice({days}))
+xdeepsd.to_zarr(xdeepsd.downscale(ds, model), {out!r})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def memory_figures(folder: Path) -> list[dict]:
+    """Peak memory of a process that downscales 1 year and 50 years of a small domain."""
+    dataset(18_263, 10, 16).chunk(time=30).to_dataset().to_zarr(folder / "small.zarr")
+    peaks = []
+    for days in (365, 18_263):
+        names = {"path": str(folder / "small.zarr"), "out": str(folder / f"small_{days}.zarr")}
+        code = MEMORY.format(benchmarks=str(Path(__file__).parent), days=days, **names)
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        peaks.append(float(done.stdout.split()[-1]))
+    return [
+        figure("peak_memory_1_year", peaks[0], "MiB", None, "lower"),
+        figure("peak_memory_50_years", peaks[1], "MiB", None, "lower"),
+        figure("peak_memory_50_years_vs_1_year", peaks[1] / peaks[0], "times", 1.1, "lower"),
+    ]
+
+
+def cost_figures(quick: bool) -> list[dict]:
+    """Seconds against fine cells and against days: a line through the origin, and the exponent of a power law."""
+    stage = trained_stage(steps=1)
+    sizes = [(26, 58), (82, 184), (260, 580)] if quick else [(26, 58), (82, 184), (260, 580), (540, 1080), (820, 1900)]
+
+    def cost(lat: int, lon: int, days: int) -> tuple[float, float]:
+        run = Case(stage, np.ones((days, lat, lon), np.float32), np.ones((1, 8 * lat, 8 * lon), np.float32)).xdeepsd()
+        return 64.0 * lat * lon * days, min(timed(run) for _ in range(3 if lat < 300 else 1))
+
+    area = np.array([cost(lat, lon, 1) for lat, lon in sizes])
+    days = np.array([cost(26, 58, count) for count in (30, 60, 120, 240)])
+    figures = []
+    for name, (cells, seconds) in (("area", area.T), ("days", days.T)):
+        exponent = np.polyfit(np.log(cells), np.log(seconds), 1)[0]
+        rate = cells / seconds / 1e6
+        print(f"{name}: {', '.join(f'{c:.3g} cells {s:.3g} s' for c, s in zip(cells, seconds, strict=True))}")
+        figures.append(figure(f"cost_exponent_{name}", float(exponent), "1 = linear", 1.1, "lower"))
+        figures.append(
+            figure(f"cost_spread_{name}", float(rate.max() / rate.min()), "fastest / slowest rate", None, "lower")
+        )
+    return figures
+
+
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     torch.set_num_threads(CORES)
@@ -355,6 +521,12 @@ def main() -> None:
     data = Path(os.environ.get("XDEEPSD_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if data.exists() and not arguments.quick:
         figures += real_days_figures(data)
+    with tempfile.TemporaryDirectory() as folder:
+        figures += graph_figures(Path(folder))
+        figures += zarr_figures(arguments.quick, Path(folder))
+        if not arguments.quick:
+            figures += memory_figures(Path(folder))
+    figures += cost_figures(arguments.quick)
     report(figures, arguments.json, ["torch", "onnxruntime", "openvino", "numba", "numpy", "dask", "zarr"], notes)
 
 
