@@ -122,7 +122,7 @@ class FusedStage:
         return out
 
     def _needed(self) -> np.ndarray:
-        """Coarse cells that each chain and the last layer compute, ``(chains + 1, lat + 2 edge, lon + 2 edge)`` bool."""
+        """Coarse cells that each chain and the last layer compute: ``(chains + 1, lat + 2 edge, lon + 2 edge)``."""
         lat, lon = self.shape
         reach = self._reach
         wanted = np.zeros((lat + 2 * reach[0], lon + 2 * reach[0]), bool)
