@@ -171,16 +171,14 @@ def test_no_days_and_no_wanted_cell():
 
 
 def test_memory_stays_under_its_formula():
-    """docs/fast-inference.md: the buffers of a thread, whatever the map and the number of days."""
+    """docs/fast-inference.md: the buffers of a thread, whatever the size of the map and the number of days."""
     stage = make_stage(SRCNNConfig())
-    for lon, days in ((232, 30), (702, 64)):
+    for lon, days in ((232, 30), (702, 64), (5000, 64)):
         fast = fused.prepare(stage, np.zeros((1, 8, 2 * lon), np.float32))
-        columns = min(lon, 256)
-        plan = fused._plan(fast, columns, days)
-        work = fused._work(fast, plan, days)
-        used = sum(array.nbytes for array in work)
-        width = columns + 2 + kernels.PANEL + 32
-        assert used < 4 * width * (4 * 64 + 2 * 32 + 12 * days) + 2**20
+        columns = fused._split(lon, -(-lon // 256))[0][1]
+        work = fused._work(fast, fused._plan(fast, columns, days), days)
+        width = columns + 2 + 48 + 32
+        assert sum(array.nbytes for array in work) < 4 * width * (4 * 64 + 2 * 32 + 12 * days) + 2**17
 
 
 needs_bfloat16 = pytest.mark.skipif(not kernels.HAS_BFLOAT16, reason="the processor has no avx512_bf16")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from scipy import ndimage
@@ -19,7 +19,12 @@ from scipy import ndimage
 from xdeepsd import kernels
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
     from xdeepsd.stack import Stage
+
+Tile = tuple[tuple[int, int], tuple[int, int]]  # first and last of the coarse rows, and of the columns
 
 _DAYS = 64  # days of one pass: bounds the buffers; the static fields' share is computed once for each pass
 _STATIC_ROW = 2**18  # bytes of the static fields' share of one coarse row of a tile: with the rest it stays in L2
@@ -38,11 +43,12 @@ class FusedStage:
     channels: tuple[int, ...]  # outputs of every layer but the last
     kernels: tuple[int, ...]
     residual: bool
-    first: tuple[tuple[np.ndarray, np.ndarray], ...]  # per phase: (taps, 2) row and column on the coarse grid, weights
-    static_weights: np.ndarray  # (static * kernel**2, channels[0])
-    weights: tuple[
-        np.ndarray, ...
-    ]  # of the layers after the first, (taps, outputs), taps in order row, column, channel
+    # The first layer on the coarse field, per phase: rows and columns that it sees, weights (rows, columns, outputs).
+    first: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
+    static_weights: np.ndarray  # (kernel**2, static, outputs)
+    # Of the layers after the first: (kernel**2, inputs, outputs). Of the last one (columns of the kernel, inputs, rows
+    # of the kernel): a row of inputs adds to as many rows of output.
+    weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]  # of every layer but the last
     last_bias: float
     static: np.ndarray  # (static, p, q, rows, columns): normalised, edges replicated, by phase
@@ -100,9 +106,11 @@ class FusedStage:
                 source = np.zeros_like(x)
                 kernels.neighbours(x.view(np.uint32), source.view(np.uint32))
 
-            def tile(item, x=x, source=source, days=days) -> None:
+            def tile(item: Tile, x: np.ndarray = x, source: np.ndarray = source, days: slice = days) -> None:
                 work = _work(self, plan, len(out[days]))
-                kernels.run(pairs, plan, work, x, source, static.reshape(-1), wanted, needed, out[days], *item[0], *item[1])
+                kernels.run(
+                    pairs, plan, work, x, source, static.reshape(-1), wanted, needed, out[days], *item[0], *item[1]
+                )
 
             items = [(band, strip) for band in bands for strip in strips]
             if threads == 1:
@@ -114,7 +122,7 @@ class FusedStage:
         return out
 
     def _needed(self) -> np.ndarray:
-        """``(chains + 1, lat + 2 edge, lon + 2 edge)`` bool: coarse cells that each chain and the last layer compute."""
+        """Coarse cells that each chain and the last layer compute: ``(chains + 1, lat + 2 edge, lon + 2 edge)``."""
         lat, lon = self.shape
         reach = self._reach
         wanted = np.zeros((lat + 2 * reach[0], lon + 2 * reach[0]), bool)
@@ -150,16 +158,17 @@ def prepare(
 
     Returns
     -------
-    The stage ready to run on this map, or None where the network has no hidden layer: take ``stage`` itself.
+    The stage ready to run on this map. None where the network has no hidden layer or works on transformed
+    precipitation (interpolation is then not linear in the input): take ``stage`` itself.
     """
     _check_precision(precision)
     config = stage.config
     factor, count = config.factor, len(config.static)
-    if len(config.kernels) < 2:
+    if len(config.kernels) < 2 or getattr(stage, "transform", None) is not None:
         return None
     lat, lon = (size // factor for size in static.shape[-2:])
-    weights = [np.asarray(layer.weight.detach().cpu(), np.float64) for layer in stage.net.layers]
-    biases = [np.asarray(layer.bias.detach().cpu(), np.float64) for layer in stage.net.layers]
+    weights = [_double(layer.weight) for layer in stage.net.layers]
+    biases = [_double(layer.bias) for layer in stage.net.layers]
     weights[-1], biases[-1] = weights[-1] * stage.target.std, biases[-1] * stage.target.std + stage.target.mean
 
     # Precipitation: the normaliser goes into weights and bias; interpolation weights add up to 1.
@@ -205,6 +214,10 @@ def _check_precision(precision: str) -> None:
             "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this one has not both. "
             "Type precision='float32'."
         )
+
+
+def _double(parameter: Tensor | Module) -> np.ndarray:
+    return np.asarray(cast("Tensor", parameter).detach().cpu(), np.float64)
 
 
 def _cells(fine: int, factor: int) -> int:
@@ -262,7 +275,7 @@ def _paired(outputs: int) -> list[tuple[int, int]]:
 
 
 def _pack(weights: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Two inputs' float32 weights ``(..., inputs, outputs)`` in one number of two bfloat16: ``(..., pairs, outputs)``."""
+    """Two inputs' weights in one number of two bfloat16: ``(..., inputs, outputs)`` to ``(..., pairs, outputs)``."""
     none = np.zeros((*weights.shape[:-2], 1, weights.shape[-1]), np.float32)
     low, high = np.moveaxis(np.concatenate([weights, none], axis=-2)[..., np.array(pairs), :], -2, 0)
     bits = [np.ascontiguousarray(half).view(np.uint32) for half in (low, high)]
@@ -365,8 +378,9 @@ def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
         for channel in range(stored[-1])
     ]
 
-    tables = [x_offset.ravel(), static_offset, last_offset, np.arange(max(stored)) * kernels.PANEL]
-    offset_at = np.cumsum([0] + [len(table) for table in tables]).tolist()
+    panel_offset = np.arange(max(stored)) * kernels.PANEL
+    tables = [np.asarray(table, np.intp) for table in (x_offset.ravel(), static_offset, last_offset, panel_offset)]
+    offset_at = np.cumsum([0, *(table.size for table in tables)]).tolist()
     layers_at = weight_at[phases + 1 :]
     return kernels.Plan(
         factor=factor,
@@ -403,7 +417,7 @@ def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
         residual=stage.residual,
         weights=np.concatenate(weights),
         bias=np.repeat(np.concatenate(stage.biases), kernels.PANEL),
-        offset=np.concatenate(tables).astype(np.intp),
+        offset=np.concatenate(tables),
         panel=kernels.PANEL,
     )
 
@@ -420,5 +434,5 @@ def _work(stage: FusedStage, plan: kernels.Plan, days: int) -> kernels.Work:
         offset=np.zeros(plan.inner_offset.shape, np.intp),
         start=np.zeros(panels, np.intp),
         vectors=np.zeros(panels, np.intp),
-        count=np.zeros(chains + 1, np.intp),
+        panels=np.zeros(chains + 1, np.intp),
     )

@@ -102,7 +102,7 @@ class Work(NamedTuple):
     offset: np.ndarray  # inner_offset with the ring's rows
     start: np.ndarray  # (chains + 1, panels)
     vectors: np.ndarray  # (chains + 1, panels)
-    count: np.ndarray  # (chains + 1,) panels of this row
+    panels: np.ndarray  # (chains + 1,) number of panels of this row
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +149,9 @@ def _product(  # type: ignore[no-untyped-def]
     pairs = ir.VectorType(_BFloat16(), 2 * LANES)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        _, _, _, vectors, _, x_at, _, offset_at, taps, _, weight_at, _, init_at, init_row, _, out_at, out_row, floor = args
+        _, _, _, vectors, _, x_at, _, offset_at, taps, _, weight_at, _, init_at, init_row, _, out_at, out_row, floor = (
+            args
+        )
 
         def declare(name, result, *arguments):  # type: ignore[no-untyped-def]
             return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
@@ -168,7 +170,9 @@ def _product(  # type: ignore[no-untyped-def]
         def splat(scalar):  # type: ignore[no-untyped-def]
             undefined = ir.Constant(vector, ir.Undefined)
             one = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-            return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+            return builder.shuffle_vector(
+                one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+            )
 
         def multiply_add(total, x, factor):  # type: ignore[no-untyped-def]
             if paired_in:
@@ -264,7 +268,7 @@ def _layer(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _panels(needed, start, vectors):
+def _panels(needed, start, vectors):  # type: ignore[no-untyped-def]
     """Cover the True columns of one row by disjoint panels: fills ``start`` and ``vectors``, returns their number."""
     count, column = 0, 0
     while column < needed.size:
@@ -290,7 +294,7 @@ def _panels(needed, start, vectors):
 
 
 @_jit
-def neighbours(x, pairs):
+def neighbours(x, pairs):  # type: ignore[no-untyped-def]
     """Each value and the one after it as two bfloat16 (rounded to nearest even); bits of float32 in, bits out."""
     for i in range(x.size - 1):
         low = (x[i] + np.uint32(0x7FFF) + ((x[i] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
@@ -299,7 +303,7 @@ def neighbours(x, pairs):
 
 
 @_jit
-def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):
+def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):  # type: ignore[no-untyped-def]
     """Write one complete row of fine cells: interleave the phases, add the interpolated input, clip at 0."""
     factor, edge = plan.factor, plan.reach[0]
     row_position = (row % factor + 0.5) / factor - 0.5
@@ -326,7 +330,7 @@ def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):
 
 
 @_jit
-def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, row_last, column_first, column_last):
+def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, row_last, column_first, column_last):  # type: ignore[no-untyped-def]
     """Compute the coarse cells ``[row_first, row_last) x [column_first, column_last)`` of all days.
 
     ``pairs`` is None in float32 and True in bfloat16; ``x_source`` is ``x``, or its `neighbours` in bfloat16.
@@ -342,7 +346,7 @@ def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, 
     zero = np.float32(0)
     kept = factor + kernel - 1  # fine rows that the rows of one coarse row add to
     rows_day = kept * factor * width
-    count = work.count
+    count = work.panels
     days = out.shape[0]
     work.rows[:] = zero
 
