@@ -52,3 +52,10 @@ def test_every_day_once(count, validation, test):
 def test_errors(kwargs, match):
     with pytest.raises(ValueError, match=match):
         split_days(days(), **kwargs)
+
+
+def test_days_in_order():
+    time = days()
+    for broken in (time[::-1], xr.concat([time, time[-1:]], "time")):
+        with pytest.raises(ValueError, match=r"not in order.*sortby\('time'\).drop_duplicates"):
+            split_days(broken)

@@ -425,6 +425,25 @@ def test_the_last_layer_learns_slower(tmp_path):
     assert [len(g["params"]) for g in groups] == [4, 2]
 
 
+def test_mixed_precision_comes_close():
+    """The same in bfloat16 (on a GPU where there is one): about three digits."""
+    coarse, fine = pair_of_levels(days=12)
+    exact, mixed = (train_stage(coarse, fine, small(precision=p)).summary["rmse"] for p in ("float32", "bfloat16"))
+    assert mixed == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    coarse, fine = pair_of_levels(days=12)
+    here, there = (train_stage(coarse, fine, small(device=d)).summary["rmse"] for d in ("cpu", "cuda"))
+    assert there == pytest.approx(here, rel=0.02)
+    config = small(device="cuda", precision="bfloat16")
+    train_stage(coarse, fine, config, checkpoint_dir=tmp_path)
+    train_stage(coarse, fine, config, checkpoint_dir=tmp_path, resume=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

@@ -179,7 +179,7 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
             )
     low, high = (level["precipitation"].transpose("time", "lat", "lon") for level in (coarse, fine))
     _check_grids(low, high, config.factor)
-    if low.sizes["time"] != high.sizes["time"] or not bool((low["time"].values == high["time"].values).all()):
+    if not np.array_equal(low["time"].values, high["time"].values):
         raise ValueError(
             f"Levels of different days: the coarse one has {_days(low)}, the fine one {_days(high)}. Needed: the same "
             "days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."

@@ -37,7 +37,7 @@ def split_days(
     Raises
     ------
     ValueError
-        Two parts overlap, a date is none of these days, or no day is left for training.
+        The days are not increasing, two parts overlap, a date is none of these days, or no day is left for training.
 
     Examples
     --------
@@ -46,6 +46,12 @@ def split_days(
     [669, 30, 31]
     """
     size = last = time.size
+    index = time.to_index()
+    if not (index.is_monotonic_increasing and index.is_unique):
+        raise ValueError(
+            f"The {size} days are not in order, or a day is there twice. Needed: increasing days. Type "
+            "ds.sortby('time').drop_duplicates('time')."
+        )
     chosen: dict[str, np.ndarray] = {}
     for name, wanted in (("test", test), ("validation", validation)):
         if isinstance(wanted, float):

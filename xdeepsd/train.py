@@ -103,6 +103,8 @@ class _State:
     finished: bool = False
 
     def save(self, folder: Path, config: TrainConfig, **described: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_metrics(folder, self.history)  # before: a run that is killed in between writes it again
         # Rates and shuffling follow from the step and the seed: there is no other random state.
         write_checkpoint(
             folder,
@@ -117,7 +119,6 @@ class _State:
                 **{name: getattr(self, name) for name in _PLAIN},
             },
         )
-        write_metrics(folder, self.history)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         self.net.load_state_dict(saved["net"])
