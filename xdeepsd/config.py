@@ -125,7 +125,7 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
             wanted = "[[stages]]" if name == "stages" else f"[{name}]"
             raise ValueError(f"{path}: {name} is {content[name]!r}. Needed: a table, {wanted}.")
     paths = _checked(Paths, content.get("paths", {}), f"{path}, [paths]")
-    folder = path.parent
+    folder = path.absolute().parent  # a worker may run elsewhere
     absolute = paths.model_copy(update={name: folder / value for name, value in paths if value is not None})
     data = _checked(Data, content.get("data", {}), f"{path}, [data]")
     if data.years is not None and data.years[0] > data.years[1]:

@@ -37,7 +37,7 @@ CHOICES = ("bins", "rarest", "all")
 BASELINE = "bilinear"
 _TABLE, _ABOUT, _FIGURE = "sweep.parquet", "sweep.json", "sweep.png"
 # Of a configuration: what the sweep sets, and what changes the speed only.
-_FREE = ("alpha", "seed", "loss", "device", "workers", "threads", "buffer", "checkpoint_every", "tensorboard")
+_FREE = ("alpha", "seed", "loss", "device", "workers", "threads", "checkpoint_every", "tensorboard")
 
 
 def parse_alphas(text: str) -> list[float]:
