@@ -315,7 +315,6 @@ def test_static_nan_is_filled_not_spread(case):
 def test_batch_size_is_not_the_chunk(case):
     model, coarse, elevation = case
     one = coarse.deepsd.downscale(model, elevation)
-<<<<<<< HEAD
     assert relative(coarse.deepsd.downscale(model, elevation, batch_size=4).values, one.values) < 2e-6
 
 
@@ -328,9 +327,6 @@ def test_bfloat16(case):
     one = coarse.deepsd.downscale(model, elevation, precision="bfloat16")
     assert one.dtype == np.float32
     assert 0 < relative(one.values, coarse.deepsd.downscale(model, elevation).values) < 3e-2  # weights are extreme here
-=======
-    np.testing.assert_allclose(coarse.deepsd.downscale(model, elevation, batch_size=4), one, rtol=1e-5, atol=4e-5)
->>>>>>> fused
 
 
 def test_elevation_by_another_name_and_with_scalars(case):

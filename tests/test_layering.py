@@ -12,7 +12,7 @@ LAYERS = [
     {"regrid", "stack"},
     {"inputs", "ladder", "trainconfig"},
     {"prism", "prism_store", "fetch", "levels", "patches"},
-    {"train", "validate", "watch", "inference", "checkpoints", "sweep", "config"},
+    {"blocks", "train", "validate", "watch", "inference", "checkpoints", "sweep", "config"},
     {"accessor"},
     {"demo"},
     {"cli"},

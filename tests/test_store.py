@@ -441,7 +441,8 @@ def test_kill_9_of_workers(tmp_path, client):
 
     def progress(done, total):
         if done in (3, 9):
-            kills.append(next(nanny.pid for nanny in client.cluster.workers.values() if nanny.pid not in (None, *kills)))
+            nannies = client.cluster.workers.values()
+            kills.append(next(nanny.pid for nanny in nannies if nanny.pid not in (None, *kills)))
             os.kill(kills[-1], signal.SIGKILL)
 
     with dask.config.set(scheduler=client):

@@ -59,7 +59,7 @@ def fill_nearest(values: np.ndarray, reach: int) -> np.ndarray:
     patterns: dict[bytes, list[int]] = {}
     for day, pattern in enumerate(np.packbits(missing.reshape(len(values), -1), axis=1)):
         patterns.setdefault(pattern.tobytes(), []).append(day)
-    for days in patterns.values():
+    for days in map(np.array, patterns.values()):
         cells = np.flatnonzero(missing[days[0]])
         source = nearest_observed(missing[days[0]], reach).ravel()[cells]
         flat[np.ix_(days, cells)] = np.nan_to_num(flat[np.ix_(days, source)], copy=False, nan=0.0)
