@@ -38,8 +38,9 @@ def relative(a, b):
         {"channels": (4,), "kernels": (3, 5), "factor": 2, "static": ("elevation", "climatology"), "residual": True},
         {"channels": (), "kernels": (3,), "factor": 2, "static": ()},
         {"channels": (4,), "kernels": (1, 1), "factor": 4, "residual": True},
+        {"channels": (4,), "kernels": (3, 3), "static": (), "residual": True},
     ],
-    ids=["paper", "residual", "factor3", "climatology", "linear", "factor4"],
+    ids=["paper", "residual", "factor3", "climatology", "linear", "factor4", "no static"],
 )
 def test_equals_the_oracle_in_float64(config):
     model = make_stack(2, **config)

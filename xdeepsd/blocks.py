@@ -92,15 +92,21 @@ def _wanted(mask: np.ndarray, stages: Sequence[Stage]) -> list[np.ndarray]:
     return wanted
 
 
-def _static_levels(options: Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None) -> _Levels:
-    """Static channels of each stage from the finest maps (block means), for the whole domain."""
+def _static_levels(
+    options: Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
+) -> _Levels:
+    """Static channels of each stage from the finest maps (block means), for the whole domain of a coarse ``shape``."""
     scale = options.scale
     channels = []
     coarse = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
     for stage in options.stages:
         scale //= stage.config.factor
         fine = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
-        channels.append(stage_channels(fine, coarse, stage.config.static, stage.config.factor))
+        if stage.config.static:
+            channels.append(stage_channels(fine, coarse, stage.config.static, stage.config.factor))
+        else:
+            factor = options.scale // scale
+            channels.append(np.zeros((0, shape[0] * factor, shape[1] * factor), np.float32))
         coarse = fine
     return _Levels(channels, None if mask is None else _wanted(np.asarray(mask), options.stages))
 
@@ -183,7 +189,8 @@ def _prepare(options: Options, levels: _Levels, window: _Window) -> _Prepared:
 def _prepare_all(
     options: Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window
 ) -> _Prepared:
-    return _prepare(options, _static_levels(options, maps, mask), window)
+    shape = (window.outer[0].stop, window.outer[1].stop)
+    return _prepare(options, _static_levels(options, maps, mask, shape), window)
 
 
 def _run(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
@@ -241,7 +248,7 @@ def apply(data: Any, options: Options, maps: Mapping[str, Any], mask: Any, token
         return _map_window(data, prepared, scale, options)
     # A filled cell may come from as far as the halo, and the networks reach as far again.
     reach = 2 * options.halo
-    levels = dask.delayed(_static_levels)(options, dict(maps), mask, dask_key_name=f"levels-{token}")
+    levels = dask.delayed(_static_levels)(options, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
     rows = _slices(data.chunks[-2], reach, nlat)
     cols = _slices(data.chunks[-1], reach, nlon)
     blocks = []
