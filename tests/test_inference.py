@@ -38,7 +38,7 @@ def relative(a, b):
         {"channels": (4,), "kernels": (3, 5), "factor": 2, "static": ("elevation", "climatology"), "residual": True},
         {"channels": (), "kernels": (3,), "factor": 2, "static": ()},
         {"channels": (4,), "kernels": (1, 1), "factor": 4, "residual": True},
-        {"channels": (4,), "kernels": (3, 3), "static": (), "residual": True},
+        {"channels": (8, 4), "kernels": (3, 3, 3), "static": ()},
     ],
     ids=["paper", "residual", "factor3", "climatology", "linear", "factor4", "no static"],
 )
