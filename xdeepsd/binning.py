@@ -3,7 +3,7 @@
 Linear binning shares each value between its two neighbours on an even grid, so that the histogram keeps the mean
 (Wand 1994, Fast computation of multivariate kernel estimators). KDEpy compiles the same for arrays in memory; here it
 takes one chunk at a time, leaves the GIL, skips what is missing and adds up over Dask. numba is used because numpy
-would need several arrays of the size of a chunk, and its ``bincount`` is ten times slower.
+would need several arrays of the size of a chunk.
 
 All passes take a ``threshold`` (values below it, *dry*, are left out; -inf for none) and a ``transform`` ("log1p",
 "sqrt" or None) which is applied to the rest.
