@@ -387,7 +387,7 @@ def stack(stage: Stage, lat: int, lon: int, mask: bool = True) -> xdeepsd.Stacke
 
 def zarr_figures(quick: bool, folder: Path) -> list[dict]:
     """Zarr to Zarr on both schedulers against the kernel alone on the same days, two threads each."""
-    lat, lon, days, chunk = (6, 10, 60, 30) if quick else (26, 58, 360, 30)
+    lat, lon, days, chunk = (6, 10, 60, 30) if quick else (26, 58, 720, 30)
     stage = trained_stage(steps=20 if quick else 150)
     model = stack(stage, lat, lon)
     dataset(days, lat, lon).chunk(time=chunk).to_dataset().to_zarr(folder / "coarse.zarr")
@@ -420,7 +420,7 @@ def zarr_figures(quick: bool, folder: Path) -> list[dict]:
             with client.as_current():
                 write()
 
-        seconds = rounds({"kernel": kernel, "threads": threaded, "distributed": distributed}, 2 if quick else 5)
+        seconds = rounds({"kernel": kernel, "threads": threaded, "distributed": distributed}, 2 if quick else 3)
         client.close()
     shares = [ratio(seconds, "kernel", name) for name in ("threads", "distributed")]
     return [
