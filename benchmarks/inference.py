@@ -475,11 +475,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def memory_figures(folder: Path) -> list[dict]:
+def memory_figures(quick: bool, folder: Path) -> list[dict]:
     """Peak memory of a process that downscales 1 year and 50 years of a small domain."""
-    dataset(18_263, 10, 16).chunk(time=30).to_dataset().to_zarr(folder / "small.zarr")
+    years = (60, 365) if quick else (365, 18_263)
+    dataset(years[-1], 10, 16).chunk(time=30).to_dataset().to_zarr(folder / "small.zarr")
     peaks = []
-    for days in (365, 18_263):
+    for days in years:
         names = {"path": str(folder / "small.zarr"), "out": str(folder / f"small_{days}.zarr")}
         code = MEMORY.format(benchmarks=str(Path(__file__).parent), days=days, **names)
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -524,8 +525,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures += graph_figures(Path(folder))
         figures += zarr_figures(arguments.quick, Path(folder))
-        if not arguments.quick:
-            figures += memory_figures(Path(folder))
+        figures += memory_figures(arguments.quick, Path(folder))
     figures += cost_figures(arguments.quick)
     report(figures, arguments.json, ["torch", "onnxruntime", "openvino", "numba", "numpy", "dask", "zarr"], notes)
 
