@@ -387,7 +387,7 @@ def stack(stage: Stage, lat: int, lon: int, mask: bool = True) -> xdeepsd.Stacke
 
 def zarr_figures(quick: bool, folder: Path) -> list[dict]:
     """Zarr to Zarr on both schedulers against the kernel alone on the same days, two threads each."""
-    lat, lon, days, chunk = (6, 10, 60, 30) if quick else (26, 58, 360, 30)
+    lat, lon, days, chunk = (6, 10, 60, 30) if quick else (26, 58, 720, 30)
     stage = trained_stage(steps=20 if quick else 150)
     model = stack(stage, lat, lon)
     dataset(days, lat, lon).chunk(time=chunk).to_dataset().to_zarr(folder / "coarse.zarr")
@@ -420,7 +420,7 @@ def zarr_figures(quick: bool, folder: Path) -> list[dict]:
             with client.as_current():
                 write()
 
-        seconds = rounds({"kernel": kernel, "threads": threaded, "distributed": distributed}, 2 if quick else 5)
+        seconds = rounds({"kernel": kernel, "threads": threaded, "distributed": distributed}, 2 if quick else 3)
         client.close()
     shares = [ratio(seconds, "kernel", name) for name in ("threads", "distributed")]
     return [
@@ -475,11 +475,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def memory_figures(folder: Path) -> list[dict]:
+def memory_figures(quick: bool, folder: Path) -> list[dict]:
     """Peak memory of a process that downscales 1 year and 50 years of a small domain."""
-    dataset(18_263, 10, 16).chunk(time=30).to_dataset().to_zarr(folder / "small.zarr")
+    years = (60, 365) if quick else (365, 18_263)
+    dataset(years[-1], 10, 16).chunk(time=30).to_dataset().to_zarr(folder / "small.zarr")
     peaks = []
-    for days in (365, 18_263):
+    for days in years:
         names = {"path": str(folder / "small.zarr"), "out": str(folder / f"small_{days}.zarr")}
         code = MEMORY.format(benchmarks=str(Path(__file__).parent), days=days, **names)
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -524,8 +525,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures += graph_figures(Path(folder))
         figures += zarr_figures(arguments.quick, Path(folder))
-        if not arguments.quick:
-            figures += memory_figures(Path(folder))
+        figures += memory_figures(arguments.quick, Path(folder))
     figures += cost_figures(arguments.quick)
     report(figures, arguments.json, ["torch", "onnxruntime", "openvino", "numba", "numpy", "dask", "zarr"], notes)
 

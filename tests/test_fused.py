@@ -219,3 +219,23 @@ def test_precision_is_checked(monkeypatch):
     monkeypatch.setattr(kernels, "HAS_BFLOAT16", False)
     with pytest.raises(ValueError, match=r"needs a processor with avx512_bf16.*Type precision='float32'"):
         fused.prepare(stage, static, precision="bfloat16")
+
+
+def test_without_a_folder_for_compiled_code(monkeypatch):
+    """A container without a home and with a read-only package: compiled in every process instead."""
+
+    def nowhere(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: (function, options)
+
+    monkeypatch.setattr(kernels.numba, "njit", nowhere)
+    function, options = kernels._jit(len)
+    assert function is len
+    assert options["nogil"]
+
+
+def test_transformed_precipitation_is_left_to_the_plain_forward():
+    stage = make_stage(SRCNNConfig())
+    transformed = Stage(stage.net, stage.precipitation, stage.static, stage.target, transform="sqrt")
+    assert fused.prepare(transformed, np.zeros((1, 8, 8), np.float32)) is None

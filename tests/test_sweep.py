@@ -267,9 +267,7 @@ def test_a_cluster_gives_the_same_table(levels, config, swept, tmp_path):
 
 def test_levels_without_a_mask_are_fine(levels, config, tmp_path):
     """Two levels made by hand, as `train_stack` takes them."""
-    bare = [
-        xr.Dataset({name: level[name] for name in ("precipitation", "mask", "elevation")}) for level in levels[-2:]
-    ]
+    bare = [xr.Dataset({name: level[name] for name in ("precipitation", "mask", "elevation")}) for level in levels[-2:]]
     table = run_sweep(bare, TrainConfig.paper(**SMALL, **DAYS), [1.0], 1, tmp_path)
     assert set(table["seed"]) == {0, -1}
     assert table["rmse"].notna().all()
