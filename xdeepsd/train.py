@@ -253,7 +253,7 @@ def _loop(
             saving = last or state.step % config.checkpoint_every == 0
             if validating or saving or len(unseen) >= look_every:
                 state.losses += torch.stack(unseen).tolist()
-                _check_finite(state, len(unseen), index, loader, folder)
+                _check_losses(state, len(unseen), index, loader, folder)
                 unseen.clear()
                 watch.step(state.step, state.losses[-1])
             if validating:
@@ -318,7 +318,8 @@ def _validate(
         state.without_better = 0
 
 
-def _check_finite(state: _State, count: int, index: int, loader: PatchLoader, folder: Path | None) -> None:
+def _check_losses(state: _State, count: int, index: int, loader: PatchLoader, folder: Path | None) -> None:
+    """Raise FloatingPointError where one of the last ``count`` losses is not finite: nothing of it is written."""
     bad = np.flatnonzero(~np.isfinite(state.losses[-count:]))
     if not bad.size:
         return
