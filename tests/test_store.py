@@ -423,17 +423,16 @@ def make_random(days=24, slow=0.05, side=20):
 
 
 @pytest.fixture(scope="module")
-def client():
+def cluster():
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 20}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster, set_as_default=False) as client,
     ):
-        yield client
+        yield cluster
 
 
 @pytest.mark.slow
-def test_kill_9_of_workers(tmp_path, client):
+def test_kill_9_of_workers(tmp_path, cluster):
     ds = make_random()
     with dask.config.set(scheduler="threads"):
         xdeepsd.to_zarr(ds, tmp_path / "whole.zarr")
@@ -441,20 +440,20 @@ def test_kill_9_of_workers(tmp_path, client):
 
     def progress(done, total):
         if done in (3, 9):
-            nannies = client.cluster.workers.values()
+            nannies = cluster.workers.values()
             kills.append(next(nanny.pid for nanny in nannies if nanny.pid not in (None, *kills)))
             os.kill(kills[-1], signal.SIGKILL)
 
-    with dask.config.set(scheduler=client):
+    with Client(cluster):
         xdeepsd.to_zarr(ds, tmp_path / "a.zarr", progress=progress)
     assert len(kills) == 2
     assert chunks_of(tmp_path / "a.zarr") == chunks_of(tmp_path / "whole.zarr")
 
 
-def test_distributed_is_threaded(tmp_path, client):
+def test_distributed_is_threaded(tmp_path, cluster):
     ds = make_ds()
     ds["pr"].data = dask.array.from_array(ds["pr"].compute().data, chunks=(2, 3, 4))
-    with dask.config.set(scheduler=client):
+    with Client(cluster):
         xdeepsd.to_zarr(ds, tmp_path / "a.zarr", encoding={"pr": {"chunks": (1, 3, 4)}})  # the first one: all NaN
         with pytest.raises(ValueError, match="MemoryStore is not shared"):
             xdeepsd.to_zarr(ds, zarr.storage.MemoryStore())
@@ -742,9 +741,9 @@ def test_icechunk_killed_and_committed_half(repository):
     xr.testing.assert_equal(read(repository).load(), make_ds().compute())
 
 
-def test_icechunk_distributed(repository, client):
+def test_icechunk_distributed(repository, cluster):
     ds = make_random(days=6, slow=0)
-    with dask.config.set(scheduler=client):
+    with Client(cluster):
         session = repository.writable_session("main")
         xdeepsd.to_zarr(ds, session.store, group="gcm/one")
         assert session.has_uncommitted_changes
