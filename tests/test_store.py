@@ -585,6 +585,11 @@ def test_wrong_arguments(tmp_path):
         xdeepsd.to_zarr(make_ds(), zarr.storage.ZipStore(tmp_path / "a.zip", mode="w"))
     with pytest.raises(ValueError, match="writes local files in place"):
         xdeepsd.to_zarr(make_ds(), zarr.storage.FsspecStore.from_url(f"local://{tmp_path}/a.zarr"))
+    with (
+        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}),
+        pytest.raises(ValueError, match="zarrs.ZarrsCodecPipeline may write local files in place"),
+    ):
+        xdeepsd.to_zarr(make_ds(), tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
 
 
@@ -904,3 +909,19 @@ def test_command_errors(job, arguments, text):
     assert text in result.stderr
     assert "Traceback" not in result.output
     assert not (folder / "e.zarr").exists()
+
+
+@pytest.mark.slow
+def test_the_howto_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    coarse = make_coarse(days=60)
+    stack = make_stack(1, channels=(3,), kernels=(3, 3))
+    xdeepsd.save_model(xdeepsd.StackedSRCNN(stack.stages, static=make_static(coarse, 2)), "model")
+    coarse.to_dataset().to_zarr("coarse.zarr")
+    text = (Path(__file__).parents[1] / "docs/howto/zarr.md").read_text()
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(blocks) == 6
+    exec("\n".join(blocks), {})
+    fine = opened("fine.zarr").load()
+    np.testing.assert_allclose(opened("packed.zarr")["pr"], fine["pr"], atol=0.011)
+    xr.testing.assert_equal(opened("by_workers.zarr").load(), fine)

@@ -196,6 +196,12 @@ def _open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> 
     if storage_options:
         raise ValueError(f"storage_options are for URLs; got {store!r}. Leave them out, or type a URL such as s3://.")
     if isinstance(store, str | Path):
+        pipeline = zarr.config.get("codec_pipeline.path")
+        if not pipeline.startswith("zarr."):
+            raise ValueError(
+                f"The codec pipeline {pipeline} may write local files in place: a kill would leave half a chunk. Needed: "
+                "Zarr's own. Type zarr.config.reset()."
+            )
         # Absolute: workers of a cluster may run in another folder.
         return zarr.storage.LocalStore(Path(str(store).removeprefix("file://")).expanduser().resolve())
     if not isinstance(store, Store):
