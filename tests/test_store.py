@@ -587,7 +587,7 @@ def test_wrong_arguments(tmp_path):
         xdeepsd.to_zarr(make_ds(), zarr.storage.FsspecStore.from_url(f"local://{tmp_path}/a.zarr"))
     with (
         zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}),
-        pytest.raises(ValueError, match="zarrs.ZarrsCodecPipeline may write local files in place"),
+        pytest.raises(ValueError, match=r"zarrs.ZarrsCodecPipeline may write local files in place"),
     ):
         xdeepsd.to_zarr(make_ds(), tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
