@@ -423,17 +423,16 @@ def make_random(days=24, slow=0.05, side=20):
 
 
 @pytest.fixture(scope="module")
-def client():
+def cluster():
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 20}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster, set_as_default=False) as client,
     ):
-        yield client
+        yield cluster
 
 
 @pytest.mark.slow
-def test_kill_9_of_workers(tmp_path, client):
+def test_kill_9_of_workers(tmp_path, cluster):
     ds = make_random()
     with dask.config.set(scheduler="threads"):
         xdeepsd.to_zarr(ds, tmp_path / "whole.zarr")
@@ -441,20 +440,20 @@ def test_kill_9_of_workers(tmp_path, client):
 
     def progress(done, total):
         if done in (3, 9):
-            nannies = client.cluster.workers.values()
+            nannies = cluster.workers.values()
             kills.append(next(nanny.pid for nanny in nannies if nanny.pid not in (None, *kills)))
             os.kill(kills[-1], signal.SIGKILL)
 
-    with dask.config.set(scheduler=client):
+    with Client(cluster):
         xdeepsd.to_zarr(ds, tmp_path / "a.zarr", progress=progress)
     assert len(kills) == 2
     assert chunks_of(tmp_path / "a.zarr") == chunks_of(tmp_path / "whole.zarr")
 
 
-def test_distributed_is_threaded(tmp_path, client):
+def test_distributed_is_threaded(tmp_path, cluster):
     ds = make_ds()
     ds["pr"].data = dask.array.from_array(ds["pr"].compute().data, chunks=(2, 3, 4))
-    with dask.config.set(scheduler=client):
+    with Client(cluster):
         xdeepsd.to_zarr(ds, tmp_path / "a.zarr", encoding={"pr": {"chunks": (1, 3, 4)}})  # the first one: all NaN
         with pytest.raises(ValueError, match="MemoryStore is not shared"):
             xdeepsd.to_zarr(ds, zarr.storage.MemoryStore())
@@ -522,7 +521,7 @@ def test_something_else_is_refused_by_name(case, tmp_path):
     other.rename("rain").to_dataset().to_zarr(folder / "name.zarr", mode="w")
     refused("- variables: .*'pr'.* there, .*'rain'.* now", source="name.zarr")
     other.to_dataset().to_zarr(folder / "data.zarr", mode="w")
-    refused("- input: .*in.zarr.* there, .*data.zarr.* now.*same_input=True", source="data.zarr")
+    refused("(?s)- input: .*in.zarr.* there, .*data.zarr.* now.*same_input=True", source="data.zarr")
     assert chunks_of(path) == whole
 
 
@@ -586,6 +585,11 @@ def test_wrong_arguments(tmp_path):
         xdeepsd.to_zarr(make_ds(), zarr.storage.ZipStore(tmp_path / "a.zip", mode="w"))
     with pytest.raises(ValueError, match="writes local files in place"):
         xdeepsd.to_zarr(make_ds(), zarr.storage.FsspecStore.from_url(f"local://{tmp_path}/a.zarr"))
+    with (
+        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}),
+        pytest.raises(ValueError, match=r"zarrs.ZarrsCodecPipeline may write local files in place"),
+    ):
+        xdeepsd.to_zarr(make_ds(), tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
 
 
@@ -742,9 +746,9 @@ def test_icechunk_killed_and_committed_half(repository):
     xr.testing.assert_equal(read(repository).load(), make_ds().compute())
 
 
-def test_icechunk_distributed(repository, client):
+def test_icechunk_distributed(repository, cluster):
     ds = make_random(days=6, slow=0)
-    with dask.config.set(scheduler=client):
+    with Client(cluster):
         session = repository.writable_session("main")
         xdeepsd.to_zarr(ds, session.store, group="gcm/one")
         assert session.has_uncommitted_changes
@@ -805,3 +809,119 @@ def test_one_task_for_a_chunk_of_fifty_years(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         xdeepsd.to_zarr(make_ds(days=8), tmp_path / "half.zarr")
     assert 1 <= len(graphs[-1][1]) <= 2  # and what is done is not in the graph
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A folder with an input, a model with its grid and mask, and other static fields and masks."""
+    folder = tmp_path_factory.mktemp("job")
+    coarse = make_coarse(days=7)
+    static = make_static(coarse, 2)
+    stack = make_stack(1, channels=(3,), kernels=(3, 3))
+    model = xdeepsd.StackedSRCNN(stack.stages, static=static, mask=static["elevation"] > 300)
+    xdeepsd.save_model(model, folder / "model")
+    coarse.to_dataset().chunk(time=4).to_zarr(folder / "in.zarr")
+    coarse.to_netcdf(folder / "in.nc")
+    static.rename(elevation="height").to_netcdf(folder / "height.nc")
+    (static["elevation"] > 900).rename("land").to_netcdf(folder / "land.nc")
+    return folder, coarse, model, static
+
+
+def run(folder, *arguments):
+    from typer.testing import CliRunner
+
+    from xdeepsd.cli import app
+
+    words = [str(folder / a) if a.split(".")[-1] in ("zarr", "nc") or a == "model" else a for a in arguments]
+    return CliRunner().invoke(app, ["downscale", *words])
+
+
+def test_command(job, tmp_path):
+    folder, coarse, model, static = job
+    result = run(folder, "in.zarr", "model", "out.zarr", "--chunk-days", "2", "--threads", "2")
+    assert result.exit_code == 0, result.output
+    assert "7 of 7 days" in result.output
+    assert "out.zarr is complete: 7 days" in result.output
+    expected = coarse.deepsd.downscale(model)
+    xr.testing.assert_equal(opened(folder / "out.zarr")["pr"].load(), expected)
+    assert opened(folder / "out.zarr").chunks["time"] == (2, 2, 2, 1)
+    files = {p: p.stat().st_mtime_ns for p in (folder / "out.zarr").rglob("*")}
+    assert run(folder, "in.zarr", "model", "out.zarr", "--chunk-days", "2").exit_code == 0
+    assert {p: p.stat().st_mtime_ns for p in (folder / "out.zarr").rglob("*")} == files  # nothing to do
+
+    options = ["--static", "height.nc", "--mask", "land.nc", "--precision", "float64", "--variable", "pr"]
+    result = run(folder, "in.nc", "model", "other.zarr", *options)
+    assert result.exit_code == 0, result.output
+    expected = coarse.deepsd.downscale(model, static, mask=static["elevation"] > 900, precision="float64")
+    xr.testing.assert_allclose(opened(folder / "other.zarr")["pr"].load(), expected)
+
+
+def test_command_resumes(job):
+    folder, *_ = job
+    assert run(folder, "in.zarr", "model", "whole.zarr", "--chunk-days", "2").exit_code == 0
+    assert run(folder, "in.zarr", "model", "half.zarr", "--chunk-days", "2").exit_code == 0
+    whole = chunks_of(folder / "half.zarr")
+    (folder / "half.zarr/pr/c/1/0/0").unlink()
+    zarr.open_group(folder / "half.zarr", mode="r+").attrs[stores.STATUS] = stores.INCOMPLETE
+    result = run(folder, "half.zarr", "model", "x.zarr")
+    assert result.exit_code == 1
+    assert "half.zarr is not complete: finish the command that began it" in result.stderr
+    assert run(folder, "in.zarr", "model", "half.zarr", "--chunk-days", "2").exit_code == 0
+    assert chunks_of(folder / "half.zarr") == whole == chunks_of(folder / "whole.zarr")
+
+
+@pytest.mark.slow
+def test_command_with_workers_and_a_scheduler(job, cluster):
+    folder, *_ = job
+    assert run(folder, "in.zarr", "model", "a.zarr", "--chunk-days", "3").exit_code == 0
+    result = run(folder, "in.zarr", "model", "b.zarr", "--chunk-days", "3", "--workers", "1", "--threads", "2")
+    assert result.exit_code == 0, result.output
+    result = run(folder, "in.zarr", "model", "c.zarr", "--chunk-days", "3", "--scheduler", cluster.scheduler_address)
+    assert result.exit_code == 0, result.output
+    assert chunks_of(folder / "a.zarr") == chunks_of(folder / "b.zarr") == chunks_of(folder / "c.zarr")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["none.zarr", "model", "e.zarr"], "none.zarr does not exist"),
+        (["in.zarr", "in.zarr", "e.zarr"], "No model at"),
+        (["in.zarr", "model", "e.zarr", "--variable", "rain"], "variable='rain' is not there"),
+        (["in.zarr", "model", "e.zarr", "--precision", "int3"], "precision 'int3'; needed"),
+        (["in.zarr", "model", "e.zarr", "--mask", "height.nc"], "needed: mask, or a single one of bool"),
+        (["in.zarr", "model", "e.zarr", "--static", "land.nc"], "{'land': 'bool'}; needed: elevation"),
+        (["in.zarr", "model", "in.zarr", "--overwrite"], "is, or holds, the input"),
+        (["in.zarr", "model", "done.zarr", "--no-resume"], "Type --resume to go on with it, or --overwrite"),
+        (["in.zarr", "model", "done.zarr", "--mask", "land.nc"], "- mask: "),
+        (["in.nc", "model", "done.zarr"], "type --same-input"),
+        (["in.zarr", "model", "e.zarr", "--workers", "2", "--scheduler", "tcp://x:1"], "exclude each other"),
+    ],
+)
+def test_command_errors(job, arguments, text):
+    folder, *_ = job
+    if "done.zarr" in arguments and not (folder / "done.zarr").exists():
+        assert run(folder, "in.zarr", "model", "done.zarr").exit_code == 0
+    result = run(folder, *arguments)
+    assert result.exit_code == 1
+    assert text in result.stderr
+    assert "Traceback" not in result.output
+    assert not (folder / "e.zarr").exists()
+
+
+@pytest.mark.slow
+def test_the_howto_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    coarse = make_coarse(days=60)
+    stack = make_stack(1, channels=(3,), kernels=(3, 3))
+    xdeepsd.save_model(xdeepsd.StackedSRCNN(stack.stages, static=make_static(coarse, 2)), "model")
+    coarse.to_dataset().to_zarr("coarse.zarr")
+    text = (Path(__file__).parents[1] / "docs/howto/zarr.md").read_text()
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(blocks) == 6
+    exec("\n".join(blocks), {})
+    fine = opened("fine.zarr").load()
+    np.testing.assert_allclose(opened("packed.zarr")["pr"], fine["pr"], atol=0.011)
+    xr.testing.assert_equal(opened("by_workers.zarr").load(), fine)

@@ -183,7 +183,7 @@ def downscale(
             raise ValueError("--scheduler and --workers exclude each other: the address is that of a running cluster.")
         trained = xdeepsd.load_model(model)
         coarse, days = open_input(trained)
-        fields = None if static is None else _open_maps(static, trained.static_names)
+        fields = None if static is None else _open_maps(static, trained.static_names, "fiu")
         land = None if mask is None else _open_mask(mask)
         fine = xdeepsd.downscale(coarse, trained, fields, variable=variable, mask=land, precision=precision)
         with contextlib.ExitStack() as stack:
@@ -231,23 +231,26 @@ def _open(path: str, **options: Any) -> Any:
         return xr.open_dataset(path, **options)
 
 
-def _open_maps(path: str, names: tuple[str, ...]) -> Any:
-    """The named maps as a Dataset, or the only map, whatever its name, as a DataArray; in memory."""
+def _open_maps(path: str, names: tuple[str, ...], kinds: str) -> Any:
+    """The named maps as a Dataset, or the only map with a dtype of ``kinds`` as a DataArray; in memory."""
     ds = _open(path).load()
     if names and set(names) <= set(ds.data_vars):
         return ds[list(names)]
-    maps = [name for name, v in ds.data_vars.items() if v.squeeze().ndim == 2]
-    if len(maps) != 1 or len(names) > 1:
-        raise ValueError(f"{path} has the maps {maps}; needed: {' and '.join(names)}, or a single map.")
-    return ds[maps[0]]
+    maps = {name: str(v.dtype) for name, v in ds.data_vars.items() if v.squeeze().ndim == 2}
+    fitting = [name for name in maps if ds[name].dtype.kind in kinds]
+    if len(fitting) != 1 or len(names) > 1:
+        single = "bool, or of 0 and 1" if "b" in kinds else "numbers"
+        raise ValueError(f"{path} has the maps {maps}; needed: {' and '.join(names)}, or a single one of {single}.")
+    return ds[fitting[0]].squeeze()
 
 
 def _open_mask(path: str) -> Any:
     import xarray as xr
 
-    maps = _open_maps(path, ("mask",))
-    mask = (maps["mask"] if isinstance(maps, xr.Dataset) else maps).squeeze()
-    if mask.dtype.kind not in "biu":  # NetCDF has no bool
+    mask = _open_maps(path, ("mask",), "biu")  # NetCDF has no bool
+    if isinstance(mask, xr.Dataset):
+        mask = mask["mask"].squeeze()
+    if mask.dtype.kind not in "biu":
         raise ValueError(f"{path} has {mask.name!r} of {mask.dtype}; needed: a mask of bool, or of 0 and 1.")
     return mask.astype(bool)
 

@@ -121,8 +121,8 @@ def to_zarr(
 
     Notes
     -----
-    Computes with the scheduler of Dask in force (threads; a ``distributed.Client``). Three tasks at most for a region;
-    one region for each thread is in memory. The ``history`` of a resumed store is that of the first call.
+    Computes with the scheduler of Dask in force (threads; a ``distributed.Client``). Reading, downscaling and writing
+    of a region are one task as Dask fuses them; one region for each thread is in memory. The ``history`` of a resumed store is that of the first call.
     What is compared on resuming: every shape, chunk, codec, attribute except ``history``, the values of coordinates,
     and the name that Dask gave to each lazy array, which is made from the input's path and modification time and every
     step after it. The input's values are not read: a change inside it that leaves path and time alone is not seen.
@@ -196,6 +196,12 @@ def _open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> 
     if storage_options:
         raise ValueError(f"storage_options are for URLs; got {store!r}. Leave them out, or type a URL such as s3://.")
     if isinstance(store, str | Path):
+        pipeline = zarr.config.get("codec_pipeline.path")
+        if not pipeline.startswith("zarr."):
+            raise ValueError(
+                f"The codec pipeline {pipeline} may write local files in place: a kill would leave half a chunk. "
+                "Needed: Zarr's own. Type zarr.config.reset()."
+            )
         # Absolute: workers of a cluster may run in another folder.
         return zarr.storage.LocalStore(Path(str(store).removeprefix("file://")).expanduser().resolve())
     if not isinstance(store, Store):
