@@ -122,7 +122,8 @@ def to_zarr(
     Notes
     -----
     Computes with the scheduler of Dask in force (threads; a ``distributed.Client``). Reading, downscaling and writing
-    of a region are one task as Dask fuses them; one region for each thread is in memory. The ``history`` of a resumed store is that of the first call.
+    of a region are one task as Dask fuses them; one region for each thread is in memory. The ``history`` of a resumed
+    store is that of the first call.
     What is compared on resuming: every shape, chunk, codec, attribute except ``history``, the values of coordinates,
     and the name that Dask gave to each lazy array, which is made from the input's path and modification time and every
     step after it. The input's values are not read: a change inside it that leaves path and time alone is not seen.
