@@ -15,10 +15,12 @@ from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import Stage
 
 
-def make_stage(config: SRCNNConfig, seed: int = 0) -> Stage:
+def make_stage(config: SRCNNConfig, seed: int = 0, transform: str | None = None) -> Stage:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     static = {name: Normalizer(float(rng.normal(0, 300)), float(rng.uniform(1, 700))) for name in config.static}
+    if transform:
+        return Stage(SRCNN(config).eval(), Normalizer(1.0, 1.5), static, Normalizer(0.5, 0.7), transform)
     return Stage(SRCNN(config).eval(), Normalizer(2.0, 5.0), static, Normalizer(3.0, 4.0))
 
 
@@ -36,7 +38,7 @@ def make_input(stage: Stage, days: int, lat: int, lon: int, seed: int = 0) -> tu
 def plain(stage: Stage, coarse: np.ndarray, static: np.ndarray, dtype: torch.dtype = torch.float64) -> np.ndarray:
     """The definition, in float64 unless asked otherwise."""
     net = copy.deepcopy(stage.net).to(dtype)
-    exact = Stage(net, stage.precipitation, stage.static, stage.target)
+    exact = Stage(net, stage.precipitation, stage.static, stage.target, stage.transform)
     with torch.inference_mode():
         return exact(torch.from_numpy(coarse).to(dtype), torch.from_numpy(static).to(dtype)).numpy()
 
@@ -61,11 +63,11 @@ def cases(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(cases(), st.data())
-def test_any_network_and_map(case, data):
-    """Against float64: any kernels, channels, factor, static fields, shape from 1 x 1, and mask."""
+@given(cases(), st.sampled_from([None, None, "sqrt", "log1p"]), st.data())
+def test_any_network_and_map(case, transform, data):
+    """Against float64: any kernels, channels, factor, static fields, transform, shape from 1 x 1, and mask."""
     config, (days, lat, lon), seed = case
-    stage = make_stage(config, seed)
+    stage = make_stage(config, seed, transform)
     coarse, static = make_input(stage, days, lat, lon, seed)
     expected = plain(stage, coarse, static)
     fast = fused.prepare(stage, static)
@@ -235,7 +237,15 @@ def test_without_a_folder_for_compiled_code(monkeypatch):
     assert options["nogil"]
 
 
-def test_transformed_precipitation_is_left_to_the_plain_forward():
-    stage = make_stage(SRCNNConfig())
-    transformed = Stage(stage.net, stage.precipitation, stage.static, stage.target, transform="sqrt")
-    assert fused.prepare(transformed, np.zeros((1, 8, 8), np.float32)) is None
+@pytest.mark.parametrize("transform", ["sqrt", "log1p"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_relative_error_on_transformed_precipitation(transform, residual):
+    stage = make_stage(SRCNNConfig(residual=residual), transform=transform)
+    coarse, static = make_input(stage, 3, 14, 40)
+    assert relative(fused.prepare(stage, static)(coarse), plain(stage, coarse, static)) < 1e-6
+
+
+def test_transformed_precipitation_in_bfloat16_is_left_to_the_plain_forward(monkeypatch):
+    monkeypatch.setattr(kernels, "HAS_BFLOAT16", True)
+    stage = make_stage(SRCNNConfig(), transform="sqrt")
+    assert fused.prepare(stage, np.zeros((1, 8, 8), np.float32), precision="bfloat16") is None

@@ -54,6 +54,7 @@ class FusedStage:
     static: np.ndarray  # (static, p, q, rows, columns): normalised, edges replicated, by phase
     wanted: np.ndarray | None  # (factor * lat, factor * lon)
     precision: Literal["float32", "bfloat16"] = "float32"
+    transform: str | None = None
 
     @property
     def _reach(self) -> tuple[int, ...]:
@@ -102,7 +103,9 @@ class FusedStage:
                 mode="edge",
             ).ravel()
             source = x
-            if pairs:
+            if self.transform:
+                source = _transformed(x.reshape(-1, plan.x_day // plan.x_row, plan.x_row), self.factor, self.transform)
+            elif pairs:
                 source = np.zeros_like(x)
                 kernels.neighbours(x.view(np.uint32), source.view(np.uint32))
 
@@ -158,13 +161,13 @@ def prepare(
 
     Returns
     -------
-    The stage ready to run on this map. None where the network has no hidden layer or works on transformed
-    precipitation (interpolation is then not linear in the input): take ``stage`` itself.
+    The stage ready to run on this map. None where the network has no hidden layer, or works on transformed
+    precipitation in bfloat16: take ``stage`` itself.
     """
     _check_precision(precision)
     config = stage.config
     factor, count = config.factor, len(config.static)
-    if len(config.kernels) < 2 or getattr(stage, "transform", None) is not None:
+    if len(config.kernels) < 2 or (stage.transform and precision == "bfloat16"):
         return None
     lat, lon = (size // factor for size in static.shape[-2:])
     weights = [_double(layer.weight) for layer in stage.net.layers]
@@ -178,6 +181,9 @@ def prepare(
     first = []
     for rows, row_weights in upsampling:
         for columns, column_weights in upsampling:
+            if stage.transform:  # of the interpolated field: not linear in the coarse one, its fine cells are read
+                first.append((rows, columns, _by_tap(x_weights[:, None])))
+                continue
             folded = np.einsum("oyx,ya,xb->abo", x_weights, row_weights, column_weights)
             first.append((rows, columns, folded.astype(np.float32)))
 
@@ -195,6 +201,7 @@ def prepare(
         static=np.zeros(0, np.float32),
         wanted=None if wanted is None else np.ascontiguousarray(wanted, bool),
         precision=precision,
+        transform=stage.transform,
     )
     margin = fused._reach[0] + _cells(config.kernels[0] // 2, factor)
     normalized = np.zeros((count, lat + 2 * margin, factor, lon + 2 * margin + _RIGHT, factor), np.float32)
@@ -246,6 +253,26 @@ def _upsampling(radius: int, phase: int, factor: int) -> tuple[np.ndarray, np.nd
     weights[rows, left - left[0] + 1] += position - left
     used = weights.any(axis=0)
     return cells[used], weights[:, used]
+
+
+def _transformed(x: np.ndarray, factor: int, transform: str) -> np.ndarray:
+    """The padded days interpolated and transformed, ``(days, p, q, rows, columns)`` by phase, flat."""
+    days, rows, columns = x.shape
+    fine = np.empty((days, factor, factor, rows, columns), np.float32)
+    between = []  # for each phase: lower cell, upper cell and weight of the upper one
+    for phase in range(factor):
+        position = (phase + 0.5) / factor - 0.5
+        below = math.floor(position)
+        between.append((below, np.float32(position - below)))
+    for p, (row, row_weight) in enumerate(between):
+        lower, upper = (np.clip(np.arange(rows) + row + step, 0, rows - 1) for step in (0, 1))
+        line = x[:, lower] * (1 - row_weight) + x[:, upper] * row_weight
+        for q, (column, column_weight) in enumerate(between):
+            left, right = (np.clip(np.arange(columns) + column + step, 0, columns - 1) for step in (0, 1))
+            field = line[..., left] * (1 - column_weight) + line[..., right] * column_weight
+            np.maximum(field, 0, out=field)
+            (np.sqrt if transform == "sqrt" else np.log1p)(field, out=fine[:, p, q])
+    return fine.ravel()
 
 
 def _by_tap(weights: np.ndarray) -> np.ndarray:
@@ -334,7 +361,18 @@ def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
     step = 2 if halved else 1
     x_pad = edge + max(1, max(int(np.abs(cells).max()) for rows, cols, _ in stage.first for cells in (rows, cols)))
     x_row = stage.shape[1] + 2 * x_pad + _RIGHT
+    x_rows = stage.shape[0] + 2 * x_pad
     x_offsets = [np.add.outer(rows * x_row, cols[::step]).ravel() for rows, cols, _ in stage.first]
+    if stage.transform:
+        x_offsets = [
+            np.array(
+                [
+                    ((p2 * factor + q2) * x_rows + row) * x_row + column
+                    for p2, row, q2, column in _under(stage.kernels[0], phase, factor)
+                ]
+            )
+            for phase in range(phases)
+        ]
     most = max(offsets.size for offsets in x_offsets)
     x_taps = []
     for _, cols, folded in stage.first:
@@ -396,7 +434,7 @@ def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
         hidden_day=np.array(hidden_day),
         width=width,
         x_row=x_row,
-        x_day=(stage.shape[0] + 2 * x_pad) * x_row,
+        x_day=x_rows * x_row,
         x_pad=x_pad,
         x_taps=np.array(x_taps),
         x_offset_at=offset_at[0],
@@ -415,6 +453,8 @@ def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
         last_weight_at=layers_at[-1],
         last_bias=np.float32(stage.last_bias),  # type: ignore[arg-type]
         residual=stage.residual,
+        transform=(None, "sqrt", "log1p").index(stage.transform),
+        source_day=x_rows * x_row * (phases if stage.transform else 1),
         weights=np.concatenate(weights),
         bias=np.repeat(np.concatenate(stage.biases), kernels.PANEL),
         offset=np.concatenate(tables),
