@@ -156,7 +156,7 @@ def _runner(stage: Stage, static: np.ndarray, wanted: np.ndarray | None, options
     """The forward of one stage that fits device and precision: the fast one where it can, else the plain one."""
     if options.device == "cpu" and options.precision != "float64" and options.batch_size is None:
         precision: Any = options.precision
-        fast = None if stage.transform else fused.prepare(stage, static, wanted, precision)
+        fast = fused.prepare(stage, static, wanted, precision)
         if fast is not None:
             return fast
     return PlainStage(stage, static, options)
