@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 LAYERS = [
     {"axes", "units", "normalize", "density", "evaluate", "store", "cluster", "datasets", "losses", "srcnn", "fused",
-     "grid", "interpolate", "prism_names", "kernels", "missing", "plot", "static", "weights", "binning", "splits"},
+     "grid", "interpolate", "prism_names", "kernels", "missing", "plot", "static", "weights", "binning", "splits",
+     "layout"},
     {"regrid", "stack"},
     {"inputs", "ladder", "trainconfig"},
     {"prism", "prism_store", "fetch", "levels", "patches"},
