@@ -39,16 +39,18 @@ def write_fine(path: Path, days: int) -> None:
         "lon": -125 + np.arange(SHAPE[1]) / 24,
     }
     empty = xr.Dataset(
-        {"ppt": (("time", "lat", "lon"), dask.array.zeros((days, *SHAPE), np.float32, (1, *SHAPE)))}, coords
+        {"ppt": (("time", "lat", "lon"), dask.array.zeros((days, *SHAPE), dtype=np.float32, chunks=(1, *SHAPE)))},
+        coords,
     )
     empty["ppt"].attrs["units"] = "mm"
     empty.to_zarr(path, compute=False, zarr_format=3, consolidated=False)
     ppt = zarr.open_array(path, path="ppt", mode="r+")
-    for day in range(days):
-        a, b, c = rng.uniform(0, 2 * np.pi, 3)
+    maps = []
+    for a, b, c in rng.uniform(0, 2 * np.pi, (8, 3)):
         wet = np.sin(x / 83 + a) * np.cos(y / 61 + b) + 0.3 * np.sin((x + y) / 17 + c) > 0.45
-        values = np.where(wet, rng.gamma(0.8, 6.0, SHAPE).round(3), 0.0)
-        ppt[day] = np.where(ocean, np.nan, values).astype(np.float32)
+        maps.append(np.where(wet, rng.gamma(0.8, 6.0, SHAPE).round(3), 0.0).astype(np.float32))
+    for day in range(days):  # weather that moves
+        ppt[day] = np.where(ocean, np.float32(np.nan), np.roll(maps[day % 8], 37 * day, axis=1))
 
 
 def read_and_write(fine: xr.DataArray, built: Path, out: Path) -> None:
