@@ -303,14 +303,14 @@ def prepare(
     def open_maps(path: Path) -> xr.Dataset:
         if (path / "zarr.json").exists() or (path / ".zgroup").exists():
             return xr.open_zarr(path)
-        return xr.open_dataset(path) if path.suffix in (".nc", ".nc4", ".h5") else open_prism(path)
+        return xr.open_dataset(path) if path.suffix in (".nc", ".nc4", ".h5") else open_prism(path, allow_missing=True)
 
     def open_days(paths: list[Path]) -> xr.Dataset:
         absent = [str(path) for path in paths if not path.exists()]
         if absent:
             raise ValueError(f"Not there: {', '.join(absent)}. Needed: files or folders that exist.")
         if paths[0].suffix not in (".nc", ".nc4", ".h5"):
-            return open_maps(paths[0]) if len(paths) == 1 else open_prism(paths)
+            return open_maps(paths[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
         with xr.open_dataset(paths[0]) as first:
             da = find_precipitation(first, variable)
             found = find(da)

@@ -187,8 +187,7 @@ def _two_dimensional(obj: xr.Dataset | xr.DataArray) -> tuple[str, str] | None:
     """Names of 2-D latitude and longitude coordinates by CF metadata or common names; None where lat is not 2-D."""
     names = []
     for kind in ("latitude", "longitude"):
-        found = obj.cf.coordinates.get(kind) or obj.cf.guess_coord_axis().cf.coordinates.get(kind, [])
-        found = found or [name for name in (kind, kind[:3]) if name in obj.coords]
+        found = obj.cf.coordinates.get(kind) or [name for name in (kind, kind[:3]) if name in obj.coords]
         dims = {str(name): obj[name].ndim for name in found if name in obj.coords}
         flat = [name for name, ndim in dims.items() if ndim == 2]
         if 1 in dims.values() or len(flat) != 1:
@@ -257,6 +256,14 @@ def read_grid(obj: xr.Dataset | xr.DataArray) -> Grid:
         f"{name}_b" for name in obj.coords
     }
     centres_only = obj.drop_vars([name for name in obj.coords if name in named])
+    if not {"latitude", "longitude"} & set(centres_only.cf.coordinates):
+        plain = [pair for pair in (("lat", "lon"), ("latitude", "longitude")) if set(pair) <= set(centres_only.coords)]
+        if len(plain) == 1:  # guessing would find the same, some ten milliseconds later
+            attrs = dict(zip(plain[0], ({"standard_name": "latitude"}, {"standard_name": "longitude"}), strict=True))
+            named_so = {name: centres_only[name].assign_attrs(more) for name, more in attrs.items()}
+            centres_only = centres_only.assign_coords(named_so)
+        else:
+            centres_only = centres_only.cf.guess_coord_axis()  # once for all that follows
     curvilinear = _two_dimensional(centres_only)
     if curvilinear is not None:
         return _read_curvilinear(obj, *curvilinear)

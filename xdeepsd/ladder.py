@@ -282,7 +282,7 @@ def make_levels(
             "others with ds.isel, or type ds.expand_dims('time')."
         )
     read_grid(da)  # complains about coordinates that are no grid
-    da = (da if to_mm == 1.0 else da * np.float32(to_mm)).astype(np.float32).rename("precipitation")
+    da = (da if to_mm == 1.0 else da * np.float32(to_mm)).astype(np.float32, copy=False).rename("precipitation")
     da = da.drop_vars([name for name in da.coords if name not in da.dims])
     maps = _static_maps(static, da)
     mean = _climatology(climatology, maps, da)

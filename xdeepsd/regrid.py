@@ -154,10 +154,8 @@ def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: 
             continue
         same = given.lat.shape == grid.lat.shape and given.lon.shape == grid.lon.shape
         if same:
-            a, b = (np.stack(np.broadcast_arrays(*g.centres())) for g in (given, grid))
-            off = np.abs(a - b)
-            off[1] = np.abs((off[1] + 180.0) % 360.0 - 180.0)
-            same = bool(off.max() < 1e-4)
+            turned = np.abs((given.lon - grid.lon + 180.0) % 360.0 - 180.0)
+            same = bool(max(np.abs(given.lat - grid.lat).max(), turned.max()) < 1e-4)
         if not same:
             raise ValueError(
                 f"The weights are of another {side} grid: {grid.shape} cells, {grid.spans}; {given.shape} cells, "
@@ -242,7 +240,7 @@ def _apply(
     if da.dtype.kind not in "fiub":
         raise ValueError(f"{da.name!r} is of dtype {da.dtype}. Needed: numbers. Type ds.drop_vars({da.name!r}).")
     dtype = da.dtype if da.dtype in (np.float32, np.float64) else np.dtype(np.float64)
-    moved = da.astype(dtype).transpose(..., *dims)
+    moved = da.astype(dtype, copy=False).transpose(..., *dims)
     if moved.chunks is None:
         data = _weights.apply(moved.values, weights, skipna, na_thres, unmapped_to_nan)
     else:
