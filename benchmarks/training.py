@@ -123,7 +123,8 @@ def loader_vs_xbatcher(levels: list[xr.Dataset], seconds: float, rounds: int) ->
         for name in ("xbatcher", "xbatcher_blocks")
     }
     notes = {f"patches_per_second_{name}": statistics.median(found) for name, found in speeds.items()}
-    return ratios["xbatcher"], notes | {"loader_vs_xbatcher_blocks": ratios["xbatcher_blocks"]}
+    # The target is held against what suits xbatcher best.
+    return ratios["xbatcher_blocks"], notes | {"loader_vs_xbatcher_single_patches": ratios["xbatcher"]}
 
 
 def waiting_share(levels: list[xr.Dataset], steps: int) -> float:
