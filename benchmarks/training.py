@@ -123,7 +123,8 @@ def loader_vs_xbatcher(levels: list[xr.Dataset], seconds: float, rounds: int) ->
         for name in ("xbatcher", "xbatcher_blocks")
     }
     notes = {f"patches_per_second_{name}": statistics.median(found) for name, found in speeds.items()}
-    return ratios["xbatcher"], notes | {"loader_vs_xbatcher_blocks": ratios["xbatcher_blocks"]}
+    # The target is held against what suits xbatcher best.
+    return ratios["xbatcher_blocks"], notes | {"loader_vs_xbatcher_single_patches": ratios["xbatcher"]}
 
 
 def waiting_share(levels: list[xr.Dataset], steps: int) -> float:
@@ -189,7 +190,7 @@ def peak_memory(path: Path, steps: int) -> None:
 
     before = peak()
     levels = open_levels(path)
-    train_stage(levels[0], levels[1], config(steps=steps, validate_every=steps, buffer=48, threads=1))
+    train_stage(levels[0], levels[1], config(steps=steps, validate_every=steps, buffer=24, threads=1))
     print(json.dumps({"peak": peak(), "before": before}))
 
 
@@ -197,7 +198,7 @@ def memory_40_years_vs_1(folder: Path, years: tuple[int, ...], steps: int) -> tu
     peaks = {}
     for count in years:
         path = folder / f"{count}.zarr"
-        write_levels(path, count)
+        write_levels(path, count, shape=(96, 120))
         command = [sys.executable, __file__, "--peak-memory", str(path), "--steps", str(steps)]
         found = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(2)]
         peaks[count] = min(f["peak"] for f in found)
