@@ -56,8 +56,15 @@ def compare(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> 
 
 
 def _common(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> xr.DataArray:
-    """``observed``, NaN wherever a prediction is missing. Lazy."""
-    for predicted in predictions.values():
+    """``observed``, NaN wherever a prediction is missing. Lazy. ValueError where the coordinates are others."""
+    for name, predicted in predictions.items():
+        try:
+            xr.align(observed, predicted, join="exact")
+        except ValueError as error:
+            raise ValueError(
+                f"The coordinates of {name!r} are not those of the observed values: {error}. Needed: the same cells "
+                "and days. Where they differ by rounding only, type predicted.assign_coords(observed.coords)."
+            ) from error
         observed = observed.where(predicted.notnull())
     return observed
 
