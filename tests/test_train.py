@@ -1,6 +1,7 @@
 """Training: it learns what is there to learn, to the same bits each time, and says what it cannot do."""
 
 import dataclasses
+import json
 import logging
 import math
 import multiprocessing
@@ -169,6 +170,19 @@ def test_denseloss():
     assert same.history["validation_loss"].iloc[-1] == pytest.approx(
         (same.history["rmse"].iloc[-1] / same.stage.target.std) ** 2, rel=1e-4
     )
+
+
+def test_the_density_is_logged_and_saved_with_the_model(tmp_path, caplog):
+    coarse, fine = pair_of_levels(days=12, chunks=4)
+    config = small(loss="denseloss", alpha=1.0, density_transform="log1p")
+    with caplog.at_level(logging.INFO):
+        first = train_stage(coarse, fine, config, checkpoint_dir=tmp_path)
+    assert "weights of DenseLoss: {'n': " in caplog.text
+    density = first.summary["density"]
+    assert {"n", "zeros_share", "bandwidth", "eps_share", "effective_sample", "weights"} <= set(density)
+    again = train_stage(coarse, fine, config, checkpoint_dir=tmp_path, resume=True)  # finished: nothing is fitted again
+    assert again.summary["density"] == density
+    json.dumps(first.summary)  # it goes into the model's description
 
 
 def test_patience_stops():

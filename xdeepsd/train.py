@@ -24,6 +24,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from xdeepsd.checkpoints import checkpoints, read_checkpoint, write_checkpoint
+from xdeepsd.density import DenseWeight
 from xdeepsd.levels import open_levels
 from xdeepsd.losses import DenseLoss, masked_mse
 from xdeepsd.normalize import Normalizer
@@ -77,16 +78,20 @@ def initialize(net: SRCNN, seed: Sequence[int]) -> None:
             parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
 
 
-def loss_function(config: TrainConfig, pair: Pair, days: np.ndarray, device: torch.device) -> LossFunction:
-    """The loss that ``config`` names.
-
-    For "denseloss" the density of the wanted fine values of the training ``days`` is computed here, chunk by chunk.
-    """
+def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeight | None:
+    """Density weights of the wanted fine values of the training ``days``, computed chunk by chunk; None for "mse"."""
     if config.loss == "mse":
-        return lambda prediction, target, mask, values: masked_mse(prediction, target, mask)
+        return None
     observed = pair.fine.isel(time=days).where(xr.DataArray(pair.mask, dims=("lat", "lon")))
     with dask.config.set(scheduler="threads"):  # this may run inside a task of a cluster
-        return DenseLoss(config.dense_weight().fit(observed)).to(device)
+        return config.dense_weight().fit(observed)
+
+
+def loss_function(density: DenseWeight | None, device: torch.device) -> LossFunction:
+    """DenseLoss with these weights, or the masked mean squared error without any."""
+    if density is None:
+        return lambda prediction, target, mask, values: masked_mse(prediction, target, mask)
+    return DenseLoss(density).to(device)
 
 
 @dataclass
@@ -214,13 +219,22 @@ def train_stage(
         if saved is not None:
             state.restore(saved)
             logger.info("Stage %d goes on after step %d of %d.", index, state.step, config.steps)
+        if saved is not None and saved["density"] is not None:
+            density: DenseWeight | None = DenseWeight.from_dict(saved["density"])
+        else:
+            density = fit_density(config, pair, split.train)
+        if density is not None:
+            logger.info("Stage %d, weights of DenseLoss: %s", index, density.summary())
         if not state.finished:
             loader = PatchLoader(
                 pair, normalizers, days, origins, output, config.batch, (config.seed, index), buffer, config.workers,
                 with_values=dense,
             )  # fmt: skip
-            loss = loss_function(config, pair, split.train, device)
-            described = {"identity": identity, "normalizers": asdict(normalizers), "index": index}
+            loss = loss_function(density, device)
+            described = {
+                "identity": identity, "normalizers": asdict(normalizers), "index": index,
+                "density": None if density is None else density.to_dict(),
+            }  # fmt: skip
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
                 _loop(state, stage, loader, loss, validation, config, folder, described, watch, index)
@@ -228,7 +242,10 @@ def train_stage(
         net.to("cpu")
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         stage = dataclasses.replace(stage, net=net.eval())
-    return TrainedStage(stage, pd.DataFrame(state.history), _summary(index, config, pair, split, state, validation))
+    summary = _summary(index, config, pair, split, state, validation)
+    if density is not None:
+        summary["density"] = density.summary()
+    return TrainedStage(stage, pd.DataFrame(state.history), summary)
 
 
 def _loop(
