@@ -16,8 +16,11 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec
 
+from xdeepsd.grid import read_grid
 from xdeepsd.ladder import ATTRS, UNITS, Edges, find_precipitation, level_mean, make_levels, standardize, training_years
+from xdeepsd.regrid import block_weights
 from xdeepsd.static import CLIMATOLOGY
+from xdeepsd.weights import Weights, apply
 
 __all__ = ["build_levels", "make_levels", "open_levels"]
 
@@ -221,14 +224,15 @@ def _regions(where: np.ndarray, wanted: np.ndarray, days: int) -> Iterator[tuple
             yield slice(run[0], run[-1] + 1), slice(where[run[0]], where[run[-1]] + 1)
 
 
-def _write_region(path: PathLike, start: int, *levels: np.ndarray) -> int:
-    """Write the same days of all levels, then mark them done: what is marked is on disk in every level.
+def _write_region(path: PathLike, start: int, finest: np.ndarray, blocks: Sequence[Weights]) -> int:
+    """Coarsen some days, write them to all levels, then mark them done: what is marked is on disk in every level.
 
     A day without any value is not done: it is missing, and may come later.
     """
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
-    stop = start + len(levels[0])
-    for k, values in enumerate(levels):
+    stop = start + len(finest)
+    levels = [apply(finest, weights, skipna=True, na_thres=1.0, unmapped_to_nan=True) for weights in blocks]
+    for k, values in enumerate([*levels, finest]):
         _array(root, f"level_{k}/precipitation")[start:stop] = values
     _array(root, "done")[start:stop] = np.isfinite(levels[0]).any(axis=(1, 2))
     return stop - start
@@ -418,13 +422,17 @@ def _fill(
     kept = int(done.sum())
     logger.info("%d days to write, %d are done; %d days in a chunk.", todo, kept, per_chunk)
     # A chunk of the fine data that reaches into several regions is read once for all of them.
-    source = max(wanted[-1]["precipitation"].chunksizes["time"])
+    finest = wanted[-1]["precipitation"]
+    source = max(finest.chunksizes["time"])
     batch = max(_workers(), -(-source // per_chunk))
     written = 0
+    # The graph of a region holds its days of the finest level only: graphs of all days would be searched each time.
     write = dask.delayed(_write_region, pure=False)
+    grid = read_grid(finest)
+    blocks = [block_weights(grid, grid.shape[0] // level.sizes["lat"]) for level in wanted[:-1]]
     for i in range(0, len(regions), batch):
         tasks = [
-            write(str(path), region.start, *[level["precipitation"].isel(time=days).data for level in wanted])
+            write(str(path), region.start, finest.isel(time=days).data, blocks)
             for region, days in regions[i : i + batch]
         ]
         written += sum(dask.compute(*tasks))

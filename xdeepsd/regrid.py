@@ -290,6 +290,24 @@ def _map(
     return xr.Dataset(kept, attrs=obj.attrs).assign_coords(rest | coords)
 
 
+def block_weights(source: Grid, factor: int) -> Weights:
+    """Conservative weights from a rectilinear grid to its blocks of ``factor`` x ``factor`` cells."""
+    factor = int(factor)
+    if factor < 1:
+        raise ValueError(f"The factor is {factor}. Needed: a whole number of 1 or more. Type coarsen(ds, 2).")
+    nlat, nlon = source.shape
+    if nlat % factor or nlon % factor:
+        raise ValueError(
+            f"A grid of {nlat} x {nlon} cells does not divide into blocks of {factor}. Needed: both sizes a multiple "
+            f"of {factor}. Type ds.isel({source.dims[0]}=slice({nlat - nlat % factor}), "
+            f"{source.dims[1]}=slice({nlon - nlon % factor}))."
+        )
+    lat_edges, lon_edges = (edges[::factor] for edges in source.bounds())
+    lat, lon = ((edges[:-1] + edges[1:]) / 2 for edges in (lat_edges, lon_edges))
+    target = replace(source, lat=lat, lon=lon, lat_bounds=lat_edges, lon_bounds=lon_edges)
+    return Weights("conservative", source, target, *_weights.conservative_axes(source, target))
+
+
 def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
     """Conservative means of blocks of ``factor`` x ``factor`` cells: area-weighted by sin(lat), NaN left out.
 
@@ -322,23 +340,11 @@ def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
             f"{source.lat_name} and {source.lon_name} are 2-D: the blocks of a curvilinear grid are no latitude-"
             "longitude cells. Needed: 1-D coordinates. Type xdeepsd.regrid(ds, target)."
         )
-    factor = int(factor)
-    if factor < 1:
-        raise ValueError(f"The factor is {factor}. Needed: a whole number of 1 or more. Type coarsen(ds, 2).")
-    nlat, nlon = source.shape
-    if nlat % factor or nlon % factor:
-        raise ValueError(
-            f"A grid of {nlat} x {nlon} cells does not divide into blocks of {factor}. Needed: both sizes a multiple "
-            f"of {factor}. Type ds.isel({source.dims[0]}=slice({nlat - nlat % factor}), "
-            f"{source.dims[1]}=slice({nlon - nlon % factor}))."
-        )
-    lat_edges, lon_edges = (edges[::factor] for edges in source.bounds())
-    lat, lon = ((edges[:-1] + edges[1:]) / 2 for edges in (lat_edges, lon_edges))
-    target = replace(source, lat=lat, lon=lon, lat_bounds=lat_edges, lon_bounds=lon_edges)
-    weights = Weights("conservative", source, target, *_weights.conservative_axes(source, target))
+    weights = block_weights(source, factor)
     coords = _coordinates(obj, weights, None)
     # Where the longitudes jump at the date line, the blocks do too.
-    west = float(obj[source.lon_name].min()) - abs(float(source.bounds()[1][1] - source.bounds()[1][0])) / 2
+    lon, edges = weights.target.lon, source.bounds()[1]
+    west = float(obj[source.lon_name].min()) - abs(float(edges[1] - edges[0])) / 2
     wrapped = np.where((lon < west) | (lon >= west + 360.0), west + (lon - west) % 360.0, lon)
     coords[source.lon_name] = coords[source.lon_name].copy(data=wrapped)
     return _map(obj, weights, coords, skipna=True, na_thres=1.0, unmapped_to_nan=True)
