@@ -22,6 +22,20 @@ def test_cf_attributes_win_over_names():
     assert (names.lat, names.lon) == ("x", "y")
 
 
+def test_bounds_are_no_candidates():
+    da = make_coarse().rename(lat="lat_0", lon="lon_0")
+    da["lat_0"].attrs, da["lon_0"].attrs = {}, {}
+    ds = da.to_dataset().assign_coords(lat_0_bnds=(("lat_0", "bnds"), np.zeros((6, 2))))
+    assert axes.find(ds).lat == "lat_0"
+
+
+def test_two_plain_names_are_two_candidates():
+    da = make_coarse()
+    da["lat"].attrs = {}
+    with pytest.raises(ValueError, match=r"Two candidates or more for latitude: \['lat', 'latitude'\]"):
+        axes.find(da.assign_coords(latitude=("lat", da.lat.values)))
+
+
 def test_other_dims_stay_in_front():
     da = make_coarse().expand_dims(member=2).transpose("lat", "member", "lon", "time")
     standard, _ = axes.standardize(da)

@@ -16,7 +16,7 @@ import xarray as xr
 XarrayObject = TypeVar("XarrayObject", xr.Dataset, xr.DataArray)
 
 # Names that are taken without any CF attribute, in the order of preference.
-_PLAIN_NAMES = {"latitude": ("lat", "latitude", "y"), "longitude": ("lon", "longitude", "x")}
+_PLAIN_NAMES = {"latitude": (("lat", "latitude"), ("y",)), "longitude": (("lon", "longitude"), ("x",))}
 _NOT_DEGREES = {"m", "km", "metre", "meter", "metres", "meters", "kilometre", "kilometer"}
 
 
@@ -33,17 +33,17 @@ class Axes:
 
 
 def _candidates(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"]) -> list[str]:
-    """Names of coordinates that may be ``kind``: by CF attributes first, then by plain names."""
+    """Names of coordinates that may be ``kind``: by CF attributes, else by plain names, else by cf-xarray's guess."""
     names = [str(n) for n in obj.cf.coordinates.get(kind, []) if n in obj.coords]
-    if not names:
-        guessed = obj.cf.guess_coord_axis()
-        names = [str(n) for n in guessed.cf.coordinates.get(kind, []) if n in obj.coords]
-    if not names:
-        for name in _PLAIN_NAMES[kind]:
-            if name in obj.coords and str(obj[name].attrs.get("units", "")).lower() not in _NOT_DEGREES:
-                names = [name]
-                break
-    return names
+    if names:
+        return names
+    for same in _PLAIN_NAMES[kind]:
+        names = [n for n in same if n in obj.coords and str(obj[n].attrs.get("units", "")).lower() not in _NOT_DEGREES]
+        if names:
+            return names
+    guessed = obj.cf.guess_coord_axis().cf.coordinates.get(kind, [])
+    # The guess goes by how a name begins, so that it takes bounds for coordinates too.
+    return [str(n) for n in guessed if n in obj.coords and not str(n).endswith(("_bnds", "_bounds", "_vertices"))]
 
 
 def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"]) -> str:
