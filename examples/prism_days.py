@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 from dask.distributed import Client, LocalCluster
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -82,16 +83,20 @@ def run(data: Path, steps: int, folds: int | None, seed: int, console: Console) 
 
 def show(table: pd.DataFrame, days: pd.DataFrame, console: Console) -> bool:
     """Print both tables; True if the model beats both interpolations in every stack, over all days together."""
-    shown = Table(title="Held-out days, land cells of CONUS, mm day-1", title_justify="left")
-    for head in ("stack", "method", "RMSE", "MAE", "bias", "correlation", *(f"RMSE\n{date}" for date in days)):
+    shown = Table(title="Held-out days, land cells of CONUS, mm day-1", title_justify="left", box=SIMPLE_HEAD)
+    for head in ("stack", "method", "RMSE", "MAE", "bias", "correlation"):
         shown.add_column(head, justify="left" if head in ("stack", "method") else "right")
     for (stack, method), row in table.iterrows():
-        each = days.loc[(stack, method)]
-        shown.add_row(
-            stack, method, *(f"{row[c]:.3f}" for c in ("rmse", "mae", "bias", "correlation")),
-            *(f"{value:.3f}" for value in each), end_section=method == "xdeepsd",
-        )  # fmt: skip
+        numbers = (f"{row[c]:.3f}" for c in ("rmse", "mae", "bias", "correlation"))
+        shown.add_row(stack, method, *numbers, end_section=method == "xdeepsd")
     console.print(shown)
+    by_day = Table(title="RMSE of each day", title_justify="left", box=SIMPLE_HEAD)
+    columns = [(stack, method) for stack in STACKS for method in ("bicubic", "xdeepsd")]
+    for head in ("day", *(f"{stack}\n{method}" for stack, method in columns)):
+        by_day.add_column(head, justify="left" if head == "day" else "right")
+    for date in days:
+        by_day.add_row(date, *(f"{days.loc[column, date]:.3f}" for column in columns))
+    console.print(by_day)
     won = True
     for stack in STACKS:
         rmse = table.loc[stack, "rmse"]
