@@ -22,7 +22,7 @@ from KDEpy import FFTKDE
 from KDEpy.binning import linear_binning as kdepy_binning
 
 import xdeepsd.density
-from xdeepsd import DenseWeight
+from xdeepsd import DenseWeight, binning
 from xdeepsd.binning import linear_binning, look_up, moments
 
 pytestmark = pytest.mark.filterwarnings("ignore:The grid of the density", "ignore:.* of the training values get")
@@ -137,6 +137,27 @@ def test_the_table_of_the_specification(real_data):
 
 floats = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, np.nan, np.inf, -np.inf])
 arrays = hnp.arrays(np.float32, st.integers(0, 3000), elements=floats, fill=floats)
+
+
+def test_threshold_is_exact_for_float32():
+    # float32 holds 0.7 as 0.69999999, which is below 0.7, and 0.1 as 0.10000000149.
+    values = np.array([0.1, 0.7, 0.8], np.float32)
+    assert [moments(values, threshold).n for threshold in (0.1, 0.7, 0.8)] == [3, 1, 1]
+    assert [moments(values.astype(float), threshold).n for threshold in (0.1, 0.7, 0.8)] == [3, 1, 1]
+    for threshold in (0.1, 0.7, 0.8):
+        assert linear_binning(values, np.linspace(0, 1, 16), threshold).sum() == pytest.approx(
+            moments(values, threshold).n
+        )
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(binning, "_PIECE", 2)
+
+    def fail(values):
+        raise IndexError("no such place")
+
+    with pytest.raises(IndexError, match="no such place"):
+        binning._total(np.zeros(100), fail)
 
 
 @given(values=arrays, threshold=st.just(-np.inf) | st.floats(-10, 10))

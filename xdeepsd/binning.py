@@ -31,7 +31,7 @@ Transform = Literal["log1p", "sqrt"]
 
 _CODES: dict[Transform | None, int] = {None: 0, "log1p": 1, "sqrt": 2}
 _BLOCK = 1024  # values: a block and its scratch arrays stay in the first-level cache
-_PIECE = 2**20  # values that a thread takes at a time from an array in memory
+_PIECE = 2**19  # values that a thread takes at a time from an array in memory
 
 # A value's place is known to 2**-28 of a grid step (shares are fractions of that size). One integer adds up shares in
 # its lower 45 bits and values in its upper ones, for as many values (2**17) as fit before it is added to the counts.
@@ -55,45 +55,54 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 # Small loops without branches, so that the compiler makes SIMD code of them.
 
 
-@_compiled()
-def _select(values, threshold, transform, out):
-    """Write transformed values to ``out``, NaN where not finite or dry; count what is there."""
-    finite = infinite = zeros = negative = wet = 0
+@_compiled(fastmath={"reassoc"})
+def _count(values, threshold):
+    """Count values that are finite, infinite, 0, negative (of those to count), and to count."""
+    one, none = values.dtype.type(1), values.dtype.type(0)  # of the values' own type: twice as many float32 at a time
+    finite = infinite = zeros = negative = wet = none
     for i in range(values.size):
-        v = np.float64(values[i])
+        v = values[i]
         is_finite = abs(v) < math.inf
         is_wet = is_finite & (v >= threshold)
-        out[i] = v if is_wet else math.nan
-        finite += is_finite
-        infinite += abs(v) == math.inf
-        zeros += v == 0.0
-        negative += is_wet & (v < 0.0)
-        wet += is_wet
+        finite += one if is_finite else none
+        infinite += one if abs(v) == math.inf else none
+        zeros += one if v == 0.0 else none
+        negative += one if is_wet & (v < 0.0) else none
+        wet += one if is_wet else none
+    return np.int64(finite), np.int64(infinite), np.int64(zeros), np.int64(negative), np.int64(wet)
+
+
+@_compiled()
+def _transform(values, threshold, transform, out):
+    """Write transformed values to ``out``, NaN where not finite or dry."""
+    for i in range(values.size):
+        v = np.float64(values[i])
+        out[i] = v if (abs(v) < math.inf) & (v >= threshold) else math.nan
     if transform == 1:
         for i in range(values.size):
             out[i] = math.log1p(out[i]) if out[i] > 0.0 else out[i]
     elif transform == 2:
         for i in range(values.size):
             out[i] = math.sqrt(out[i]) if out[i] > 0.0 else out[i]
-    return finite, infinite, zeros, negative, wet
 
 
 @_compiled()
-def _fill(values, filling, lowest, highest):
-    """Replace NaN by ``filling``; update the lowest and highest value seen at each place of a block."""
+def _extremes(values, threshold, lowest, highest):
+    """Update the lowest and highest value seen at each place of a block."""
     for i in range(values.size):
-        v = values[i] if values[i] == values[i] else filling
-        values[i] = v
-        lowest[i] = v if v < lowest[i] else lowest[i]
-        highest[i] = v if v > highest[i] else highest[i]
+        v = values[i]
+        is_wet = (abs(v) < math.inf) & (v >= threshold)
+        lowest[i] = v if is_wet & (v < lowest[i]) else lowest[i]
+        highest[i] = v if is_wet & (v > highest[i]) else highest[i]
 
 
 @_compiled(fastmath={"reassoc", "nsz", "contract"})
-def _sums(values, shift):
+def _sums(values, threshold, shift):
     """Sum and sum of squares of the differences to ``shift``, in any order."""
     total = squares = 0.0
     for i in range(values.size):
-        difference = values[i] - shift
+        v = values[i]
+        difference = np.float64(v) - shift if (abs(v) < math.inf) & (v >= threshold) else 0.0
         total += difference
         squares += difference * difference
     return total, squares
@@ -125,14 +134,15 @@ def _positions(values, threshold, start, inverse_step, points, left, packed):
 
 @_compiled()
 def _moments(values, threshold, transform):
+    """As `Moments`; ``threshold`` is of the type of the values."""
     block = np.empty(_BLOCK)
-    lowest, highest = np.full(_BLOCK, math.inf), np.full(_BLOCK, -math.inf)
+    lowest, highest = np.empty(_BLOCK, values.dtype), np.empty(_BLOCK, values.dtype)
+    lowest[:], highest[:] = math.inf, -math.inf
     finite = infinite = zeros = negative = n = 0
     mean = squares = 0.0
     for first in range(0, values.size, _BLOCK):
         raw = values[first : first + _BLOCK]
-        x = block[: raw.size]
-        counted = _select(raw, threshold, transform, x)
+        counted = _count(raw, threshold)
         finite += counted[0]
         infinite += counted[1]
         zeros += counted[2]
@@ -140,19 +150,24 @@ def _moments(values, threshold, transform):
         new = counted[4]
         if new == 0:
             continue
+        x = block[: raw.size]
+        if transform != 0:
+            _transform(raw, threshold, transform, x)
         if n == 0:  # any of the values will do as the first shift
             k = 0
-            while x[k] != x[k]:
+            while not ((abs(raw[k]) < math.inf) & (raw[k] >= threshold)):
                 k += 1
-            mean = x[k]
-        # What is missing becomes the shift: it lies among the values and adds nothing to the sums.
-        _fill(x, mean, lowest, highest)
-        total, square = _sums(x, mean)
+            mean = np.float64(raw[k]) if transform == 0 else x[k]
+        total, square = _sums(raw, threshold, mean) if transform == 0 else _sums(x, -math.inf, mean)
+        _extremes(raw, threshold, lowest, highest)
         step = total / new
         squares += max(square - total * step, 0.0) + step * step * n * new / (n + new)
         mean += step * new / (n + new)
         n += new
-    return finite, infinite, zeros, negative, n, mean, squares, lowest.min(), highest.max()
+    extremes = np.array([np.float64(lowest.min()), np.float64(highest.max())])
+    if transform != 0 and n > 0:  # they rise with the values
+        _transform(extremes, -math.inf, transform, extremes)
+    return finite, infinite, zeros, negative, n, mean, squares, extremes[0], extremes[1]
 
 
 @_compiled()
@@ -167,7 +182,7 @@ def _linear_binning(values, threshold, transform, start, inverse_step, points):
             zeros += _positions(raw, threshold, start, inverse_step, points, left, packed)
         else:
             x = block[: raw.size]
-            _select(raw, threshold, transform, x)
+            _transform(raw, threshold, transform, x)
             zeros += _positions(x, -math.inf, start, inverse_step, points, left, packed)
         for i in range(raw.size):
             both[np.uint64(left[i])] += packed[i]
@@ -260,10 +275,21 @@ def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any])
         parts = da.map_blocks(_as_entry, values, function=function, chunks=ones, dtype=object, meta=meta)
         return parts.sum().compute()
     flat = values.ravel(order="K")
-    if flat.size <= _PIECE:
-        return function(flat)
+    starts = range(0, max(flat.size, 1), _PIECE)
+    parts: list[Any] = [None] * len(starts)  # in the order of the values: sums do not depend on who computed what
+    pieces = iter(list(enumerate(starts)))
+
+    def work() -> None:
+        for i, start in pieces:  # one iterator for all threads: who is free takes the next one
+            parts[i] = function(flat[start : start + _PIECE])
+
+    # This thread works too: another one may take milliseconds to wake up, in which it would do nothing but wait.
     with ThreadPoolExecutor(CPU_COUNT) as pool:
-        return reduce(add, pool.map(function, [flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE)]))
+        others = [pool.submit(work) for _ in range(min(CPU_COUNT, len(starts)) - 1)]
+        work()
+        for other in others:
+            other.result()
+    return reduce(add, parts)
 
 
 def _as_entry(block: np.ndarray, function: Callable[[np.ndarray], Any]) -> np.ndarray:
@@ -274,7 +300,11 @@ def _as_entry(block: np.ndarray, function: Callable[[np.ndarray], Any]) -> np.nd
 
 
 def _block_moments(block: np.ndarray, threshold: float, transform: int) -> Moments:
-    return Moments(*_moments(_floats(block).ravel(order="K"), threshold, transform))
+    flat = _floats(block).ravel(order="K")
+    least = flat.dtype.type(threshold)
+    if float(least) < threshold:  # rounded down to float32: take the next one above
+        least = np.nextafter(least, flat.dtype.type(math.inf))
+    return Moments(*_moments(flat, least, transform))
 
 
 def _block_counts(block: np.ndarray, threshold: float, transform: int, grid: np.ndarray) -> np.ndarray:
