@@ -272,8 +272,8 @@ def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any])
     if isinstance(values, da.Array):
         ones = tuple((1,) * n for n in values.numblocks)
         meta = np.empty((0,) * values.ndim, object)
-        parts = da.map_blocks(_as_entry, values, function=function, chunks=ones, dtype=object, meta=meta)
-        return parts.sum().compute()
+        entries = da.map_blocks(_as_entry, values, function=function, chunks=ones, dtype=object, meta=meta)
+        return entries.sum().compute()
     flat = values.ravel(order="K")
     starts = range(0, max(flat.size, 1), _PIECE)
     parts: list[Any] = [None] * len(starts)  # in the order of the values: sums do not depend on who computed what

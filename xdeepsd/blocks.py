@@ -204,17 +204,17 @@ def _run(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
     fine = fill_nearest(days, options.halo)
     for runner in prepared.runners:
         fine = runner(fine)
-    rows, cols = prepared.window.trim(scale)
-    fine = fine[:, rows, cols]
+    window = prepared.window
+    if window.core != window.outer:
+        rows, cols = window.trim(scale)
+        fine = fine[:, rows, cols].copy()  # not a view that keeps the whole window alive
+        missing = missing[:, rows.start // scale : rows.stop // scale, cols.start // scale : cols.stop // scale]
     if options.to_model != 1:
-        fine = fine / np.asarray(options.to_model, days.dtype)
-    if not fine.flags.owndata or not fine.flags.c_contiguous:
-        fine = fine.copy()  # never a view that keeps the whole window alive
-    missing = missing[:, rows.start // scale : rows.stop // scale, cols.start // scale : cols.stop // scale]
+        fine /= np.asarray(options.to_model, days.dtype)
     if missing.any():
         fine[missing.repeat(scale, axis=1).repeat(scale, axis=2)] = np.nan
     if prepared.mask is not None:
-        fine[:, ~prepared.mask] = np.nan
+        np.copyto(fine, np.nan, where=~prepared.mask)
     return fine.reshape(*lead, *fine.shape[1:])
 
 
