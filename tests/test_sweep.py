@@ -1,17 +1,19 @@
 """The sweep over alpha: choice on validation days, restart, report; and training from a TOML file."""
 
+import dataclasses
 import logging
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
 from rich.console import Console
 from typer.testing import CliRunner
 
 import xdeepsd
-from xdeepsd import TrainConfig, sweep
+from xdeepsd import TrainConfig, sweep, train
 from xdeepsd.cli import app
 from xdeepsd.datasets import make_climate
 from xdeepsd.evaluate import bin_errors, significance
@@ -91,6 +93,30 @@ def test_alpha_0_is_the_mse(swept, levels, config):
     for a, b in zip(one.stages, other.stages, strict=True):
         for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
             np.testing.assert_allclose(p.detach(), q.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_density_is_fitted_once_for_all_runs(levels, config, monkeypatch):
+    fits = []
+    original = train.fit_density
+    monkeypatch.setattr(train, "fit_density", lambda *a: fits.append(a) or original(*a))
+    wet = dataclasses.replace(config, wet_threshold=0.5)
+    configs = [
+        dataclasses.replace(c, loss=loss, alpha=alpha, seed=seed)
+        for c, loss, alpha, seed in [
+            (config, "denseloss", 1.0, 0),
+            (config, "denseloss", 0.5, 1),
+            (config, "mse", 1.0, 0),
+            (wet, "denseloss", 1.0, 0),
+        ]
+    ]
+    models = dict(train.train_stacks(levels, configs, progress=False))
+    # Once for each of the two stages with the first two; once for each with another threshold; none for the MSE.
+    assert len(fits) == 4
+    alone = train.train_stack(levels, configs[1], progress=False)
+    for a, b in zip(models[1].stages, alone.stages, strict=True):
+        for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
+            assert torch.equal(p, q)
+    assert models[1].training["stages"] == alone.training["stages"]
 
 
 def test_what_is_done_is_not_done_again(swept, levels, config, tmp_path, monkeypatch, caplog):

@@ -9,6 +9,7 @@ import math
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -78,10 +79,8 @@ def initialize(net: SRCNN, seed: Sequence[int]) -> None:
             parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
 
 
-def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeight | None:
-    """Density weights of the wanted fine values of the training ``days``, computed chunk by chunk; None for "mse"."""
-    if config.loss == "mse":
-        return None
+def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeight:
+    """Density weights of the wanted fine values of the training ``days``, computed chunk by chunk."""
     observed = pair.fine.isel(time=days).where(xr.DataArray(pair.mask, dims=("lat", "lon")))
     with dask.config.set(scheduler="threads"):  # this may run inside a task of a cluster
         return config.dense_weight().fit(observed)
@@ -144,6 +143,7 @@ def train_stage(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = False,
+    density: DenseWeight | None = None,
 ) -> TrainedStage:
     """Train one stage on observed pairs of a coarse and a fine level.
 
@@ -164,6 +164,8 @@ def train_stage(
         as that of a run that was not interrupted (with the same number of torch threads).
     progress
         Show a progress bar.
+    density
+        For DenseLoss, what `fit_density` gave for these levels and training days, at any alpha. None: it is fitted.
 
     Returns
     -------
@@ -183,9 +185,7 @@ def train_stage(
     config = config or TrainConfig.default()
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     _check_folder(folder, resume, config)
-    split = config.split(fine["time"])
-    coarse, fine = _with_climatology(coarse, fine, config, split.train)
-    pair = make_pair(coarse, fine, config.network(_factor(coarse, fine)), config.target_transform)
+    pair, split = _pair(coarse, fine, config)
     side = config.patch - 2 * pair.config.radius
     output = min(side, pair.shape[0]), min(side, pair.shape[1])
     origins = patch_origins(pair.mask, output, config.stride, config.min_land)
@@ -219,8 +219,12 @@ def train_stage(
         if saved is not None:
             state.restore(saved)
             logger.info("Stage %d goes on after step %d of %d.", index, state.step, config.steps)
-        if saved is not None and saved["density"] is not None:
-            density: DenseWeight | None = DenseWeight.from_dict(saved["density"])
+        if config.loss == "mse":
+            density = None
+        elif saved is not None:
+            density = DenseWeight.from_dict(saved["density"])
+        elif density is not None:
+            density = density.with_alpha(config.alpha)
         else:
             density = fit_density(config, pair, split.train)
         if density is not None:
@@ -383,6 +387,13 @@ def _factor(coarse: xr.Dataset, fine: xr.Dataset) -> int:
 def _normalizers(saved: Mapping[str, Any]) -> Normalizers:
     static = {name: Normalizer(**n) for name, n in saved["static"].items()}
     return Normalizers(Normalizer(**saved["precipitation"]), static, Normalizer(**saved["target"]))
+
+
+def _pair(coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig) -> tuple[Pair, Split]:
+    """What a stage learns from, and its days."""
+    split = config.split(fine["time"])
+    coarse, fine = _with_climatology(coarse, fine, config, split.train)
+    return make_pair(coarse, fine, config.network(_factor(coarse, fine)), config.target_transform), split
 
 
 def _with_climatology(
@@ -630,40 +641,71 @@ def _about(config: TrainConfig) -> tuple[Any, ...]:
     return config.static, config.train, config.validation, config.test
 
 
+def _about_density(k: int, config: TrainConfig) -> tuple[Any, ...] | None:
+    """What the density of stage ``k`` depends on: not on alpha, nor on the seed; None for "mse"."""
+    if config.loss == "mse":
+        return None
+    return k, _about(config), config.wet_threshold, config.density_transform
+
+
 def _train_jobs(
     levels: Levels, statics: Mapping[Any, xr.Dataset], jobs: Sequence[_Job], client: Any, progress: bool
 ) -> Iterator[tuple[int, int, TrainedStage]]:
+    # Runs that differ in alpha or seed only share one fit of the density: one reading of the data, not one for each.
+    alike = Counter(_about_density(k, config) for _, k, config, _ in jobs)
+    shared = {about for about, count in alike.items() if about is not None and count > 1}
+    densities: dict[Any, Any] = {}
     if client is None:
         for i, k, config, folder in jobs:
-            yield i, k, _train_job(levels, statics[_about(config)], k, config, folder, progress)
+            static, about = statics[_about(config)], _about_density(k, config)
+            if about in shared and about not in densities:
+                densities[about] = _fit_job(levels, static, k, config)
+            yield i, k, _train_job(levels, static, k, config, folder, progress, density=densities.get(about))
         return
     from distributed import as_completed
 
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
-    futures = {
+    futures = {}
+    for i, k, config, folder in jobs:
+        static, about = statics[_about(config)], _about_density(k, config)
         # `partial`: what is inside is pickled, not looked through for Dask arrays to compute.
-        client.submit(
-            partial(_train_job, levels, statics[_about(config)], k, config, folder), resources=resources, pure=False,
-            key=f"train-stack-{i}-stage-{k}-{uuid.uuid4().hex}",
-        ): (i, k)
-        for i, k, config, folder in jobs
-    }  # fmt: skip
+        if about in shared and about not in densities:
+            key = f"fit-density-stage-{k}-{uuid.uuid4().hex}"
+            densities[about] = client.submit(partial(_fit_job, levels, static, k, config), pure=False, key=key)
+        future = client.submit(
+            partial(_train_job, levels, static, k, config, folder), density=densities.get(about),
+            resources=resources, pure=False, key=f"train-stack-{i}-stage-{k}-{uuid.uuid4().hex}",
+        )  # fmt: skip
+        futures[future] = i, k
     try:
         for future in as_completed(futures):
             yield *futures[future], future.result()
     finally:
-        client.cancel(list(futures))
+        client.cancel([*futures, *densities.values()])
+
+
+def _fit_job(levels: Levels, static: xr.Dataset, k: int, config: TrainConfig) -> DenseWeight:
+    """The density of one stage of a stack, for any alpha."""
+    pair, split = _pair(*stage_levels(levels, k, static), config)
+    return fit_density(dataclasses.replace(config, alpha=0.0), pair, split.train)
 
 
 def _train_job(
-    levels: Levels, static: xr.Dataset, k: int, config: TrainConfig, folder: Path | None, progress: bool = False
+    levels: Levels,
+    static: xr.Dataset,
+    k: int,
+    config: TrainConfig,
+    folder: Path | None,
+    progress: bool = False,
+    density: DenseWeight | None = None,
 ) -> TrainedStage:
     """One stage of a stack; always from its checkpoint where there is one: a lost worker's job starts again so."""
     coarse, fine = stage_levels(levels, k, static)
     return train_stage(
-        coarse, fine, config, index=k, checkpoint_dir=folder, resume=folder is not None, progress=progress
-    )
+        coarse, fine, config, index=k, checkpoint_dir=folder, resume=folder is not None, progress=progress,
+        density=density,
+    )  # fmt: skip
 
 
 def _assemble(
