@@ -25,8 +25,9 @@ from _report import figure, parser, report
 
 from xdeepsd.patches import MIB, PatchLoader, fit_normalizers, make_pair, patch_origins, slabs
 from xdeepsd.srcnn import SRCNN
+from xdeepsd.stack_training import train_stack
 from xdeepsd.static import block_mean
-from xdeepsd.train import initialize, train_stack, train_stage
+from xdeepsd.train import initialize, train_stage
 from xdeepsd.trainconfig import TrainConfig
 
 SHAPE, PATCH, STRIDE, BATCH = (160, 200), 38, 20, 32

@@ -26,7 +26,7 @@ from rich.table import Table
 import xdeepsd
 from xdeepsd.evaluate import baselines, compare
 from xdeepsd.prism import open_prism
-from xdeepsd.train import train_stacks
+from xdeepsd.stack_training import train_stacks
 
 STACKS = {"x2": 1, "x2-x2": 2, "x2-x2-x2": 3}
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"regrid", "stack"},
     {"inputs", "ladder", "trainconfig"},
     {"prism", "prism_store", "fetch", "levels", "patches"},
-    {"blocks", "train", "validate", "watch", "inference", "checkpoints", "sweep", "config"},
+    {"blocks", "train", "stack_training", "validate", "watch", "inference", "checkpoints", "sweep", "config"},
     {"accessor"},
     {"demo"},
     {"cli"},

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import xdeepsd
-from xdeepsd import TrainConfig, sweep, train
+from xdeepsd import TrainConfig, stack_training, sweep, train
 from xdeepsd.cli import app
 from xdeepsd.datasets import make_climate
 from xdeepsd.evaluate import bin_errors, significance
@@ -98,7 +98,8 @@ def test_alpha_0_is_the_mse(swept, levels, config):
 def test_the_density_is_fitted_once_for_all_runs(levels, config, monkeypatch):
     fits = []
     original = train.fit_density
-    monkeypatch.setattr(train, "fit_density", lambda *a: fits.append(a) or original(*a))
+    for module in (train, stack_training):  # of one run, of several
+        monkeypatch.setattr(module, "fit_density", lambda *a: fits.append(a) or original(*a))
     wet = dataclasses.replace(config, wet_threshold=0.5)
     configs = [
         dataclasses.replace(c, loss=loss, alpha=alpha, seed=seed)
@@ -109,10 +110,10 @@ def test_the_density_is_fitted_once_for_all_runs(levels, config, monkeypatch):
             (wet, "denseloss", 1.0, 0),
         ]
     ]
-    models = dict(train.train_stacks(levels, configs, progress=False))
+    models = dict(stack_training.train_stacks(levels, configs, progress=False))
     # Once for each of the two stages with the first two; once for each with another threshold; none for the MSE.
     assert len(fits) == 4
-    alone = train.train_stack(levels, configs[1], progress=False)
+    alone = stack_training.train_stack(levels, configs[1], progress=False)
     for a, b in zip(models[1].stages, alone.stages, strict=True):
         for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True):
             assert torch.equal(p, q)

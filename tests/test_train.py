@@ -24,7 +24,7 @@ from xdeepsd.checkpoints import checkpoints, read_checkpoint
 from xdeepsd.interpolate import upsample
 from xdeepsd.levels import build_levels, make_levels
 from xdeepsd.missing import fill_nearest
-from xdeepsd.train import static_fields, train_stacks
+from xdeepsd.stack_training import static_fields, train_stacks
 from xdeepsd.trainconfig import learning_rate
 
 TIMES = ["seconds", "waiting_share", "patches_per_second"]

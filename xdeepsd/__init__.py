@@ -13,8 +13,10 @@ from xdeepsd.prism import open_prism
 from xdeepsd.regrid import coarsen, regrid, regrid_weights
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
+from xdeepsd.stack_training import train_stack
 from xdeepsd.store import to_zarr
-from xdeepsd.train import TrainConfig, TrainedStage, train_stack, train_stage
+from xdeepsd.train import TrainedStage, train_stage
+from xdeepsd.trainconfig import TrainConfig
 
 __all__ = [
     "SRCNN",

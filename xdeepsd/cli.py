@@ -377,7 +377,8 @@ def train(
 
     from xdeepsd.config import load_config, read_levels
     from xdeepsd.stack import save_model
-    from xdeepsd.train import stage_levels, static_fields, train_stack, train_stage
+    from xdeepsd.stack_training import stage_levels, static_fields, train_stack
+    from xdeepsd.train import train_stage
 
     console = Console(highlight=False, soft_wrap=True)
     errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")

@@ -21,8 +21,9 @@ from xdeepsd.interpolate import interpolate
 from xdeepsd.levels import build_levels, open_levels
 from xdeepsd.plot import plot_maps
 from xdeepsd.stack import load_model, save_model
+from xdeepsd.stack_training import train_stack
 from xdeepsd.store import to_zarr
-from xdeepsd.train import TrainConfig, train_stack
+from xdeepsd.trainconfig import TrainConfig
 
 FACTORS = (2, 2, 2)
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}

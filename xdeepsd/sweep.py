@@ -28,7 +28,7 @@ from xdeepsd.inference import downscale
 from xdeepsd.interpolate import interpolate
 from xdeepsd.plot import plot_sweep
 from xdeepsd.stack import StackedSRCNN, load_model, save_model
-from xdeepsd.train import train_stacks
+from xdeepsd.stack_training import train_stacks
 from xdeepsd.trainconfig import TrainConfig
 
 logger = logging.getLogger(__name__)

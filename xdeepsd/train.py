@@ -1,4 +1,4 @@
-"""Train stages on pairs of levels: the loop, and the stack made of them."""
+"""Train one stage on a pair of levels: the loop, its checkpoints, and what it says at the end."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import logging
 import math
 import os
 import time
-import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +23,6 @@ from torch import Tensor, nn
 
 from xdeepsd.checkpoints import checkpoints, read_checkpoint, write_checkpoint
 from xdeepsd.density import DenseWeight
-from xdeepsd.levels import open_levels
 from xdeepsd.losses import DenseLoss, masked_mse
 from xdeepsd.normalize import Normalizer
 from xdeepsd.patches import (
@@ -43,7 +39,7 @@ from xdeepsd.patches import (
 )
 from xdeepsd.splits import Split
 from xdeepsd.srcnn import SRCNN
-from xdeepsd.stack import StackedSRCNN, Stage
+from xdeepsd.stack import Stage
 from xdeepsd.static import CLIMATOLOGY, block_mean
 from xdeepsd.trainconfig import TrainConfig, learning_rate
 from xdeepsd.validate import LossFunction, Validation
@@ -184,8 +180,8 @@ def train_stage(
     """
     config = config or TrainConfig.default()
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    _check_folder(folder, resume, config)
-    pair, split = _pair(coarse, fine, config)
+    check_folder(folder, resume, config)
+    pair, split = stage_pair(coarse, fine, config)
     side = config.patch - 2 * pair.config.radius
     output = min(side, pair.shape[0]), min(side, pair.shape[1])
     origins = patch_origins(pair.mask, output, config.stride, config.min_land)
@@ -369,7 +365,8 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None:
+def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None:
+    """Raise where a run would write over another one's checkpoints, or wants a folder and has none."""
     if folder is not None and not resume and checkpoints(folder):
         raise FileExistsError(
             f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
@@ -380,7 +377,8 @@ def _check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> Non
         )
 
 
-def _factor(coarse: xr.Dataset, fine: xr.Dataset) -> int:
+def factor_between(coarse: xr.Dataset, fine: xr.Dataset) -> int:
+    """Fine cells per coarse cell along an axis."""
     return max(1, round(fine.sizes["lat"] / max(coarse.sizes["lat"], 1)))
 
 
@@ -389,14 +387,14 @@ def _normalizers(saved: Mapping[str, Any]) -> Normalizers:
     return Normalizers(Normalizer(**saved["precipitation"]), static, Normalizer(**saved["target"]))
 
 
-def _pair(coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig) -> tuple[Pair, Split]:
+def stage_pair(coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig) -> tuple[Pair, Split]:
     """What a stage learns from, and its days."""
     split = config.split(fine["time"])
-    coarse, fine = _with_climatology(coarse, fine, config, split.train)
-    return make_pair(coarse, fine, config.network(_factor(coarse, fine)), config.target_transform), split
+    coarse, fine = with_climatology(coarse, fine, config, split.train)
+    return make_pair(coarse, fine, config.network(factor_between(coarse, fine)), config.target_transform), split
 
 
-def _with_climatology(
+def with_climatology(
     coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig, days: np.ndarray
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Both levels with a climatology if the network wants one: the given one, else the mean of the training days."""
@@ -409,7 +407,7 @@ def _with_climatology(
         fine = fine.assign({CLIMATOLOGY: mean.assign_attrs(units=units, long_name="mean of the training days")})
         coarse = coarse.drop_vars(CLIMATOLOGY, errors="ignore")
     if CLIMATOLOGY not in coarse:
-        means = block_mean(_map(fine, CLIMATOLOGY), _factor(coarse, fine))
+        means = block_mean(_map(fine, CLIMATOLOGY), factor_between(coarse, fine))
         coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), means)})
     return coarse, fine
 
@@ -473,258 +471,3 @@ def _summary(
     else:
         logger.warning("%s. THE MODEL DOES NOT BEAT INTERPOLATION: train longer, or on more days.", text)
     return summary
-
-
-Levels = str | os.PathLike[str] | Sequence[xr.Dataset]
-
-
-def open_ladder(levels: Levels) -> list[xr.Dataset]:
-    """Levels, coarsest first, lazy. Raises ValueError where there are fewer than two."""
-    where = "the sequence"
-    if isinstance(levels, str | os.PathLike):
-        where, levels = str(levels), open_levels(levels)
-    if len(levels) < 2:
-        raise ValueError(
-            f"{len(levels)} level(s) in {where}. Needed: two or more, coarsest first. Type xdeepsd.make_levels(...)."
-        )
-    return list(levels)
-
-
-def static_fields(levels: Levels, config: TrainConfig) -> xr.Dataset:
-    """Static fields of ``config`` and the mask on the finest grid, in memory.
-
-    A climatology that is asked for and not given is the mean of the finest level's training days.
-    """
-    finest = open_ladder(levels)[-1]
-    missing = [name for name in config.static if name not in finest and name != CLIMATOLOGY]
-    if missing:
-        raise ValueError(
-            f"The finest level has no {missing[0]!r} (it has {sorted(map(str, finest.data_vars))}), which the network "
-            f"takes as a static field. Add level[{missing[0]!r}] (lat, lon), or leave it out: TrainConfig(static="
-            f"{tuple(n for n in config.static if n not in missing)!r})."
-        )
-    if "mask" not in finest:
-        raise ValueError(
-            "The finest level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
-            "level['mask'] = level['precipitation'].notnull().any('time')."
-        )
-    _, finest = _with_climatology(finest, finest, config, config.split(finest["time"]).train)
-    fields = finest[[*config.static, "mask"]].transpose("lat", "lon")
-    return fields.drop_vars([name for name in fields.coords if name not in fields.dims]).compute(scheduler="threads")
-
-
-def stage_levels(levels: Levels, k: int, static: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Input and output level of stage ``k``, their static fields from the finest ones by block means.
-
-    That is how inference takes them. ``static`` comes from `static_fields`. Precipitation stays lazy.
-    """
-    ladder = open_ladder(levels)
-    if not 0 <= k < len(ladder) - 1:
-        raise ValueError(f"There is no stage {k}: {len(ladder)} levels have the stages 0 to {len(ladder) - 2}.")
-    pair = []
-    for level in (k, k + 1):
-        ds = ladder[level]
-        factor = _factor(ds, static)
-        if any(static.sizes[dim] != factor * ds.sizes[dim] for dim in ("lat", "lon")):
-            raise ValueError(
-                f"The finest level has {static.sizes['lat']} x {static.sizes['lon']} cells, level {level} "
-                f"{ds.sizes['lat']} x {ds.sizes['lon']}: they do not divide. Needed: a whole factor, the same along "
-                "both axes. Crop the finest grid to a multiple of the scale and make the levels from it."
-            )
-        fields = {
-            str(name): (("lat", "lon"), block_mean(np.asarray(field), factor))
-            for name, field in static.data_vars.items()
-            if name != "mask"
-        }
-        pair.append(ds.drop_vars(fields, errors="ignore").assign(fields))
-    return pair[0], pair[1]
-
-
-def train_stack(
-    levels: Levels,
-    config: TrainConfig | Sequence[TrainConfig] | None = None,
-    *,
-    client: Any = None,
-    checkpoint_dir: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    progress: bool = True,
-) -> StackedSRCNN:
-    """Train every stage of a stack on a resolution ladder.
-
-    The stages are independent of each other: each learns from the observed pairs of its two levels.
-
-    Parameters
-    ----------
-    levels
-        Path of a Zarr store of `build_levels`, or Datasets, coarsest first (see docs/conventions.md).
-    config
-        One `TrainConfig` for all stages, or one for each. None: `TrainConfig.default()`.
-    client
-        A `distributed.Client`: all stages train at once on its workers. The levels and ``checkpoint_dir`` must be
-        within their reach.
-    checkpoint_dir
-        Folder for the stages' checkpoints, ``stage_0`` and so on.
-    resume
-        Go on from the checkpoints that are there.
-    progress
-        Show a progress bar (without a client).
-
-    Returns
-    -------
-    `StackedSRCNN` with the finest static fields and mask, and the errors of each stage in ``training``.
-
-    Raises
-    ------
-    ValueError, FileExistsError, FloatingPointError, OSError
-        As `train_stage`.
-    """
-    [(_, stack)] = train_stacks(
-        levels, [config or TrainConfig.default()], client=client,
-        checkpoint_dirs=None if checkpoint_dir is None else [checkpoint_dir], resume=resume, progress=progress,
-    )  # fmt: skip
-    return stack
-
-
-def train_stacks(
-    levels: Levels,
-    configs: Sequence[TrainConfig | Sequence[TrainConfig]],
-    *,
-    client: Any = None,
-    checkpoint_dirs: Sequence[str | os.PathLike[str]] | None = None,
-    resume: bool = False,
-    progress: bool = True,
-) -> Iterator[tuple[int, StackedSRCNN]]:
-    """Train one stack for each of ``configs`` (seeds, alphas): ``(number, stack)`` as they are finished.
-
-    With a ``client`` all stages of all stacks are futures at once. A stage asks for the resource ``GPU`` where workers
-    have one (``dask worker --resources GPU=1``). A stage whose worker is lost starts again on another one, from its
-    checkpoint where there is one.
-
-    Parameters
-    ----------
-    configs
-        One `TrainConfig`, or one for each stage, for every stack.
-    checkpoint_dirs
-        A folder for every stack.
-    levels, client, resume, progress
-        As `train_stack`.
-    """
-    count = len(open_ladder(levels)) - 1
-    _units(levels)
-    plans = [[c] * count if isinstance(c, TrainConfig) else list(c) for c in configs]
-    for plan in plans:
-        if len(plan) != count:
-            raise ValueError(f"{len(plan)} configurations for {count} stages. Needed: one, or one for each stage.")
-    if checkpoint_dirs is not None and len(checkpoint_dirs) != len(plans):
-        raise ValueError(f"{len(checkpoint_dirs)} checkpoint folders for {len(plans)} stacks. Needed: one for each.")
-    folders = [None] * len(plans) if checkpoint_dirs is None else [Path(folder) for folder in checkpoint_dirs]
-    jobs = [
-        (i, k, config, folder and folder / f"stage_{k}")
-        for i, (plan, folder) in enumerate(zip(plans, folders, strict=True))
-        for k, config in enumerate(plan)
-    ]
-    for _, _, config, folder in jobs:
-        _check_folder(folder, resume, config)
-    statics = {key: static_fields(levels, config) for key, config in {_about(c): c for _, _, c, _ in jobs}.items()}
-    done: dict[tuple[int, int], TrainedStage] = {}
-    for i, k, trained in _train_jobs(levels, statics, jobs, client, progress):
-        done[i, k] = trained
-        if all((i, stage) in done for stage in range(count)):
-            yield i, _assemble(levels, statics, plans[i], [done.pop((i, stage)) for stage in range(count)])
-
-
-_Job = tuple[int, int, TrainConfig, Path | None]
-
-
-def _about(config: TrainConfig) -> tuple[Any, ...]:
-    """What the static fields depend on."""
-    return config.static, config.train, config.validation, config.test
-
-
-def _about_density(k: int, config: TrainConfig) -> tuple[Any, ...] | None:
-    """What the density of stage ``k`` depends on: not on alpha, nor on the seed; None for "mse"."""
-    if config.loss == "mse":
-        return None
-    return k, _about(config), config.wet_threshold, config.density_transform
-
-
-def _train_jobs(
-    levels: Levels, statics: Mapping[Any, xr.Dataset], jobs: Sequence[_Job], client: Any, progress: bool
-) -> Iterator[tuple[int, int, TrainedStage]]:
-    # Runs that differ in alpha or seed only share one fit of the density: one reading of the data, not one for each.
-    alike = Counter(_about_density(k, config) for _, k, config, _ in jobs)
-    shared = {about for about, count in alike.items() if about is not None and count > 1}
-    densities: dict[Any, Any] = {}
-    if client is None:
-        for i, k, config, folder in jobs:
-            static, about = statics[_about(config)], _about_density(k, config)
-            if about in shared and about not in densities:
-                densities[about] = _fit_job(levels, static, k, config)
-            yield i, k, _train_job(levels, static, k, config, folder, progress, density=densities.get(about))
-        return
-    from distributed import as_completed
-
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
-    futures = {}
-    for i, k, config, folder in jobs:
-        static, about = statics[_about(config)], _about_density(k, config)
-        # `partial`: what is inside is pickled, not looked through for Dask arrays to compute.
-        if about in shared and about not in densities:
-            key = f"fit-density-stage-{k}-{uuid.uuid4().hex}"
-            densities[about] = client.submit(partial(_fit_job, levels, static, k, config), pure=False, key=key)
-        future = client.submit(
-            partial(_train_job, levels, static, k, config, folder), density=densities.get(about),
-            resources=resources, pure=False, key=f"train-stack-{i}-stage-{k}-{uuid.uuid4().hex}",
-        )  # fmt: skip
-        futures[future] = i, k
-    try:
-        for future in as_completed(futures):
-            yield *futures[future], future.result()
-    finally:
-        client.cancel([*futures, *densities.values()])
-
-
-def _fit_job(levels: Levels, static: xr.Dataset, k: int, config: TrainConfig) -> DenseWeight:
-    """The density of one stage of a stack, for any alpha."""
-    pair, split = _pair(*stage_levels(levels, k, static), config)
-    return fit_density(dataclasses.replace(config, alpha=0.0), pair, split.train)
-
-
-def _train_job(
-    levels: Levels,
-    static: xr.Dataset,
-    k: int,
-    config: TrainConfig,
-    folder: Path | None,
-    progress: bool = False,
-    density: DenseWeight | None = None,
-) -> TrainedStage:
-    """One stage of a stack; always from its checkpoint where there is one: a lost worker's job starts again so."""
-    coarse, fine = stage_levels(levels, k, static)
-    return train_stage(
-        coarse, fine, config, index=k, checkpoint_dir=folder, resume=folder is not None, progress=progress,
-        density=density,
-    )  # fmt: skip
-
-
-def _assemble(
-    levels: Levels, statics: Mapping[Any, xr.Dataset], configs: Sequence[TrainConfig], trained: Sequence[TrainedStage]
-) -> StackedSRCNN:
-    """The stack of trained stages, with the grid, static fields and mask of the finest level."""
-    maps = xr.merge([statics[_about(config)] for config in configs], compat="override", join="exact")
-    training = {"stages": [stage.summary for stage in trained], "config": [asdict(config) for config in configs]}
-    return StackedSRCNN(
-        [stage.stage for stage in trained], _units(levels), "precipitation", maps.drop_vars("mask"),
-        maps["mask"].astype(bool), training,
-    )  # fmt: skip
-
-
-def _units(levels: Levels) -> str:
-    units = open_ladder(levels)[-1]["precipitation"].attrs.get("units")
-    if not units:
-        raise ValueError(
-            "The precipitation of the finest level has no units. Type level['precipitation'].attrs['units'] = "
-            "'mm day-1' with its true units."
-        )
-    return str(units)
