@@ -23,7 +23,8 @@ import torch
 import xarray as xr
 from _report import figure, parser, report
 
-from xdeepsd.patches import MIB, PatchLoader, fit_normalizers, make_pair, patch_origins, slabs
+from xdeepsd.pairs import fit_normalizers, make_pair, slabs
+from xdeepsd.patches import MIB, PatchLoader, patch_origins
 from xdeepsd.srcnn import SRCNN
 from xdeepsd.stack_training import train_stack
 from xdeepsd.static import block_mean

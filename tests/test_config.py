@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from xdeepsd import TrainConfig
 from xdeepsd.cli import app
-from xdeepsd.config import convert_ini, load_config, parse_config
+from xdeepsd.config import load_config, parse_config
+from xdeepsd.config_ini import convert_ini
 
 WHOLE = """
 preset = "default"

@@ -12,14 +12,15 @@ LAYERS = [
      "layout"},
     {"regrid", "stack"},
     {"inputs", "ladder", "trainconfig"},
-    {"prism", "prism_store", "fetch", "levels", "patches"},
-    {"blocks", "train", "stack_training", "validate", "watch", "inference", "checkpoints", "sweep", "config"},
+    {"prism", "prism_store", "fetch", "levels", "pairs", "patches"},
+    {"blocks", "train", "stack_training", "validate", "watch", "inference", "checkpoints", "sweep", "config",
+     "config_ini"},
     {"accessor"},
     {"demo"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
-BOTH = {"patches", "stack", "train", "inference", "sweep", "checkpoints", "__init__"}
+BOTH = {"pairs", "stack", "train", "inference", "sweep", "checkpoints", "__init__"}
 
 
 def _imports(path: Path) -> tuple[set[str], set[str]]:

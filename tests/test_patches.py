@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 from xdeepsd.interpolate import upsample
 from xdeepsd.missing import fill_nearest
 from xdeepsd.normalize import Normalizer
-from xdeepsd.patches import (
-    Moments,
-    Normalizers,
-    PatchLoader,
-    bytes_per_day,
-    fit_normalizers,
-    make_pair,
-    origins_along,
-    patch_origins,
-    slabs,
-)
+from xdeepsd.pairs import Moments, Normalizers, fit_normalizers, make_pair, slabs
+from xdeepsd.patches import PatchLoader, bytes_per_day, origins_along, patch_origins
 from xdeepsd.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.stack import Stage
 from xdeepsd.static import block_mean

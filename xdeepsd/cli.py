@@ -461,7 +461,7 @@ def config_from_ini(
     """Convert an old config.ini to a TOML file and say what was repaired, added or not kept."""
     from rich.console import Console
 
-    from xdeepsd.config import convert_ini
+    from xdeepsd.config_ini import convert_ini
 
     console = Console(highlight=False, soft_wrap=True)
     errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")

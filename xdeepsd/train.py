@@ -25,18 +25,8 @@ from xdeepsd.checkpoints import checkpoints, read_checkpoint, write_checkpoint
 from xdeepsd.density import DenseWeight
 from xdeepsd.losses import DenseLoss, masked_mse
 from xdeepsd.normalize import Normalizer
-from xdeepsd.patches import (
-    MIB,
-    Batch,
-    Normalizers,
-    Pair,
-    PatchLoader,
-    bytes_per_day,
-    fit_normalizers,
-    make_pair,
-    patch_origins,
-    slabs,
-)
+from xdeepsd.pairs import Normalizers, Pair, fit_normalizers, make_pair, slabs
+from xdeepsd.patches import MIB, Batch, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.splits import Split
 from xdeepsd.srcnn import SRCNN
 from xdeepsd.stack import Stage

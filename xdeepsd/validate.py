@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xdeepsd.patches import Pair, slabs
+from xdeepsd.pairs import Pair, slabs
 from xdeepsd.stack import Stage, interpolated_input, transform
 
 # Prediction, target and mask in normalised space, and the fine precipitation in its units, to a loss
