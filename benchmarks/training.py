@@ -258,7 +258,7 @@ def main() -> None:
         measure("loader_vs_xbatcher", "times", 20, "higher", lambda: loader_vs_xbatcher(levels, seconds, rounds))
         measure("waiting_share", "share", 0.1, "lower", lambda: waiting_share(levels, 30 if quick else 200))
         measure("step_vs_bare_torch", "times", 1.15, "lower",
-                lambda: step_vs_bare_torch(levels, 10 if quick else 60, 1 if quick else 5))  # fmt: skip
+                lambda: step_vs_bare_torch(levels, 10 if quick else 20, 1 if quick else 15))  # fmt: skip
         measure("memory_40_years_vs_1", "times", 1.1, "lower",
                 lambda: memory_40_years_vs_1(folder, (1, 3) if quick else (1, 10, 40), 60))  # fmt: skip
         measure("two_workers_vs_one", "times", 0.65, "lower", lambda: two_workers_vs_one(folder, 20 if quick else 200))

@@ -346,3 +346,12 @@ def test_cuda_gives_the_same_numbers(case):
     model, coarse, elevation = case
     expected = coarse.deepsd.downscale(model, elevation)
     np.testing.assert_allclose(coarse.deepsd.downscale(model, elevation, device="cuda"), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("chunks", [None, {"time": 1}])
+def test_no_cuda_is_said(case, chunks, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    model, coarse, elevation = case
+    coarse = coarse if chunks is None else coarse.chunk(chunks)
+    with pytest.raises(ValueError, match="torch finds no CUDA on this machine"):
+        coarse.deepsd.downscale(model, elevation, device="cuda").compute()

@@ -861,6 +861,17 @@ def test_command(job, tmp_path):
     xr.testing.assert_allclose(opened(folder / "other.zarr")["pr"].load(), expected)
 
 
+def test_command_packs(job):
+    folder, coarse, model, _ = job
+    result = run(folder, "in.zarr", "model", "packed.zarr", "--scale-factor", "0.02")
+    assert result.exit_code == 0, result.output
+    assert zarr.open_array(folder / "packed.zarr/pr", mode="r").dtype == np.uint16
+    expected = coarse.deepsd.downscale(model)
+    there = opened(folder / "packed.zarr")["pr"].load()
+    np.testing.assert_array_equal(there.isnull(), expected.isnull())
+    np.testing.assert_allclose(there, expected, atol=0.0101)
+
+
 def test_command_resumes(job):
     folder, *_ = job
     assert run(folder, "in.zarr", "model", "whole.zarr", "--chunk-days", "2").exit_code == 0
@@ -893,6 +904,8 @@ def test_command_with_workers_and_a_scheduler(job, cluster):
         (["in.zarr", "in.zarr", "e.zarr"], "No model at"),
         (["in.zarr", "model", "e.zarr", "--variable", "rain"], "variable='rain' is not there"),
         (["in.zarr", "model", "e.zarr", "--precision", "int3"], "precision 'int3'; needed"),
+        (["in.zarr", "model", "e.zarr", "--device", "gpu"], "device 'gpu'; needed: a device of torch"),
+        (["in.zarr", "model", "e.zarr", "--scale-factor", "0"], "--scale-factor is 0. Needed: a number above 0"),
         (["in.zarr", "model", "e.zarr", "--mask", "height.nc"], "needed: mask, or a single one of bool"),
         (["in.zarr", "model", "e.zarr", "--static", "land.nc"], "{'land': 'bool'}; needed: elevation"),
         (["in.zarr", "model", "in.zarr", "--overwrite"], "is, or holds, the input"),

@@ -172,6 +172,14 @@ def test_denseloss():
     )
 
 
+def test_no_cuda_is_said(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda', and torch finds no CUDA"):
+        train_stage(*pair_of_levels(days=12), small(device="cuda"))
+    with pytest.raises(ValueError, match="device is 'gpu'; needed: a device of torch"):
+        train_stage(*pair_of_levels(days=12), small(device="gpu"))
+
+
 def test_the_density_is_logged_and_saved_with_the_model(tmp_path, caplog):
     coarse, fine = pair_of_levels(days=12, chunks=4)
     config = small(loss="denseloss", alpha=1.0, density_transform="log1p")

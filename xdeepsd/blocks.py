@@ -127,6 +127,10 @@ class PlainStage:
 
     def __init__(self, stage: Stage, static: np.ndarray, options: Options) -> None:
         device = self.device = options.device
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():  # here: where it is computed
+            raise ValueError(
+                f"device={device!r}, and torch finds no CUDA on this machine. Leave device out for the CPU."
+            )
         self.dtype: torch.dtype = getattr(torch, options.dtype)
         self.batch_size = options.batch_size or (1 if device == "cpu" else 16)
         self.autocast = device != "cpu" and options.precision == "bfloat16"

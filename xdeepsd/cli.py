@@ -119,7 +119,14 @@ def downscale(
     chunk_days: Annotated[
         int | None, typer.Option(min=1, help="Days in a chunk of the output. Default: 30, fewer on large maps.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16 (sooner, relative error under 6e-3) or float64.")
+    ] = "float32",
+    device: Annotated[str | None, typer.Option(help="cuda to compute on a GPU. Default: the CPU.")] = None,
+    scale_factor: Annotated[
+        float | None,
+        typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with an output that the same command began.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     same_input: Annotated[
@@ -179,13 +186,20 @@ def downscale(
         rich.progress.TimeRemainingColumn(),
     )
     try:
+        if scale_factor is not None and not scale_factor > 0:
+            raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
         if scheduler is not None and workers:
             raise ValueError("--scheduler and --workers exclude each other: the address is that of a running cluster.")
         trained = xdeepsd.load_model(model)
         coarse, days = open_input(trained)
         fields = None if static is None else _open_maps(static, trained.static_names, "fiu")
         land = None if mask is None else _open_mask(mask)
-        fine = xdeepsd.downscale(coarse, trained, fields, variable=variable, mask=land, precision=precision)
+        fine = xdeepsd.downscale(
+            coarse, trained, fields, variable=variable, mask=land, precision=precision, device=device
+        )
+        name, _ = inputs.choose_variable(coarse, trained, variable)
+        packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
+        encoding = None if scale_factor is None else {name: packing}
         with contextlib.ExitStack() as stack:
             cluster(stack)
             bar = rich.progress.Progress(*columns, console=console)
@@ -197,7 +211,10 @@ def downscale(
                 text = f"{days * done // max(total, 1)} of {days} days"
                 bar.update(task, completed=done, total=total, days=text)
 
-            xdeepsd.to_zarr(fine, out, resume=resume, overwrite=overwrite, same_input=same_input, progress=progress)
+            xdeepsd.to_zarr(
+                fine, out, resume=resume, overwrite=overwrite, same_input=same_input, encoding=encoding,
+                progress=progress,
+            )  # fmt: skip
         console.print(f"{out} is complete: {days} days.", markup=False)
     except KeyboardInterrupt:
         console.print("Stopped. What is written is kept: the same command goes on from there.")
@@ -406,8 +423,8 @@ def train(
                 )
             save_model(model, model_path, overwrite=True)
             summaries = model.training["stages"]
-    except (ValueError, OSError, FloatingPointError) as error:
-        errors.print(str(error), markup=False)
+    except _stops() as error:
+        errors.print(_why(error), markup=False)
         raise typer.Exit(1) from None
     table = Table("stage", "factor", "steps", "best at", "RMSE", "interpolation", "", title="Validation days, mm day-1")
     for s in summaries:
@@ -440,6 +457,30 @@ def _connect(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
     else:
         yield None
+
+
+def _stops() -> tuple[type[BaseException], ...]:
+    """What may end a training, and is told in a sentence."""
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+
+    return ValueError, OSError, FloatingPointError, KilledWorker, CancelledError
+
+
+def _why(error: BaseException) -> str:
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        return (
+            "A worker died again and again, mostly of memory: fewer --workers, or a smaller buffer under [training]. "
+            f"{error}"
+        )
+    if isinstance(error, CancelledError):
+        return f"The scheduler is lost. What is done is kept in the checkpoints. {error}"
+    return str(error)
 
 
 config_app = typer.Typer(no_args_is_help=True, help="Configuration files.")
@@ -519,7 +560,7 @@ def sweep(
             levels, configs = levels[stage : stage + 2], configs[stage : stage + 1]
         with _connect((os.cpu_count() or 1) if workers < 0 else workers, scheduler) as client:
             table = run_sweep(levels, configs, alphas, seeds, settings.paths.sweep, client=client, choose=choose)
-    except (ValueError, OSError, FloatingPointError) as error:
-        errors.print(str(error), markup=False)
+    except _stops() as error:
+        errors.print(_why(error), markup=False)
         raise typer.Exit(1) from None
     report(table, settings.paths.sweep, choose, console)

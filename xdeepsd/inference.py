@@ -115,6 +115,12 @@ def _check_options(
         )
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}; needed: one of {', '.join(map(repr, PRECISIONS))}.")
+    try:
+        torch.device(device or "cpu")
+    except RuntimeError:
+        raise ValueError(
+            f"device {device!r}; needed: a device of torch. Type device='cuda', or leave it out."
+        ) from None
     if precision == "bfloat16" and str(device or "cpu") == "cpu" and not HAS_BFLOAT16:
         raise ValueError(
             "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this one has not both. "

@@ -180,7 +180,7 @@ def train_stage(
     if saved is not None:
         _check_same(saved, config, identity, folder)
     with _torch_threads(config.threads):
-        device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(config)
         validation = None
         if split.validation.size:
             validation = Validation(pair, split.validation, config.validation_days, device)
@@ -343,6 +343,17 @@ def _check_losses(state: _State, count: int, index: int, loader: PatchLoader, fo
 
 def _copy(net: SRCNN) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
+
+
+def _device(config: TrainConfig) -> torch.device:
+    """That of the configuration; a GPU where none is named and there is one."""
+    try:
+        device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device is {config.device!r}; needed: a device of torch, such as 'cuda', or None.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {config.device!r}, and torch finds no CUDA on this machine. Type device='cpu'.")
+    return device
 
 
 @contextmanager
