@@ -9,6 +9,7 @@ streams through the cache row by row (`xdeepsd.kernels`). Cells outside ``wanted
 from __future__ import annotations
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
@@ -28,6 +29,7 @@ Tile = tuple[tuple[int, int], tuple[int, int]]  # first and last of the coarse r
 
 _DAYS = 64  # days of one pass: bounds the buffers; the static fields' share is computed once for each pass
 _STATIC_ROW = 2**18  # bytes of the static fields' share of one coarse row of a tile: with the rest it stays in L2
+_KEEP = 2**22  # numbers (16 MiB) of a buffer that a thread keeps between calls
 _RIGHT = 64  # columns that the last panel may read beyond the map, on any processor
 
 
@@ -97,11 +99,7 @@ class FusedStage:
         wanted = np.zeros((0, 0), bool) if self.wanted is None else _writeable(self.wanted)
         for day in range(0, len(coarse), _DAYS):
             days = slice(day, day + _DAYS)
-            x = np.pad(
-                np.asarray(coarse[days], np.float32),
-                ((0, 0), (plan.x_pad, plan.x_pad), (plan.x_pad, plan.x_pad + _RIGHT)),
-                mode="edge",
-            ).ravel()
+            x = _padded(np.asarray(coarse[days], np.float32), plan.x_pad)
             source = x
             if self.transform:
                 source = _transformed(x.reshape(-1, plan.x_day // plan.x_row, plan.x_row), self.factor, self.transform)
@@ -326,11 +324,50 @@ def _writeable(array: np.ndarray) -> np.ndarray:
     return array if array.flags.writeable else array.copy()
 
 
+def _padded(coarse: np.ndarray, pad: int) -> np.ndarray:
+    """Days with ``pad`` replicated cells around them, and the columns that the last panel may read; flat."""
+    days, lat, lon = coarse.shape
+    shape = (days, lat + 2 * pad, lon + 2 * pad + _RIGHT)
+    flat = _buffer("x", math.prod(shape))
+    x = flat.reshape(shape)
+    rows = slice(pad, pad + lat)
+    x[:, rows, pad : pad + lon] = coarse
+    x[:, rows, :pad] = coarse[..., :1]
+    x[:, rows, pad + lon :] = coarse[..., -1:]
+    x[:, :pad] = x[:, pad : pad + 1]
+    x[:, pad + lat :] = x[:, pad + lat - 1 : pad + lat]
+    return flat
+
+
 def _aligned(size: int) -> np.ndarray:
     """Zeros that start at a cache line: vectors do not straddle two."""
     buffer = np.zeros(size + 16, np.float32)
     start = -buffer.ctypes.data // 4 % 16
     return buffer[start : start + size]
+
+
+_kept = threading.local()
+
+
+def _buffer(name: str, size: int) -> np.ndarray:
+    """Numbers to write to; those of this thread's last call where they are enough, since new memory costs page faults.
+
+    One for each name; what it holds is overwritten by the next call with that name in the same thread.
+    """
+    if size > _KEEP:
+        return _aligned(size)
+    kept = getattr(_kept, name, None)
+    if kept is None or kept.size < size:
+        kept = _aligned(size)
+        setattr(_kept, name, kept)
+    return kept[:size]
+
+
+def _zeros(name: str, size: int) -> np.ndarray:
+    """`_buffer` of zeros."""
+    buffer = _buffer(name, size)
+    buffer[:] = 0.0
+    return buffer
 
 
 def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
@@ -467,10 +504,10 @@ def _work(stage: FusedStage, plan: kernels.Plan, days: int) -> kernels.Work:
     phases, chains = stage.factor**2, len(plan.reach)
     panels = (chains + 1, plan.width // kernels.LANES + 1)
     return kernels.Work(
-        static=_aligned(phases * stage.channels[0] * plan.width if plan.static_taps else 0),
-        hidden=_aligned(int(plan.hidden_at[-1] + stage.factor * plan.stored[-1] * plan.width)),
-        panel=_aligned(2 * int(plan.stored.max()) * kernels.PANEL),
-        rows=_aligned(days * (stage.factor + plan.last_kernel - 1) * stage.factor * plan.width),
+        static=_zeros("static", phases * stage.channels[0] * plan.width if plan.static_taps else 0),
+        hidden=_zeros("hidden", int(plan.hidden_at[-1] + stage.factor * plan.stored[-1] * plan.width)),
+        panel=_zeros("panel", 2 * int(plan.stored.max()) * kernels.PANEL),
+        rows=_zeros("rows", days * (stage.factor + plan.last_kernel - 1) * stage.factor * plan.width),
         offset=np.zeros(plan.inner_offset.shape, np.intp),
         start=np.zeros(panels, np.intp),
         vectors=np.zeros(panels, np.intp),
