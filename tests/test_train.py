@@ -22,7 +22,7 @@ from test_patches import pair_of_levels
 from xdeepsd import TrainConfig, downscale, load_model, save_model, stack, train_stack, train_stage, trainconfig
 from xdeepsd.checkpoints import checkpoints, read_checkpoint
 from xdeepsd.interpolate import upsample
-from xdeepsd.levels import build_levels, make_levels
+from xdeepsd.levels import build_levels, make_levels, open_levels
 from xdeepsd.missing import fill_nearest
 from xdeepsd.stack_training import static_fields, train_stacks
 from xdeepsd.trainconfig import learning_rate
@@ -341,6 +341,28 @@ def cluster():
         Client(cluster) as client,
     ):
         yield client
+
+
+def count_layers(levels, stack):
+    # A compute on the cluster would wait for the stacks that are not trained yet.
+    return float(levels[-1]["precipitation"].sum().compute(scheduler="synchronous")), len(stack.stages)
+
+
+def test_a_stack_does_not_wait_for_all_the_others(store, cluster, tmp_path):
+    levels = open_levels(store)
+    folders = [tmp_path / str(seed) for seed in range(8)]
+    stacks = train_stacks(
+        levels, [small(seed=seed) for seed in range(8)], client=cluster, checkpoint_dirs=folders, then=count_layers
+    )
+    i, (total, stages) = next(stacks)
+    assert stages == 2
+    assert sum(bool(checkpoints(folder / "stage_1")) for folder in folders) < 8
+    rest = dict(stacks)
+    assert sorted([i, *rest]) == list(range(8))
+    assert set(rest.values()) == {(total, 2)}
+    # Without a cluster it is the same.
+    [(_, alone)] = train_stacks(levels, [small()], progress=False, then=count_layers)
+    assert alone == (total, 2)
 
 
 @pytest.mark.slow

@@ -267,13 +267,13 @@ def _floats(values: np.ndarray) -> np.ndarray:
     return values if native else values.astype(np.float64)
 
 
-def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any]) -> Any:
+def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any], scheduler: str | None) -> Any:
     """Sum of ``function`` over the chunks, added in a tree; in memory over pieces, by as many threads as there are."""
     if isinstance(values, da.Array):
         ones = tuple((1,) * n for n in values.numblocks)
         meta = np.empty((0,) * values.ndim, object)
         entries = da.map_blocks(_as_entry, values, function=function, chunks=ones, dtype=object, meta=meta)
-        return entries.sum().compute()
+        return entries.sum().compute(scheduler=scheduler)
     flat = values.ravel(order="K")
     starts = range(0, max(flat.size, 1), _PIECE)
     parts: list[Any] = [None] * len(starts)  # in the order of the values: sums do not depend on who computed what
@@ -312,15 +312,21 @@ def _block_counts(block: np.ndarray, threshold: float, transform: int, grid: np.
     return _linear_binning(_floats(block).ravel(order="K"), threshold, transform, grid[0], inverse_step, grid.size)
 
 
-def moments(values: np.ndarray | da.Array, threshold: float = -math.inf, transform: Transform | None = None) -> Moments:
+def moments(
+    values: np.ndarray | da.Array,
+    threshold: float = -math.inf,
+    transform: Transform | None = None,
+    *,
+    scheduler: str | None = None,
+) -> Moments:
     """Moments of all values, whatever their order, chunks and dtype: sums are float64 about a value among them.
 
-    Computes a lazy array, chunk by chunk. NaN is never counted.
+    Computes a lazy array, chunk by chunk (``scheduler`` None: with the one that is set). NaN is never counted.
 
     >>> moments(np.array([0.0, 1.0, 5.0, np.nan])).mean
     2.0
     """
-    return _total(values, partial(_block_moments, threshold=threshold, transform=_CODES[transform]))
+    return _total(values, partial(_block_moments, threshold=threshold, transform=_CODES[transform]), scheduler)
 
 
 def linear_binning(
@@ -328,16 +334,21 @@ def linear_binning(
     grid: np.ndarray,
     threshold: float = -math.inf,
     transform: Transform | None = None,
+    *,
+    scheduler: str | None = None,
 ) -> np.ndarray:
     """Histogram on the points of an even ``grid``: each value is shared between its two neighbours.
 
-    Computes a lazy array, chunk by chunk; never more than a chunk and a histogram per thread are held. NaN, infinite
-    values and values beyond the grid are not counted. float64 of the grid's size.
+    Computes a lazy array, chunk by chunk (``scheduler`` None: with the one that is set); never more than a chunk and a
+    histogram per thread are held. NaN, infinite values and values beyond the grid are not counted. float64 of the
+    grid's size.
 
     >>> linear_binning(np.array([0.25, 2.0, np.nan]), np.array([0.0, 1.0, 2.0]))
     array([0.75, 0.25, 1.  ])
     """
-    return _total(values, partial(_block_counts, threshold=threshold, transform=_CODES[transform], grid=grid))
+    return _total(
+        values, partial(_block_counts, threshold=threshold, transform=_CODES[transform], grid=grid), scheduler
+    )
 
 
 def look_up(

@@ -194,7 +194,9 @@ class DenseWeight:
             )
         return self.histogram
 
-    def fit(self, values: xr.DataArray | da.Array | np.ndarray | Iterable[float]) -> DenseWeight:
+    def fit(
+        self, values: xr.DataArray | da.Array | np.ndarray | Iterable[float], *, scheduler: str | None = None
+    ) -> DenseWeight:
         """Return a fitted DenseWeight with the same parameters; ``self`` is left as it was.
 
         Parameters
@@ -204,6 +206,8 @@ class DenseWeight:
             never counted. A lazy array is computed chunk by chunk, twice: once for count, mean, std and extremes,
             once for the histogram. Never more than a chunk per worker and the histogram are held; all sums are
             float64, whatever the dtype.
+        scheduler
+            Of Dask; None: the one that is set. Within a task of a cluster "synchronous" or "threads".
 
         Raises
         ------
@@ -217,11 +221,11 @@ class DenseWeight:
             If over half of the training values get ``eps``, or the grid is coarser than the bandwidth.
         """
         array = _checked_array(values)
-        found = moments(array, self._threshold, self.transform)
+        found = moments(array, self._threshold, self.transform, scheduler=scheduler)
         bandwidth = self._checked_bandwidth(found)
         outside = max(0.05 * (found.maximum - found.minimum), _reach(bandwidth))
         grid = np.linspace(found.minimum - outside, found.maximum + outside, int(self.grid_points))
-        counts = linear_binning(array, grid, self._threshold, self.transform)
+        counts = linear_binning(array, grid, self._threshold, self.transform, scheduler=scheduler)
         if not math.isclose(counts.sum(), found.n, rel_tol=1e-9):
             raise ValueError(
                 f"The first pass over the values counted {found.n}, the second one {counts.sum():.0f}: they changed "

@@ -69,12 +69,12 @@ def _common(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> 
     return observed
 
 
-def bin_edges(observed: xr.DataArray, bins: int = BINS) -> np.ndarray:
+def bin_edges(observed: xr.DataArray, bins: int = BINS, *, scheduler: str | None = None) -> np.ndarray:
     """Edges ``(bins + 1,)`` of equal-width bins over the range of the observed values, their units; computes.
 
-    Raises ValueError where no value is finite or all are the same.
+    ``scheduler`` as in `bin_errors`. Raises ValueError where no value is finite or all are the same.
     """
-    low, high = (float(v) for v in dask.compute(observed.min(), observed.max()))
+    low, high = (float(v) for v in dask.compute(observed.min(), observed.max(), scheduler=scheduler))
     if not (np.isfinite([low, high]).all() and high > low):
         raise ValueError(
             f"The observed values range from {low} to {high}: no bins of equal width fit in between. Needed: finite "
@@ -88,6 +88,8 @@ def bin_errors(
     observed: xr.DataArray,
     bins: int = BINS,
     edges: Sequence[float] | None = None,
+    *,
+    scheduler: str | None = None,
 ) -> pd.DataFrame:
     """RMSE and MAE in equal-width bins of the observed value, the bins ranked by their count; computes.
 
@@ -103,6 +105,8 @@ def bin_errors(
         Number of bins over the range of the observed values.
     edges
         Edges of the bins instead: values outside of them are left out.
+    scheduler
+        Of Dask; None: the one that is set. Within a task of a cluster "synchronous" or "threads".
 
     Returns
     -------
@@ -111,14 +115,14 @@ def bin_errors(
     row.
     """
     common = _common(predictions, observed)
-    limits = bin_edges(common, bins) if edges is None else np.asarray(edges, np.float64)
+    limits = bin_edges(common, bins, scheduler=scheduler) if edges is None else np.asarray(edges, np.float64)
     values = common.astype(np.float64).data
     sums = {"count": _histogram(values, limits, None)}
     for name, predicted in predictions.items():
         apart = (predicted.transpose(*common.dims).astype(np.float64) - common.astype(np.float64)).fillna(0.0).data
         sums[f"{name}|rmse"] = _histogram(values, limits, apart**2)
         sums[f"{name}|mae"] = _histogram(values, limits, abs(apart))
-    (sums,) = dask.compute(sums)
+    (sums,) = dask.compute(sums, scheduler=scheduler)
     count = sums["count"]
     filled = np.flatnonzero(count)
     # The rarest first; of two of the same count the one of the larger values.

@@ -6,8 +6,8 @@ import dataclasses
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from xdeepsd.train import (
 from xdeepsd.trainconfig import TrainConfig
 
 Levels = str | os.PathLike[str] | Sequence[xr.Dataset]
+Then = Callable[[Levels, StackedSRCNN], Any]
 
 
 def open_ladder(levels: Levels) -> list[xr.Dataset]:
@@ -148,12 +149,14 @@ def train_stacks(
     checkpoint_dirs: Sequence[str | os.PathLike[str]] | None = None,
     resume: bool = False,
     progress: bool = True,
-) -> Iterator[tuple[int, StackedSRCNN]]:
+    then: Then | None = None,
+) -> Iterator[tuple[int, Any]]:
     """Train one stack for each of ``configs`` (seeds, alphas): ``(number, stack)`` as they are finished.
 
     With a ``client`` all stages of all stacks are futures at once. A stage asks for the resource ``GPU`` where workers
     have one (``dask worker --resources GPU=1``). A stage whose worker is lost starts again on another one, from its
-    checkpoint where there is one.
+    checkpoint where there is one. What the caller computes on the client meanwhile may wait for all of the stages: do
+    it in ``then``.
 
     Parameters
     ----------
@@ -163,6 +166,10 @@ def train_stacks(
         A folder for every stack.
     levels, client, resume, progress
         As `train_stack`.
+    then
+        ``then(levels, stack)`` is called with every stack, with a ``client`` as a task of a worker (to evaluate it
+        there, say; what it computes with Dask needs a scheduler of its own). What it returns stands in the place of
+        the stack.
     """
     count = len(open_ladder(levels)) - 1
     _units(levels)
@@ -173,22 +180,34 @@ def train_stacks(
     if checkpoint_dirs is not None and len(checkpoint_dirs) != len(plans):
         raise ValueError(f"{len(checkpoint_dirs)} checkpoint folders for {len(plans)} stacks. Needed: one for each.")
     folders = [None] * len(plans) if checkpoint_dirs is None else [Path(folder) for folder in checkpoint_dirs]
-    jobs = [
-        (i, k, config, folder and folder / f"stage_{k}")
-        for i, (plan, folder) in enumerate(zip(plans, folders, strict=True))
-        for k, config in enumerate(plan)
+    stages = [
+        [_Stage(k, config, folder and folder / f"stage_{k}") for k, config in enumerate(plan)]
+        for plan, folder in zip(plans, folders, strict=True)
     ]
-    for _, _, config, folder in jobs:
-        check_folder(folder, resume, config)
-    statics = {key: static_fields(levels, config) for key, config in {_about(c): c for _, _, c, _ in jobs}.items()}
-    done: dict[tuple[int, int], TrainedStage] = {}
-    for i, k, trained in _train_jobs(levels, statics, jobs, client, progress):
-        done[i, k] = trained
-        if all((i, stage) in done for stage in range(count)):
-            yield i, _assemble(levels, statics, plans[i], [done.pop((i, stage)) for stage in range(count)])
+    jobs = [stage for stack in stages for stage in stack]
+    for stage in jobs:
+        check_folder(stage.folder, resume, stage.config)
+    statics = {key: static_fields(levels, config) for key, config in {_about(s.config): s.config for s in jobs}.items()}
+    # Runs that differ in alpha or seed only share one fit of the density: one reading of the data, not one for each.
+    alike = Counter(_about_density(stage) for stage in jobs)
+    shared = {about for about, number in alike.items() if about is not None and number > 1}
+    if client is None:
+        yield from _one_by_one((levels, statics), stages, shared, progress, then)
+    else:
+        yield from _on_cluster((levels, statics), stages, shared, client, then)
 
 
-_Job = tuple[int, int, TrainConfig, Path | None]
+@dataclass(frozen=True)
+class _Stage:
+    """A stage to be trained. No tuple: Dask looks through those."""
+
+    k: int
+    config: TrainConfig
+    folder: Path | None
+
+
+# The ladder, and the static fields by `_about`.
+_Given = tuple[Levels, Mapping[Any, xr.Dataset]]
 
 
 def _about(config: TrainConfig) -> tuple[Any, ...]:
@@ -196,71 +215,100 @@ def _about(config: TrainConfig) -> tuple[Any, ...]:
     return config.static, config.train, config.validation, config.test
 
 
-def _about_density(k: int, config: TrainConfig) -> tuple[Any, ...] | None:
-    """What the density of stage ``k`` depends on: not on alpha, nor on the seed; None for "mse"."""
+def _about_density(stage: _Stage) -> tuple[Any, ...] | None:
+    """What the density of a stage depends on: not on alpha, nor on the seed; None for "mse"."""
+    config = stage.config
     if config.loss == "mse":
         return None
-    return k, _about(config), config.wet_threshold, config.density_transform
+    return stage.k, _about(config), config.wet_threshold, config.density_transform
 
 
-def _train_jobs(
-    levels: Levels, statics: Mapping[Any, xr.Dataset], jobs: Sequence[_Job], client: Any, progress: bool
-) -> Iterator[tuple[int, int, TrainedStage]]:
-    # Runs that differ in alpha or seed only share one fit of the density: one reading of the data, not one for each.
-    alike = Counter(_about_density(k, config) for _, k, config, _ in jobs)
-    shared = {about for about, count in alike.items() if about is not None and count > 1}
-    densities: dict[Any, Any] = {}
-    if client is None:
-        for i, k, config, folder in jobs:
-            static, about = statics[_about(config)], _about_density(k, config)
+def _one_by_one(
+    given: _Given, stacks: Sequence[Sequence[_Stage]], shared: Collection[Any], progress: bool, then: Then | None
+) -> Iterator[tuple[int, Any]]:
+    densities: dict[Any, DenseWeight] = {}
+    for i, stages in enumerate(stacks):
+        trained = []
+        for stage in stages:
+            about = _about_density(stage)
             if about in shared and about not in densities:
-                densities[about] = _fit_job(levels, static, k, config)
-            yield i, k, _train_job(levels, static, k, config, folder, progress, density=densities.get(about))
-        return
+                densities[about] = _fit_job(given, stage)
+            trained.append(_train_job(given, stage, progress, density=densities.get(about)))
+        yield i, _finish_job(given, stages, then, *trained)
+
+
+def _on_cluster(
+    given: _Given, stacks: Sequence[Sequence[_Stage]], shared: Collection[Any], client: Any, then: Then | None
+) -> Iterator[tuple[int, Any]]:
     from distributed import as_completed
 
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
-    futures = {}
-    for i, k, config, folder in jobs:
-        static, about = statics[_about(config)], _about_density(k, config)
-        # `partial`: what is inside is pickled, not looked through for Dask arrays to compute.
-        if about in shared and about not in densities:
-            key = f"fit-density-stage-{k}-{uuid.uuid4().hex}"
-            densities[about] = client.submit(partial(_fit_job, levels, static, k, config), pure=False, key=key)
-        future = client.submit(
-            partial(_train_job, levels, static, k, config, folder), density=densities.get(about),
-            resources=resources, pure=False, key=f"train-stack-{i}-stage-{k}-{uuid.uuid4().hex}",
-        )  # fmt: skip
-        futures[future] = i, k
+
+    run = uuid.uuid4().hex
+
+    # One name for all tasks of a kind: the scheduler then keeps what no worker is free for, and new workers get their
+    # share. Tasks of different names are all handed out at once.
+    def submit(
+        name: str, number: tuple[int, ...], function: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any:
+        return client.submit(function, *arguments, **options, pure=False, key=(f"{name}-{run}", *number))
+
+    # Sent once. `partial`: what is inside is pickled, not looked through for Dask arrays to compute.
+    there = submit("levels", (), partial(_give, given))
+    densities: dict[Any, Any] = {}
+    running: dict[Any, tuple[int, list[Any]]] = {}
+    for i, stages in enumerate(stacks):
+        trained = []
+        for stage in stages:
+            about = _about_density(stage)
+            if about in shared and about not in densities:
+                densities[about] = submit("fit-density", (len(densities),), _fit_job, there, stage)
+            # Below what finishes a stack, which shall not wait until all of them are trained.
+            training = submit(
+                "train-stage", (i, stage.k), _train_job, there, stage, density=densities.get(about),
+                resources=resources, priority=-1,
+            )  # fmt: skip
+            trained.append(training)
+        running[submit("finish-stack", (i,), _finish_job, there, stages, then, *trained)] = i, trained
     try:
-        for future in as_completed(futures):
-            yield *futures[future], future.result()
+        for future in as_completed(list(running)):
+            result = future.result()
+            i, _ = running.pop(future)  # the workers may forget the stages
+            yield i, result
     finally:
-        client.cancel([*futures, *densities.values()])
+        rest = [future for finish, (_, trained) in running.items() for future in (finish, *trained)]
+        client.cancel([there, *densities.values(), *rest])
 
 
-def _fit_job(levels: Levels, static: xr.Dataset, k: int, config: TrainConfig) -> DenseWeight:
+def _give(given: _Given) -> _Given:
+    return given
+
+
+def _fit_job(given: _Given, stage: _Stage) -> DenseWeight:
     """The density of one stage of a stack, for any alpha."""
-    pair, split = stage_pair(*stage_levels(levels, k, static), config)
-    return fit_density(dataclasses.replace(config, alpha=0.0), pair, split.train)
+    levels, statics = given
+    pair, split = stage_pair(*stage_levels(levels, stage.k, statics[_about(stage.config)]), stage.config)
+    return fit_density(dataclasses.replace(stage.config, alpha=0.0), pair, split.train)
 
 
 def _train_job(
-    levels: Levels,
-    static: xr.Dataset,
-    k: int,
-    config: TrainConfig,
-    folder: Path | None,
-    progress: bool = False,
-    density: DenseWeight | None = None,
+    given: _Given, stage: _Stage, progress: bool = False, density: DenseWeight | None = None
 ) -> TrainedStage:
     """One stage of a stack; always from its checkpoint where there is one: a lost worker's job starts again so."""
-    coarse, fine = stage_levels(levels, k, static)
+    levels, statics = given
+    coarse, fine = stage_levels(levels, stage.k, statics[_about(stage.config)])
     return train_stage(
-        coarse, fine, config, index=k, checkpoint_dir=folder, resume=folder is not None, progress=progress,
-        density=density,
+        coarse, fine, stage.config, index=stage.k, checkpoint_dir=stage.folder, resume=stage.folder is not None,
+        progress=progress, density=density,
     )  # fmt: skip
+
+
+def _finish_job(given: _Given, stages: Sequence[_Stage], then: Then | None, *trained: TrainedStage) -> Any:
+    """The stack of its trained stages, or what is made of it."""
+    levels, statics = given
+    stack = _assemble(levels, statics, [stage.config for stage in stages], trained)
+    return stack if then is None else then(levels, stack)
 
 
 def _assemble(

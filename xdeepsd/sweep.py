@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from xdeepsd.inference import downscale
 from xdeepsd.interpolate import interpolate
 from xdeepsd.plot import plot_sweep
 from xdeepsd.stack import StackedSRCNN, load_model, save_model
-from xdeepsd.stack_training import train_stacks
+from xdeepsd.stack_training import Levels, open_ladder, train_stacks
 from xdeepsd.trainconfig import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -140,13 +141,15 @@ def run_sweep(
     ]
     places = [_place(folder, *run) for run in missing]
     if missing:
+        # On a cluster a run is evaluated where it was trained, on the one core that the task has.
+        scheduler = None if client is None else "synchronous"
         stacks = train_stacks(
             levels, plans, client=client, checkpoint_dirs=[place / "checkpoints" for place in places], resume=True,
-            progress=False,
+            progress=False, then=partial(_with_errors, days=split.validation, bins=bins, scheduler=scheduler),
         )  # fmt: skip
-        for done, (i, model) in enumerate(stacks, start=1):
+        for done, (i, (model, rows)) in enumerate(stacks, start=1):
             save_model(model, places[i] / "model", overwrite=True)
-            _write(_evaluate(levels, split.validation, {"model": model}, bins), places[i] / "validation.parquet")
+            _write(rows, places[i] / "validation.parquet")
             shutil.rmtree(places[i] / "checkpoints", ignore_errors=True)
             logger.info("alpha %g, seed %d: %d of %d", *missing[i], done, len(missing))
 
@@ -201,8 +204,18 @@ def _gather(folder: Path, runs: Sequence[tuple[float, int]], part: str) -> pd.Da
     )
 
 
+def _with_errors(
+    levels: Levels, model: StackedSRCNN, days: np.ndarray, bins: int, scheduler: str | None
+) -> tuple[StackedSRCNN, pd.DataFrame]:
+    return model, _evaluate(open_ladder(levels), days, {"model": model}, bins, scheduler)
+
+
 def _evaluate(
-    levels: Sequence[xr.Dataset], days: np.ndarray, models: dict[str, StackedSRCNN], bins: int
+    levels: Sequence[xr.Dataset],
+    days: np.ndarray,
+    models: dict[str, StackedSRCNN],
+    bins: int,
+    scheduler: str | None = None,
 ) -> pd.DataFrame:
     """Rows of `bin_errors` of the models on some days, or of interpolation where there is none."""
     coarse, truth = levels[0][["precipitation"]].isel(time=days), levels[-1]["precipitation"].isel(time=days)
@@ -212,8 +225,9 @@ def _evaluate(
         name: downscale(coarse, model)["precipitation"].assign_coords(truth.coords) for name, model in models.items()
     }
     between = interpolate(coarse["precipitation"], truth)
-    edges = bin_edges(truth.where(between.notnull()), bins)
-    return bin_errors(fields or {BASELINE: between}, truth.where(between.notnull()), edges=list(edges))
+    truth = truth.where(between.notnull())
+    edges = bin_edges(truth, bins, scheduler=scheduler)
+    return bin_errors(fields or {BASELINE: between}, truth, edges=list(edges), scheduler=scheduler)
 
 
 def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[TrainConfig], bins: int) -> None:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dask
 import numpy as np
 import pandas as pd
 import torch
@@ -68,8 +67,7 @@ def initialize(net: SRCNN, seed: Sequence[int]) -> None:
 def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeight:
     """Density weights of the wanted fine values of the training ``days``, computed chunk by chunk."""
     observed = pair.fine.isel(time=days).where(xr.DataArray(pair.mask, dims=("lat", "lon")))
-    with dask.config.set(scheduler="threads"):  # this may run inside a task of a cluster
-        return config.dense_weight().fit(observed)
+    return config.dense_weight().fit(observed, scheduler="threads")  # this may run inside a task of a cluster
 
 
 def loss_function(density: DenseWeight | None, device: torch.device) -> LossFunction:
