@@ -216,6 +216,19 @@ def test_the_report_says_what_is_so(relative, words, capsys):
     assert words in capsys.readouterr().out
 
 
+def test_the_report_fits_a_narrow_terminal(capsys):
+    table = made({0.0: (1, 1, 1), 3.8: (1.5, 0.85, 2.05)}, seeds=20)
+    table.loc[table["rank"] != 1, "count"] *= 700_000  # cells of years of a continent
+    report(table.assign(chosen=table["alpha"] == 3.8), "out", "bins", Console(width=80))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    summary = summarize(table.assign(chosen=False)).set_index(["part", "alpha", "rank", "error"])
+    relative, *p = summary.loc[("test", 3.8, 0, "rmse"), ["relative", "p_mannwhitney", "p_wilcoxon"]]
+    row = next(line for line in shown.splitlines() if line.split()[:1] == ["all"])
+    assert row.split()[:5] == ["all", "0", "to", "20", "700,000,000"]
+    assert row.split()[5:] == ["2.00", "1.00", "1.50", f"{relative - 1:+.1%}", *(f"{value:.2g}" for value in p)]
+
+
 @pytest.fixture
 def project(climate, tmp_path):
     """A TOML file beside a ladder on disk."""
@@ -270,7 +283,7 @@ def test_sweep_of_one_stage_from_a_file(project):
     result = invoke("sweep", project, "--alpha", "0:1:1", "--seeds", 2, "--stage", 1, "--workers", 0)
     assert result.exit_code == 0, result.output
     assert "Chosen on the validation days" in result.output
-    assert "rank 1 (rarest)" in result.output
+    assert "Rank 1 is the rarest bin" in result.output
     table = pd.read_parquet(project.parent / "sweep" / "sweep.parquet")
     assert set(table["alpha"].dropna()) == {0.0, 1.0}
     model = xdeepsd.load_model(project.parent / "sweep" / "runs" / "alpha-1-seed-0" / "model")

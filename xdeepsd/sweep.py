@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -305,31 +306,24 @@ def report(table: pd.DataFrame, folder: str | os.PathLike[str], choose: str, con
           "all": "the RMSE over all cells"}[choose]  # fmt: skip
     console.print(f"Chosen on the validation days by {by}, over {seeds} seeds: alpha {best:g}")
     for error in ("rmse", "mae"):
-        shown = Table(title=f"{error.upper()} on the test days, mean of {seeds} seeds", title_justify="left")
-        heads = (
-            "bin",
-            "range",
-            "values",
-            "interpolation",
-            "alpha 0",
-            f"alpha {best:g}",
-            "change",
-            "Mann-Whitney p",
-            "Wilcoxon p",
-        )
-        for head in heads:
-            shown.add_column(head, justify="right")
+        # Narrow enough for a terminal of 80 columns: a cut number is none.
+        shown = Table(
+            title=f"{error.upper()} on the test days, mean of {seeds} seeds", title_justify="left", box=SIMPLE_HEAD,
+            padding=0,
+        )  # fmt: skip
+        for head in ("rank", "range", "values", "bilinear", "alpha 0", f"alpha {best:g}", "change", "p of U", "p of W"):
+            shown.add_column(head, justify="right", no_wrap=True)
         rows = summary[(summary["part"] == "test") & (summary["error"] == error)]
         for rank in [*sorted(set(rows["rank"]) - {0}), 0]:
             zero = rows[(rows["rank"] == rank) & (rows["alpha"] == 0)].iloc[0]
             ours = rows[(rows["rank"] == rank) & (rows["alpha"] == best)].iloc[0]
-            name = f"rank {rank}" + (" (rarest)" if rank == 1 else "") if rank else "all"
             shown.add_row(
-                name, f"{ours['low']:.3g} to {ours['high']:.3g}", f"{ours['count']:,}", f"{ours['interpolation']:.4g}",
-                f"{zero['value']:.4g}", f"{ours['value']:.4g}", f"{ours['relative'] - 1:+.1%}",
-                _p(ours["p_mannwhitney"]), _p(ours["p_wilcoxon"]),
+                str(rank) if rank else "all", f"{ours['low']:.3g} to {ours['high']:.3g}", f"{ours['count']:,}",
+                *(f"{value:#.3g}" for value in (ours["interpolation"], zero["value"], ours["value"])),
+                f"{ours['relative'] - 1:+.1%}", _p(ours["p_mannwhitney"]), _p(ours["p_wilcoxon"]),
             )  # fmt: skip
         console.print(shown)
+    console.print("Rank 1 is the rarest bin. p of U: Mann-Whitney; p of W: Wilcoxon, pairs of the same seed.")
     test = summary[(summary["part"] == "test") & (summary["error"] == "rmse") & (summary["alpha"] == best)]
     test = test.set_index("rank")
     if best == 0:
