@@ -16,7 +16,8 @@ LAYERS = [
     {"blocks", "train", "stack_training", "validate", "watch", "inference", "checkpoints", "sweep", "config",
      "config_ini"},
     {"accessor"},
-    {"demo"},
+    {"demo", "terminal"},
+    {"cli_training"},
     {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from xdeepsd import cli_training
+from xdeepsd.terminal import connected, consoles, logged, told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,22 +64,17 @@ def fetch(
     import logging
 
     import httpx
-    from rich.console import Console
 
     from xdeepsd.fetch import fetch_prism
     from xdeepsd.prism_names import ATTRIBUTION, SERVICE, days_text
 
     logging.getLogger("xdeepsd.fetch").setLevel(logging.ERROR)  # its warnings are listed below
-    console = Console(highlight=False, soft_wrap=True)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")
-    try:
+    console, errors = consoles()
+    with told(errors, (ValueError, OSError, httpx.HTTPError), "What is fetched is kept: the same command goes on."):
         report = fetch_prism(
             out, variable, start, end, resolution=resolution, region=region, pace=pace, timeout=timeout,
             base_url=base_url or SERVICE, progress=console.is_terminal,
         )  # fmt: skip
-    except (ValueError, OSError, httpx.HTTPError) as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(1) from None
     if report.failed:
         errors.print(f"Failed ({len(report.failed)}):")
         for day, cause in report.failed.items():
@@ -145,8 +141,7 @@ def downscale(
     import dask
     import rich.progress
     from dask.system import CPU_COUNT
-    from distributed import Client, KilledWorker, LocalCluster
-    from rich.console import Console
+    from distributed import KilledWorker
 
     import xdeepsd
     from xdeepsd import axes, inputs, store
@@ -164,19 +159,17 @@ def downscale(
         chunks = {str(d): days if d == time else -1 if d in (found.lat_dim, found.lon_dim) else 1 for d in rain.dims}
         return _open(source, chunks=chunks), rain.sizes[time] if time else 1
 
-    def cluster(stack: contextlib.ExitStack) -> None:
-        if scheduler is not None:
-            stack.enter_context(Client(scheduler, timeout=30))
-        elif workers:
-            each = threads or max(1, CPU_COUNT // workers)
-            local = LocalCluster(
-                n_workers=workers, threads_per_worker=each, dashboard_address=":0", silence_logs=logging.ERROR
-            )
-            stack.enter_context(Client(stack.enter_context(local)))
-        else:
-            stack.enter_context(dask.config.set(scheduler="threads", num_workers=threads or CPU_COUNT))
+    def why(error: BaseException) -> str:
+        text = str(error)
+        for argument in ("resume", "overwrite", "same_input"):
+            text = text.replace(f"{argument}=True", f"--{argument.replace('_', '-')}")
+        if isinstance(error, KilledWorker):
+            return f"A worker died again and again, mostly of memory: fewer --threads or --chunk-days. {text}"
+        if isinstance(error, CancelledError):
+            return f"The scheduler is lost. What is written is kept: the same command goes on from there. {text}"
+        return text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console, errors = consoles()
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -185,7 +178,8 @@ def downscale(
         rich.progress.TextColumn("left"),
         rich.progress.TimeRemainingColumn(),
     )
-    try:
+    stops = (ValueError, TypeError, OSError, RuntimeError, KilledWorker, CancelledError)
+    with told(errors, stops, "What is written is kept: the same command goes on from there.", why):
         if scale_factor is not None and not scale_factor > 0:
             raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
         if scheduler is not None and workers:
@@ -201,7 +195,9 @@ def downscale(
         packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
         encoding = None if scale_factor is None else {name: packing}
         with contextlib.ExitStack() as stack:
-            cluster(stack)
+            each = threads or max(1, CPU_COUNT // max(workers, 1))
+            if stack.enter_context(connected(workers, scheduler, each)) is None:
+                stack.enter_context(dask.config.set(scheduler="threads", num_workers=each))
             bar = rich.progress.Progress(*columns, console=console)
             stack.callback(bar.stop)
             task = bar.add_task("Downscaling", total=None, days="")
@@ -216,19 +212,6 @@ def downscale(
                 progress=progress,
             )  # fmt: skip
         console.print(f"{out} is complete: {days} days.", markup=False)
-    except KeyboardInterrupt:
-        console.print("Stopped. What is written is kept: the same command goes on from there.")
-        raise typer.Exit(130) from None
-    except (ValueError, TypeError, OSError, RuntimeError, KilledWorker, CancelledError) as error:
-        text = str(error)
-        for argument in ("resume", "overwrite", "same_input"):
-            text = text.replace(f"{argument}=True", f"--{argument.replace('_', '-')}")
-        if isinstance(error, KilledWorker):
-            text = f"A worker died again and again, mostly of memory: fewer --threads or --chunk-days. {text}"
-        elif isinstance(error, CancelledError):
-            text = f"The scheduler is lost. What is written is kept: the same command goes on from there. {text}"
-        Console(stderr=True, style="red", soft_wrap=True).print(text, markup=False, highlight=False)
-        raise typer.Exit(1) from None
 
 
 def _open(path: str, **options: Any) -> Any:
@@ -299,11 +282,8 @@ def prepare(
     chunk_mb: Annotated[float, typer.Option(help="Size of a chunk of the finest level, MB.", min=0.01)] = 64.0,
 ) -> None:
     """Write the resolution ladder that training reads; run it again to go on, or with later days to append them."""
-    import logging
 
     import xarray as xr
-    from rich.console import Console
-    from rich.logging import RichHandler
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from xdeepsd.axes import find
@@ -311,11 +291,7 @@ def prepare(
     from xdeepsd.levels import build_levels
     from xdeepsd.prism import open_prism
 
-    console = Console(highlight=False, soft_wrap=True)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")
-    log, handler = logging.getLogger("xdeepsd"), RichHandler(console=console, show_path=False, show_time=False)
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
+    console, errors = consoles()
 
     def open_maps(path: Path) -> xr.Dataset:
         if (path / "zarr.json").exists() or (path / ".zgroup").exists():
@@ -335,7 +311,7 @@ def prepare(
         chunks = {found.lat_dim: -1, found.lon_dim: -1, found.time: days}
         return xr.open_mfdataset(paths, combine="by_coords", chunks=chunks)
 
-    try:
+    with logged(console), told(errors, (ValueError, OSError), "What is written is kept: the same command goes on."):
         try:
             numbers = [int(number) for number in factors.replace(",", " ").split()]
         except ValueError:
@@ -365,202 +341,8 @@ def prepare(
                 allow_missing=allow_missing, chunk_mb=chunk_mb,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )  # fmt: skip
-    except (ValueError, OSError) as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(1) from None
-    finally:
-        log.removeHandler(handler)
     sizes = ", ".join(f"{level.sizes['lat']} x {level.sizes['lon']}" for level in levels)
     console.print(f"{out}: {levels[0].sizes['time']} days in {len(levels)} levels of {sizes} cells.", markup=False)
 
 
-@app.command()
-def train(
-    config: Annotated[Path, typer.Argument(help="TOML file (docs/howto/config.md).")],
-    stage: Annotated[int | None, typer.Option(min=0, help="Train this stage alone; 0 is the coarsest.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints that are there.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that train stages at once; 0: none.")] = 0,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to train on instead.")] = None,
-) -> None:
-    """Train a stack, all stages or one, and save it as a model.
-
-    With --stage no model is made: when every stage has been trained, train with --resume puts them together. Exit
-    status 2 where a stage does not beat interpolation on its validation days.
-    """
-    import logging
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from xdeepsd.config import load_config, read_levels
-    from xdeepsd.stack import save_model
-    from xdeepsd.stack_training import stage_levels, static_fields, train_stack
-    from xdeepsd.train import train_stage
-
-    console = Console(highlight=False, soft_wrap=True)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        settings = load_config(config)
-        levels = read_levels(settings)
-        configs = settings.stage_configs(len(levels) - 1)
-        model_path, folder = settings.paths.model, settings.paths.checkpoints
-        if stage is not None and stage >= len(configs):
-            raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {len(configs) - 1}.")
-        if stage is None and model_path.exists() and not resume:
-            raise FileExistsError(f"{model_path} exists. Remove it, or type --resume to go on and replace it.")
-        if stage is not None:
-            coarse, fine = stage_levels(levels, stage, static_fields(levels, configs[stage]))
-            trained = train_stage(
-                coarse, fine, configs[stage], index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
-                progress=console.is_terminal,
-            )  # fmt: skip
-            summaries = [trained.summary]
-        else:
-            with _connect(workers, scheduler) as client:
-                model = train_stack(
-                    levels, configs, client=client, checkpoint_dir=folder, resume=resume, progress=console.is_terminal
-                )
-            save_model(model, model_path, overwrite=True)
-            summaries = model.training["stages"]
-    except _stops() as error:
-        errors.print(_why(error), markup=False)
-        raise typer.Exit(1) from None
-    table = Table("stage", "factor", "steps", "best at", "RMSE", "interpolation", "", title="Validation days, mm day-1")
-    for s in summaries:
-        known = "rmse" in s
-        verdict = (
-            ("[green]better[/]" if s["beats_interpolation"] else "[red]NOT BETTER[/]") if known else "not validated"
-        )
-        values = (f"{s['rmse']:.4g}", f"{s['rmse_interpolation']:.4g}") if known else ("", "")
-        table.add_row(*(str(s[k]) for k in ("stage", "factor", "steps", "best_step")), *values, verdict)
-    console.print(table)
-    console.print(f"{folder / f'stage_{stage}' if stage is not None else model_path}", markup=False)
-    if any(not s.get("beats_interpolation", True) for s in summaries):
-        errors.print("A stage does not beat interpolation: train longer, or on more days.")
-        raise typer.Exit(2)
-
-
-@contextlib.contextmanager
-def _connect(workers: int, scheduler: str | None) -> Iterator[Any]:
-    """A Dask client of a running scheduler or of local processes of one thread each; None for neither."""
-    from distributed import Client, LocalCluster
-
-    if scheduler is not None:
-        with Client(scheduler, timeout=30) as client:
-            yield client
-    elif workers:
-        with (
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
-    else:
-        yield None
-
-
-def _stops() -> tuple[type[BaseException], ...]:
-    """What may end a training, and is told in a sentence."""
-    from concurrent.futures import CancelledError
-
-    from distributed import KilledWorker
-
-    return ValueError, OSError, FloatingPointError, KilledWorker, CancelledError
-
-
-def _why(error: BaseException) -> str:
-    from concurrent.futures import CancelledError
-
-    from distributed import KilledWorker
-
-    if isinstance(error, KilledWorker):
-        return (
-            "A worker died again and again, mostly of memory: fewer --workers, or a smaller buffer under [training]. "
-            f"{error}"
-        )
-    if isinstance(error, CancelledError):
-        return f"The scheduler is lost. What is done is kept in the checkpoints. {error}"
-    return str(error)
-
-
-config_app = typer.Typer(no_args_is_help=True, help="Configuration files.")
-
-
-app.add_typer(config_app, name="config")
-
-
-@config_app.callback()
-def config_main() -> None:
-    """Configuration files."""
-
-
-@config_app.command("from-ini")
-def config_from_ini(
-    ini: Annotated[Path, typer.Argument(help="Old config.ini of deepsd or DenseLoss.")],
-    out: Annotated[Path | None, typer.Option(help="TOML file to write; beside the old one by default.")] = None,
-) -> None:
-    """Convert an old config.ini to a TOML file and say what was repaired, added or not kept."""
-    from rich.console import Console
-
-    from xdeepsd.config_ini import convert_ini
-
-    console = Console(highlight=False, soft_wrap=True)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")
-    target = out or ini.with_suffix(".toml")
-    try:
-        text, notes = convert_ini(ini)
-        with target.open("x") as file:
-            file.write(text)
-    except FileExistsError:
-        errors.print(f"{target} exists. Remove it, or type --out NAME.", markup=False)
-        raise typer.Exit(1) from None
-    except (ValueError, OSError) as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(1) from None
-    for note in notes:
-        console.print(f"* {note}", markup=False)
-    console.print(f"{target}: look through it, then type xdeepsd train {target}", markup=False)
-
-
-@app.command()
-def sweep(
-    config: Annotated[Path, typer.Argument(help="TOML file (docs/howto/config.md), with validation and test days.")],
-    alpha: Annotated[
-        str, typer.Option(help="start:stop:step, both ends included, or a list such as 0,0.5,1.")
-    ] = "0:4:0.2",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each alpha.")] = 20,
-    stage: Annotated[int | None, typer.Option(min=0, help="Sweep this stage alone; 0 is the coarsest.")] = None,
-    choose: Annotated[str, typer.Option(help="What alpha is chosen by: bins, rarest or all.")] = "bins",
-    workers: Annotated[int, typer.Option(min=-1, help="Processes that train at once; 0: none; -1: one a core.")] = -1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to train on instead.")] = None,
-) -> None:
-    """Train with DenseLoss at many alpha and seeds, choose alpha on the validation days, report the test days once.
-
-    Run it again to go on: what is done is not done again.
-    """
-    import logging
-    import os
-
-    from rich.console import Console
-
-    from xdeepsd.config import load_config, read_levels
-    from xdeepsd.sweep import parse_alphas, report, run_sweep
-
-    console = Console(highlight=False, soft_wrap=True)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, style="red")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        settings = load_config(config)
-        alphas = parse_alphas(alpha)
-        levels = read_levels(settings)
-        configs = settings.stage_configs(len(levels) - 1)
-        if stage is not None:
-            if stage >= len(configs):
-                raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {len(configs) - 1}.")
-            levels, configs = levels[stage : stage + 2], configs[stage : stage + 1]
-        with _connect((os.cpu_count() or 1) if workers < 0 else workers, scheduler) as client:
-            table = run_sweep(levels, configs, alphas, seeds, settings.paths.sweep, client=client, choose=choose)
-    except _stops() as error:
-        errors.print(_why(error), markup=False)
-        raise typer.Exit(1) from None
-    report(table, settings.paths.sweep, choose, console)
+app.add_typer(cli_training.app)

@@ -1,0 +1,67 @@
+"""What the commands share: consoles, the log, errors in a sentence, a Dask client."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer
+
+
+def consoles() -> tuple[Any, Any]:
+    """A `rich.console.Console` for results and one for errors."""
+    from rich.console import Console
+
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
+    return Console(**plain), Console(stderr=True, style="red", **plain)
+
+
+@contextlib.contextmanager
+def logged(console: Any) -> Iterator[None]:
+    """Show what xdeepsd logs, and nothing of what Dask does."""
+    from rich.logging import RichHandler
+
+    log, handler = logging.getLogger("xdeepsd"), RichHandler(console=console, show_path=False, show_time=False)
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def told(
+    errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, why: Callable[[Any], str] = str
+) -> Iterator[None]:
+    """End the command with a sentence: exit status 1 for one of these errors, 130 where the user stops it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"Stopped. {stopped}", markup=False)
+        raise typer.Exit(130) from None
+    except kinds as error:
+        errors.print(why(error), markup=False)
+        raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def connected(workers: int, scheduler: str | None, threads: int = 1) -> Iterator[Any]:
+    """A Dask client of a running scheduler or of local processes; None for neither."""
+    from distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        with Client(scheduler, timeout=30) as client:
+            yield client
+    elif workers:
+        local = LocalCluster(
+            n_workers=workers, threads_per_worker=threads, dashboard_address=":0", silence_logs=logging.ERROR
+        )
+        with local as cluster, Client(cluster) as client:
+            yield client
+    else:
+        yield None
