@@ -217,8 +217,8 @@ def show_losses(table: pd.DataFrame, seeds: int, console: Console) -> None:
 def verdict(table: pd.DataFrame) -> str:
     """Which loss lowers the error in the rarest bin, if any, and what it costs; chosen on the validation days."""
     losses = [name for name in LOSSES if name != "MSE"]
-    rows = table[table["error"] == "rmse"].set_index(["part", "name", "rank"])["relative"]
-    p = table[table["error"] == "rmse"].set_index(["part", "name", "rank"])["p_wilcoxon"]
+    rmse = table[table["error"] == "rmse"].set_index(["part", "name", "rank"]).sort_index()
+    rows, p = rmse["relative"], rmse["p_wilcoxon"]
     common = int(table["rank"].max())
 
     def cost(name: str) -> str:

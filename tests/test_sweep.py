@@ -3,6 +3,10 @@
 import dataclasses
 import logging
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -14,6 +18,7 @@ from typer.testing import CliRunner
 
 import xdeepsd
 from xdeepsd import TrainConfig, stack_training, sweep, train
+from xdeepsd.checkpoints import checkpoints
 from xdeepsd.cli import app
 from xdeepsd.datasets import make_climate
 from xdeepsd.evaluate import bin_errors, significance
@@ -311,3 +316,23 @@ def test_levels_without_a_mask_are_fine(levels, config, tmp_path):
     table = run_sweep(bare, TrainConfig.paper(**SMALL, **DAYS), [1.0], 1, tmp_path)
     assert set(table["seed"]) == {0, -1}
     assert table["rmse"].notna().all()
+
+
+@pytest.mark.slow
+def test_stopped_by_hand(project):
+    project.write_text(project.read_text().replace("steps = 12", "steps = 100000\ncheckpoint_every = 5"))
+    command = [sys.executable, "-m", "xdeepsd", "train", str(project)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        stage = project.parent / "checkpoints" / "stage_0"
+        give_up = time.monotonic() + 120
+        while not checkpoints(stage):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, out + err
+    assert err.strip() == "Stopped. --resume goes on from the last checkpoint."
