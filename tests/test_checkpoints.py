@@ -61,6 +61,7 @@ def test_reading_runs_no_code(tmp_path):
 
 def test_left_overs_of_a_killed_writer_are_removed(tmp_path):
     (tmp_path / ".step-000000001.pt.abc").write_bytes(b"half")
+    (tmp_path / ".metrics.parquet.abc").write_bytes(b"half")
     write_checkpoint(tmp_path, 2, state(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000002.pt"]
 

@@ -1,5 +1,6 @@
 """Training: it learns what is there to learn, to the same bits each time, and says what it cannot do."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -8,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 
@@ -19,7 +21,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 from test_patches import pair_of_levels
 
-from xdeepsd import TrainConfig, downscale, load_model, save_model, stack, train_stack, train_stage, trainconfig
+from xdeepsd import TrainConfig, downscale, load_model, save_model, stack, train, train_stack, train_stage, trainconfig
 from xdeepsd.checkpoints import checkpoints, read_checkpoint
 from xdeepsd.interpolate import upsample
 from xdeepsd.levels import build_levels, make_levels, open_levels
@@ -382,6 +384,38 @@ def test_a_cluster_gives_the_same_model(store, cluster, tmp_path):
     assert sorted(stacks) == [0, 1]
     assert stacks[0].fingerprint() != stacks[1].fingerprint()
     assert checkpoints(tmp_path / "2" / "stage_1")
+
+
+def test_a_disk_that_fills_up(tmp_path):
+    """A real small disk; the training that filled it goes on when there is space again, with the same bits."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system of a small size can be mounted here")
+    try:
+        coarse, fine = pair_of_levels(days=12)
+        config = small(checkpoint_every=5)
+        straight = train_stage(coarse, fine, config)
+        folder = tmp_path / "run"
+        written = []
+        original = train.write_checkpoint
+
+        def fill(*arguments):
+            written.append(original(*arguments))
+            with (tmp_path / "fill").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(256))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "write_checkpoint", fill)
+            with pytest.raises(OSError, match=r"could not be written \(No space left.*000000005.pt is whole and stays"):
+                train_stage(coarse, fine, config, checkpoint_dir=folder)
+        assert checkpoints(folder) == written[:1]
+        assert read_checkpoint(folder)["step"] == 5
+        (tmp_path / "fill").unlink()
+        resumed = train_stage(coarse, fine, config, checkpoint_dir=folder, resume=True)
+        assert torch.equal(weights(resumed.stage), weights(straight.stage))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_lost_worker_goes_on_from_its_checkpoint(store, cluster, tmp_path):

@@ -19,23 +19,44 @@ KEEP = 2  # the newest, and the one before it in case the newest was damaged aft
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, force it to disk and rename it: there is never half a file at ``path``."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _write_file(path: Path, content: bytes, name: str, kept: str) -> None:
+    """Write a file under a temporary name, force it to disk and rename it: there is never half a file at ``path``.
+
+    Raises OSError with the ``name`` of the file in words and what is ``kept``.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{name} could not be written ({error.strerror}). {kept}. Free some space ({len(content) / 2**20:.1f} MiB "
+            "are needed) and train again with resume=True",
+            str(path),
+        ) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first; none where the folder does not exist."""
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
+
+
+def write_table(path: Path, content: bytes) -> None:
+    """Write what stands beside the checkpoints, whole or not at all; OSError as of `write_checkpoint`."""
+    _write_file(path, content, path.name, _kept(path.parent))
+
+
+def _kept(folder: Path) -> str:
+    last = checkpoints(folder)
+    return f"{last[-1]} is whole and stays" if last else "There is no checkpoint before it"
 
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -45,22 +66,12 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     where the disk is full or may not be written; the checkpoints before it stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".step-*.pt.*"):  # of a process that was killed while it wrote
+    for left_over in (*folder.glob(".step-*.pt.*"), *folder.glob(".*.parquet.*")):  # of a process killed as it wrote
         left_over.unlink(missing_ok=True)
     path = folder / f"step-{step:09d}.pt"
     content = io.BytesIO()
     torch.save({"format": FORMAT, "step": step} | state, content)
-    try:
-        write_file(path, content.getvalue())
-    except OSError as error:
-        last = checkpoints(folder)
-        kept = f"{last[-1]} is whole and stays" if last else "There is none before it"
-        raise OSError(
-            error.errno,
-            f"The checkpoint after {step} steps could not be written ({error.strerror}). {kept}. Free some space "
-            f"({len(content.getvalue()) / 2**20:.1f} MiB are needed) and train again with resume=True",
-            str(path),
-        ) from error
+    _write_file(path, content.getvalue(), f"The checkpoint after {step} steps", _kept(folder))
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
