@@ -368,10 +368,12 @@ def test_a_stack_does_not_wait_for_all_the_others(store, cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cluster_gives_the_same_model(store, cluster, tmp_path):
+def test_a_cluster_gives_the_same_model(store, cluster, tmp_path, caplog):
     config = small()
     here = train_stack(store, config, progress=False)
-    there = train_stack(store, config, client=cluster)
+    with caplog.at_level(logging.INFO, "xdeepsd"):
+        there = train_stack(store, config, client=cluster)
+    assert {f"Stage {k} is trained." for k in (0, 1)} <= set(caplog.messages)
     for a, b in zip(here.stages, there.stages, strict=True):
         assert torch.equal(weights(a), weights(b))
     assert here.fingerprint() == there.fingerprint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import uuid
 from collections import Counter
@@ -29,6 +30,8 @@ from xdeepsd.train import (
     with_climatology,
 )
 from xdeepsd.trainconfig import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 Levels = str | os.PathLike[str] | Sequence[xr.Dataset]
 Then = Callable[[Levels, StackedSRCNN], Any]
@@ -271,8 +274,14 @@ def _on_cluster(
             )  # fmt: skip
             trained.append(training)
         running[submit("finish-stack", (i,), _finish_job, there, stages, then, *trained)] = i, trained
+    # Of a single stack, say which stages are done: it may take long, and what workers log is not seen here.
+    single = {future: stage.k for future, stage in zip(trained, stages, strict=True)} if len(stacks) == 1 else {}
     try:
-        for future in as_completed(list(running)):
+        for future in as_completed([*single, *running]):
+            if future in single:
+                if future.status == "finished":
+                    logger.info("Stage %d is trained.", single[future])
+                continue
             result = future.result()
             i, _ = running.pop(future)  # the workers may forget the stages
             yield i, result
