@@ -187,11 +187,14 @@ def _place(folder: Path, alpha: float, seed: int) -> Path:
     return folder / "runs" / f"alpha-{alpha:g}-seed-{seed}"
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    """Whole or not at all."""
+def _write(content: pd.DataFrame | str, path: Path) -> None:
+    """A table or a text, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    table.to_parquet(temporary)
+    if isinstance(content, str):
+        temporary.write_text(content)
+    else:
+        content.to_parquet(temporary)
     temporary.replace(path)
 
 
@@ -243,7 +246,7 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
     now = json.loads(json.dumps(now))
     path = folder / _ABOUT
     if not path.exists():
-        path.write_text(json.dumps(now, indent=2) + "\n")
+        _write(json.dumps(now, indent=2) + "\n", path)
         return
     then = json.loads(path.read_text())
     different = [
