@@ -7,11 +7,13 @@ once.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from functools import partial
@@ -148,11 +150,13 @@ def run_sweep(
             levels, plans, client=client, checkpoint_dirs=[place / "checkpoints" for place in places], resume=True,
             progress=False, then=partial(_with_errors, days=split.validation, bins=bins, scheduler=scheduler),
         )  # fmt: skip
+        began = time.monotonic()
         for done, (i, (model, rows)) in enumerate(stacks, start=1):
             save_model(model, places[i] / "model", overwrite=True)
             _write(rows, places[i] / "validation.parquet")
             shutil.rmtree(places[i] / "checkpoints", ignore_errors=True)
-            logger.info("alpha %g, seed %d: %d of %d", *missing[i], done, len(missing))
+            left = datetime.timedelta(seconds=round((time.monotonic() - began) / done * (len(missing) - done)))
+            logger.info("alpha %g, seed %d: %d of %d, about %s left", *missing[i], done, len(missing), left)
 
     validation = _gather(folder, wanted, "validation")
     best = choose_alpha(validation, choose)
@@ -236,12 +240,12 @@ def _evaluate(
 
 def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[TrainConfig], bins: int) -> None:
     """Raise ValueError where the folder holds runs of another configuration or other data."""
-    time = levels[-1]["time"].values
+    days = levels[-1]["time"].values
     now = {
         "stages": [{k: v for k, v in dataclasses.asdict(c).items() if k not in _FREE} for c in configs],
         "bins": bins,
         "levels": [[int(level.sizes[dim]) for dim in ("time", "lat", "lon")] for level in levels],
-        "days": [str(time[0])[:10], str(time[-1])[:10]],
+        "days": [str(days[0])[:10], str(days[-1])[:10]],
     }
     now = json.loads(json.dumps(now))
     path = folder / _ABOUT
