@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -257,8 +258,11 @@ def _on_cluster(
     ) -> Any:
         return client.submit(function, *arguments, **options, pure=False, key=(f"{name}-{run}", *number))
 
-    # Sent once. `partial`: what is inside is pickled, not looked through for Dask arrays to compute.
-    there = submit("levels", (), partial(_give, given))
+    with warnings.catch_warnings():
+        # Sent once, not with every task; unlike scattered data it can be sent again where a worker is lost.
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        # `partial`: what is inside is pickled, not looked through for Dask arrays to compute.
+        there = submit("levels", (), partial(_give, given))
     densities: dict[Any, Any] = {}
     running: dict[Any, tuple[int, list[Any]]] = {}
     for i, stages in enumerate(stacks):
