@@ -81,6 +81,10 @@ def test_every_field_of_trainconfig_can_be_said(tmp_path):
     text = "[training]\n" + "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
     read = load_config(write(tmp_path, 'preset = "paper"\n' + text)).training
     assert read == wanted
+    # What a preset sets can be taken back.
+    text = '[training]\ntarget_transform = "none"\nclip_gradient = "none"'
+    read = load_config(write(tmp_path, text)).training
+    assert read == TrainConfig.default(target_transform=None, clip_gradient=None)
 
 
 BAD = {

@@ -245,7 +245,9 @@ def test_relative_error_on_transformed_precipitation(transform, residual):
     assert relative(fused.prepare(stage, static)(coarse), plain(stage, coarse, static)) < 1e-6
 
 
-def test_transformed_precipitation_in_bfloat16_is_left_to_the_plain_forward(monkeypatch):
+def test_transformed_precipitation_in_bfloat16_is_computed_in_float32(monkeypatch):
     monkeypatch.setattr(kernels, "HAS_BFLOAT16", True)
     stage = make_stage(SRCNNConfig(), transform="sqrt")
-    assert fused.prepare(stage, np.zeros((1, 8, 8), np.float32), precision="bfloat16") is None
+    coarse, static = make_input(stage, 2, 14, 40)
+    exact, same = (fused.prepare(stage, static, precision=p)(coarse) for p in ("float32", "bfloat16"))
+    np.testing.assert_array_equal(same, exact)

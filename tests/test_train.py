@@ -486,6 +486,8 @@ def test_presets():
     assert default.residual
     assert default.static == ("elevation", "climatology")
     assert (default.learning_rate, default.schedule, default.seed) == (3e-3, "cosine", 5)
+    assert default.target_transform == "sqrt"
+    assert paper.target_transform is None
     assert dataclasses.replace(default, seed=0) == TrainConfig.default()
 
 

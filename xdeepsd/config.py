@@ -155,9 +155,11 @@ def _training(given: Mapping[str, Any], preset: str, where: str, more: Sequence[
 
 
 def _plain(value: Any) -> Any:
-    """Dates of TOML as text, as `TrainConfig` takes them."""
+    """Dates of TOML as text, as `TrainConfig` takes them; "none", which TOML has no word for, as None."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if value == "none":
+        return None
     return value.isoformat()[:10] if isinstance(value, datetime.date) else value
 
 

@@ -155,17 +155,19 @@ def prepare(
         ``(factor * lat, factor * lon)`` bool; where it is False the result is 0 and is not computed. None: everywhere.
     precision
         "bfloat16" multiplies numbers of 8 bits and adds them up in float32, about 1.6 times as fast, on processors
-        that have it (`kernels.HAS_BFLOAT16`); ValueError on others.
+        that have it (`kernels.HAS_BFLOAT16`); ValueError on others. Transformed precipitation is computed in float32
+        all the same.
 
     Returns
     -------
-    The stage ready to run on this map. None where the network has no hidden layer, or works on transformed
-    precipitation in bfloat16: take ``stage`` itself.
+    The stage ready to run on this map. None where the network has no hidden layer: take ``stage`` itself.
     """
     _check_precision(precision)
+    if stage.transform:
+        precision = "float32"  # no pairs of the transformed field are made yet
     config = stage.config
     factor, count = config.factor, len(config.static)
-    if len(config.kernels) < 2 or (stage.transform and precision == "bfloat16"):
+    if len(config.kernels) < 2:
         return None
     lat, lon = (size // factor for size in static.shape[-2:])
     weights = [_double(layer.weight) for layer in stage.net.layers]
