@@ -322,7 +322,11 @@ def test_levels_without_a_mask_are_fine(levels, config, tmp_path):
 def test_stopped_by_hand(project):
     project.write_text(project.read_text().replace("steps = 12", "steps = 100000\ncheckpoint_every = 5"))
     command = [sys.executable, "-m", "xdeepsd", "train", str(project)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts jobs in the background deaf to SIGINT, and the tests may run in one.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     try:
         stage = project.parent / "checkpoints" / "stage_0"
         give_up = time.monotonic() + 120

@@ -267,7 +267,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
     return values if native else values.astype(np.float64)
 
 
-def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any], scheduler: str | None) -> Any:
+def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any], scheduler: str | None = None) -> Any:
     """Sum of ``function`` over the chunks, added in a tree; in memory over pieces, by as many threads as there are."""
     if isinstance(values, da.Array):
         ones = tuple((1,) * n for n in values.numblocks)
