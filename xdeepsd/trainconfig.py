@@ -46,7 +46,7 @@ class TrainConfig:
     loss, alpha, wet_threshold, density_transform
         "mse", or "denseloss" with weights from `xdeepsd.DenseWeight` fitted on the training days' fine values.
     target_transform
-        None, "sqrt" or "log1p": the network works on transformed precipitation; inverted exactly on output.
+        None, "sqrt" or "log1p": network and loss work on transformed precipitation; inverted exactly on output.
     train, validation, test
         Which days: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
         ``validation`` and ``test`` a fraction of the days at the end. ``train`` None: all that are in neither of the
