@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import logging
 import os
@@ -69,14 +70,16 @@ def block_mean(field: np.ndarray, factor: int) -> np.ndarray:
     return field.reshape(*field.shape[:-2], lat // factor, factor, lon // factor, factor).mean(axis=(-3, -1))
 
 
-def trained_stage(seed: int = 0, residual: bool = False, steps: int = 150) -> Stage:
+def trained_stage(seed: int = 0, residual: bool = False, steps: int = 150, transform: str | None = None) -> Stage:
     """The paper's network after a few steps of training, so that its numbers are those of a model."""
     torch.manual_seed(seed)
+    mean, std = (0.8, 1.2) if transform else (2.5, 6.0)
     stage = Stage(
         SRCNN(SRCNNConfig(residual=residual)),
-        Normalizer(2.5, 6.0),
+        Normalizer(mean, std),
         {"elevation": Normalizer(1000.0, 800.0)},
-        Normalizer(0.0 if residual else 2.5, 2.0 if residual else 6.0),
+        Normalizer(0.0, std / 3) if residual else Normalizer(mean, std),
+        transform,
     )
     truth = rain(24, 96, 192, seed=7)
     coarse = torch.from_numpy(block_mean(truth, 2))
@@ -114,7 +117,7 @@ class Case:
         """The plain forward, a day at a time."""
         stage = self.stage
         if dtype != torch.float32:
-            stage = Stage(copy.deepcopy(stage.net).to(dtype), stage.precipitation, stage.static, stage.target)
+            stage = dataclasses.replace(stage, net=copy.deepcopy(stage.net).to(dtype))
         static = [torch.from_numpy(field).to(dtype) for field in self.static]
         out = []
         with torch.inference_mode():
@@ -329,6 +332,22 @@ def kernel_figures(quick: bool) -> tuple[list[dict], dict]:
             ),
             figure("bf16_vs_float32", ratio(seconds, "xdeepsd float32", "xdeepsd bfloat16"), "times", 1.15, "higher"),
             figure("relative_error_bf16", relative(case.xdeepsd("bfloat16")()[:3], few), "relative L2", 6e-3, "lower"),
+        ]
+    # What TrainConfig.default() makes: residual, the square root of precipitation.
+    root = Case(trained_stage(0, True, 20 if quick else 150, "sqrt"), case.coarse, mountains(8 * lat, 8 * lon))
+    runs = {"torch": root.torch, "float32": root.xdeepsd()}
+    if kernels.HAS_BFLOAT16:
+        runs["bfloat16"] = root.xdeepsd("bfloat16")
+    roots, few = rounds(runs, 2 if quick else 5), root.torch(torch.float64, days=3)
+    figures += [
+        figure("sqrt_vs_torch", ratio(roots, "torch", "float32"), "times", 5.0, "higher"),
+        figure("relative_error_sqrt", relative(root.xdeepsd()()[:3], few), "relative L2", 1e-6, "lower"),
+    ]
+    if kernels.HAS_BFLOAT16:
+        error = relative(root.xdeepsd("bfloat16")()[:3], few)
+        figures += [
+            figure("sqrt_bf16_vs_float32", ratio(roots, "float32", "bfloat16"), "times", 1.15, "higher"),
+            figure("relative_error_sqrt_bf16", error, "relative L2", 6e-3, "lower"),
         ]
     million = {name: case.cells / statistics.median(s) / 1e6 for name, s in seconds.items() if name != "torch.mm"}
     for name, value in sorted(million.items(), key=lambda item: item[1]):

@@ -22,10 +22,10 @@ def interpolate(coarse, factor):
     return fine
 
 
-def stage(one, coarse, static, factor=None):
+def stage(one, coarse, static):
     """One day through one Stage: ``coarse (lat, lon)``, ``static (n, lat * factor, lon * factor)``, no NaN."""
     config = one.net.config
-    between = interpolate(coarse, factor or config.factor)
+    between = interpolate(coarse, config.factor)
     channels = [(between - one.precipitation.mean) / one.precipitation.std]
     channels += [(static[i] - n.mean) / n.std for i, n in enumerate(one.static.values())]
     radius = sum(k // 2 for k in config.kernels)

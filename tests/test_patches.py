@@ -133,7 +133,7 @@ def test_patches_are_windows_of_the_whole_map(factor, residual, transform):
         for i, (day, number) in enumerate(zip(days, numbers, strict=True)):
             row, col = loader.origins[number]
             window = (day, slice(row, row + 10), slice(col, col + 10))
-            between = to(upsample(filled, factor)[window]) if residual else 0.0
+            between = upsample(to(filled), factor)[window] if residual else 0.0
             predicted = back(np.clip(normalizers.target.invert(output[i].numpy()) + between, 0, None))
             np.testing.assert_allclose(predicted, maps[window], rtol=2e-4, atol=2e-4)
             truth = fine["precipitation"].values[window]

@@ -99,11 +99,9 @@ class FusedStage:
         wanted = np.zeros((0, 0), bool) if self.wanted is None else _writeable(self.wanted)
         for day in range(0, len(coarse), _DAYS):
             days = slice(day, day + _DAYS)
-            x = _padded(np.asarray(coarse[days], np.float32), plan.x_pad)
+            x = _padded(_transformed(np.asarray(coarse[days], np.float32), self.transform), plan.x_pad)
             source = x
-            if self.transform:
-                source = _transformed(x.reshape(-1, plan.x_day // plan.x_row, plan.x_row), self.factor, self.transform)
-            elif pairs:
+            if pairs:
                 source = np.zeros_like(x)
                 kernels.neighbours(x.view(np.uint32), source.view(np.uint32))
 
@@ -155,16 +153,13 @@ def prepare(
         ``(factor * lat, factor * lon)`` bool; where it is False the result is 0 and is not computed. None: everywhere.
     precision
         "bfloat16" multiplies numbers of 8 bits and adds them up in float32, about 1.6 times as fast, on processors
-        that have it (`kernels.HAS_BFLOAT16`); ValueError on others. Transformed precipitation is computed in float32
-        all the same.
+        that have it (`kernels.HAS_BFLOAT16`); ValueError on others.
 
     Returns
     -------
     The stage ready to run on this map. None where the network has no hidden layer: take ``stage`` itself.
     """
     _check_precision(precision)
-    if stage.transform:
-        precision = "float32"  # no pairs of the transformed field are made yet
     config = stage.config
     factor, count = config.factor, len(config.static)
     if len(config.kernels) < 2:
@@ -181,9 +176,6 @@ def prepare(
     first = []
     for rows, row_weights in upsampling:
         for columns, column_weights in upsampling:
-            if stage.transform:  # of the interpolated field: not linear in the coarse one, its fine cells are read
-                first.append((rows, columns, _by_tap(x_weights[:, None])))
-                continue
             folded = np.einsum("oyx,ya,xb->abo", x_weights, row_weights, column_weights)
             first.append((rows, columns, folded.astype(np.float32)))
 
@@ -255,24 +247,11 @@ def _upsampling(radius: int, phase: int, factor: int) -> tuple[np.ndarray, np.nd
     return cells[used], weights[:, used]
 
 
-def _transformed(x: np.ndarray, factor: int, transform: str) -> np.ndarray:
-    """The padded days interpolated and transformed, ``(days, p, q, rows, columns)`` by phase, flat."""
-    days, rows, columns = x.shape
-    fine = np.empty((days, factor, factor, rows, columns), np.float32)
-    between = []  # for each phase: lower cell, upper cell and weight of the upper one
-    for phase in range(factor):
-        position = (phase + 0.5) / factor - 0.5
-        below = math.floor(position)
-        between.append((below, np.float32(position - below)))
-    for p, (row, row_weight) in enumerate(between):
-        lower, upper = (np.clip(np.arange(rows) + row + step, 0, rows - 1) for step in (0, 1))
-        line = x[:, lower] * (1 - row_weight) + x[:, upper] * row_weight
-        for q, (column, column_weight) in enumerate(between):
-            left, right = (np.clip(np.arange(columns) + column + step, 0, columns - 1) for step in (0, 1))
-            field = line[..., left] * (1 - column_weight) + line[..., right] * column_weight
-            np.maximum(field, 0, out=field)
-            (np.sqrt if transform == "sqrt" else np.log1p)(field, out=fine[:, p, q])
-    return fine.ravel()
+def _transformed(coarse: np.ndarray, transform: str | None) -> np.ndarray:
+    """`xdeepsd.stack.transform` of numpy arrays."""
+    if transform is None:
+        return coarse
+    return (np.sqrt if transform == "sqrt" else np.log1p)(np.maximum(coarse, 0))
 
 
 def _by_tap(weights: np.ndarray) -> np.ndarray:
@@ -402,16 +381,6 @@ def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
     x_row = stage.shape[1] + 2 * x_pad + _RIGHT
     x_rows = stage.shape[0] + 2 * x_pad
     x_offsets = [np.add.outer(rows * x_row, cols[::step]).ravel() for rows, cols, _ in stage.first]
-    if stage.transform:
-        x_offsets = [
-            np.array(
-                [
-                    ((p2 * factor + q2) * x_rows + row) * x_row + column
-                    for p2, row, q2, column in _under(stage.kernels[0], phase, factor)
-                ]
-            )
-            for phase in range(phases)
-        ]
     most = max(offsets.size for offsets in x_offsets)
     x_taps = []
     for _, cols, folded in stage.first:
@@ -493,7 +462,6 @@ def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
         last_bias=np.float32(stage.last_bias),  # type: ignore[arg-type]
         residual=stage.residual,
         transform=(None, "sqrt", "log1p").index(stage.transform),
-        source_day=x_rows * x_row * (phases if stage.transform else 1),
         weights=np.concatenate(weights),
         bias=np.repeat(np.concatenate(stage.biases), kernels.PANEL),
         offset=np.concatenate(tables),

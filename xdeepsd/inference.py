@@ -52,8 +52,7 @@ def downscale(
         Torch device of the plain forward, such as ``"cuda"``. None: the CPU.
     precision
         ``"float32"``; ``"bfloat16"``: products of 8 bits summed in float32, relative error under 6e-3, sooner, where
-        the processor or GPU has it (a processor computes stages with a transform in float32 all the same);
-        ``"float64"``: plain forward in double precision, slow, to check numbers.
+        the processor or GPU has it; ``"float64"``: plain forward in double precision, slow, to check numbers.
     batch_size
         Days computed at a time inside a chunk by the plain torch forward; it bounds the memory of the activations and
         has nothing to do with chunks. None: the fast forward (`xdeepsd.fused`) on a CPU, 16 days on a GPU.

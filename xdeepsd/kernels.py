@@ -87,7 +87,6 @@ class Plan(NamedTuple):
     last_bias: float
     residual: bool
     transform: int  # 0: none; 1: square root; 2: log1p
-    source_day: int  # floats of a day of what the first layer reads: x_day, or all phases of the transformed fine field
     weights: np.ndarray
     bias: np.ndarray  # every bias repeated for a panel
     offset: np.ndarray  # from a position in the source to each tap
@@ -305,7 +304,7 @@ def neighbours(x, pairs):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _finish(plan, x, x_at, source, source_at, rows, rows_at, out, wanted, day, row, first, last):  # type: ignore[no-untyped-def]
+def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):  # type: ignore[no-untyped-def]
     """Write one complete row of fine cells: interleave the phases, add the interpolated input, clip at 0."""
     factor, edge = plan.factor, plan.reach[0]
     row_position = (row % factor + 0.5) / factor - 0.5
@@ -317,12 +316,9 @@ def _finish(plan, x, x_at, source, source_at, rows, rows_at, out, wanted, day, r
         left = int(np.floor(position))
         weight_column = np.float32(position - left)
         values = rows_at + q * plan.width + edge
-        phase = (row % factor * factor + q) * plan.x_day + (row // factor + plan.x_pad) * plan.x_row + plan.x_pad
         for j in range(last - first):
             value = rows[values + j] + plan.last_bias  # last: sums of small numbers round less
-            if plan.residual and plan.transform:
-                value += source[source_at + phase + first + j]
-            elif plan.residual:
+            if plan.residual:
                 at = line + first + j + left
                 upper = x[at] * (np.float32(1) - weight_column) + x[at + 1] * weight_column
                 at += plan.x_row
@@ -343,8 +339,8 @@ def _finish(plan, x, x_at, source, source_at, rows, rows_at, out, wanted, day, r
 def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, row_last, column_first, column_last):  # type: ignore[no-untyped-def]
     """Compute the coarse cells ``[row_first, row_last) x [column_first, column_last)`` of all days.
 
-    ``pairs`` is None in float32 and True in bfloat16; ``x_source`` is what the first layer
-    reads: ``x``, its `neighbours` in bfloat16, or for a transform the transformed fine field by phase.
+    ``pairs`` is None in float32 and True in bfloat16; ``x_source`` is what the first layer reads: ``x``, or its
+    `neighbours` in bfloat16.
 
     Rows of coarse cells stream through the network: each is computed once, for all days, with the static fields' share
     computed once for all of them. A later chain runs as many rows behind as it looks ahead.
@@ -402,7 +398,7 @@ def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, 
                 begin, end = plan.first_layer[chain], plan.first_layer[chain + 1]
                 hidden_row = plan.hidden_at[chain] + day * plan.hidden_day[chain]
                 stored = plan.stored[end - 1]
-                x_at = day * plan.source_day + (row + plan.x_pad) * plan.x_row + column_first - edge + plan.x_pad
+                x_at = day * plan.x_day + (row + plan.x_pad) * plan.x_row + column_first - edge + plan.x_pad
                 rows_at = day * rows_day
                 for p in range(factor):
                     ring_row = ((row + edge) % plan.ring[chain]) * factor + p if chain < chains - 1 else 0
@@ -469,7 +465,7 @@ def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, 
                 fine_row = factor * row - radius + t
                 if factor * row_first <= fine_row < factor * row_last:
                     _finish(
-                        plan, x, day * plan.x_day, x_source, day * plan.source_day,
+                        plan, x, day * plan.x_day,
                         work.rows, day * rows_day + t * factor * width,
                         out, wanted, day, fine_row, column_first, column_first + tile,
                     )  # fmt: skip

@@ -81,8 +81,8 @@ class Pair:
             As `observed`; not transformed.
         """
         coarse, target = self.observed(days)
-        interpolated = interpolated_input(torch.from_numpy(coarse)[:, None], self.config)[:, 0]
-        return transform(interpolated, self.transform).numpy(), target
+        interpolated = interpolated_input(transform(torch.from_numpy(coarse)[:, None], self.transform), self.config)
+        return interpolated[:, 0].numpy(), target
 
 
 def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:

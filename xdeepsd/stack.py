@@ -68,8 +68,8 @@ class Stage:
     target
         Normaliser of the fine precipitation; of its difference to the interpolated input if ``residual``.
     transform
-        "sqrt" or "log1p": the network works on the transformed precipitation (the normalisers are those of the
-        transformed values) and the output is transformed back. None: precipitation as it is.
+        "sqrt" or "log1p": the coarse precipitation is transformed first, and the output back at last; what lies in
+        between (interpolation, normalisers, residual) is of the transformed values. None: precipitation as it is.
     """
 
     net: SRCNN
@@ -109,7 +109,7 @@ class Stage:
         ``(batch, factor * lat, factor * lon)``, same units, at least 0 (SPEC 1: edges replicated, clipped at 0).
         """
         config, radius = self.config, self.config.radius
-        fine = transform(interpolated_input(coarse[:, None], config), self.transform)
+        fine = interpolated_input(transform(coarse[:, None], self.transform), config)
         channels = [self.precipitation.apply(fine)]
         if config.static:
             normalized = torch.stack([n.apply(static[i]) for i, n in enumerate(self.static.values())])

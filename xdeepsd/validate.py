@@ -71,7 +71,7 @@ class Validation:
         total, count = 0.0, 0
         for coarse, values in self._parts:
             mask = ~values.isnan()
-            before = transform(self._interpolated(coarse), stage.transform) if self._config.residual else 0.0
+            before = self._interpolated(transform(coarse, stage.transform)) if self._config.residual else 0.0
             target, predicted = (
                 stage.target.apply(transform(fine, stage.transform) - before)
                 for fine in (values.nan_to_num(), stage(coarse, self._static))
