@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prism_server import SHAPE, PrismServer, map_of
@@ -51,8 +52,11 @@ def get(server, out, start="2011-01-01", end="2011-01-08", variable="ppt", **opt
     return fetch_prism(out, variable, start, end, base_url=server.url, **options)
 
 
-def check(out, server, held, missing=()):
-    """The store has exactly these days, whole, and every other day is NaN with release 0."""
+def check(out, server, held, missing=(), in_flight=0):
+    """The store has exactly these days, whole, and every other day is NaN with release 0.
+
+    So many days ``in_flight`` may have been killed between the map, whole on disk, and its release.
+    """
     ds = xr.open_zarr(out)
     for day in held:
         one = ds.sel(time=day)
@@ -60,10 +64,13 @@ def check(out, server, held, missing=()):
         assert one["ppt_release"] == server.releases[day]
         assert pd.Timestamp(one["ppt_release_date"].values) == server.release_date(day)
     others = ds.sel(time=[day for day in pd.DatetimeIndex(ds["time"]) if day not in list(held)])
-    assert bool(others["ppt"].isnull().all())
     assert (others["ppt_release"] == 0).all()
-    assert bool(others["ppt_release_date"].isnull().all())
     assert set(missing) <= set(pd.DatetimeIndex(others["time"]))
+    written = pd.DatetimeIndex(others["time"].values[others["ppt"].notnull().any(("lat", "lon")).values])
+    assert len(written) <= in_flight
+    for day in written:
+        np.testing.assert_array_equal(others["ppt"].sel(time=day).values, map_of(day, server.releases[day]))
+    assert bool(others["ppt_release_date"].drop_sel(time=written).isnull().all())
 
 
 # ---------------------------------------------------------------------------------------------------- a good service
@@ -440,16 +447,24 @@ def test_kill_9_at_random_moments(out):
             process = context.Process(target=fetch_prism, args=(out, "ppt", days[start], days[end]), kwargs=options)
             process.start()
             kills += killed_at(process, server, len(server.requests) + chance.randint(1, 9), chance.random() * 0.03)
-            if out.exists():  # at any moment what is marked is whole and all else is missing
+            if out.exists():  # at any moment what is marked is whole and all else is missing but the day in flight
                 store = xr.open_zarr(out)
                 marked = pd.DatetimeIndex(store["time"].values[store["ppt_release"].values > 0])
-                check(out, server, marked)
+                check(out, server, marked, in_flight=1)
                 assert len(set(server.asked)) - len(marked) <= kills
             if process.exitcode == 0 and (start, end) == (0, 58):
                 break
         check(out, server, days)
     assert kills >= 8
     assert len(server.asked) <= len(days) + kills
+
+
+def test_a_map_without_its_release_is_fetched_again(server, out):
+    get(server, out)
+    zarr.open_group(out)["ppt_release"][3] = 0
+    check(out, server, DAYS.delete(3), in_flight=1)
+    assert get(server, out).fetched == [DAYS[3]]
+    check(out, server, DAYS)
 
 
 def test_kill_9_of_the_command(server, out):

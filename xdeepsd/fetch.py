@@ -77,8 +77,9 @@ def fetch_prism(
     ----------
     out : path
         Zarr v3 store (a local folder), made if it is not there. It holds one region and resolution, and any number
-        of variables, on one gapless axis of days. Days not held are NaN and have ``{variable}_release`` 0. A period
-        before or after the one there lengthens the axis; open the store anew after that.
+        of variables, on one gapless axis of days. Days not held are NaN and have ``{variable}_release`` 0 (a call
+        that is killed may leave one whole map without its release; the next call writes both). A period before or
+        after the one there lengthens the axis; open the store anew after that.
     variable : str
         One of ppt, tmin, tmax, tmean, tdmean, vpdmin, vpdmax; or elevation, which needs no period.
     start, end : date
