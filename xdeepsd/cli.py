@@ -282,7 +282,6 @@ def prepare(
     chunk_mb: Annotated[float, typer.Option(help="Size of a chunk of the finest level, MB.", min=0.01)] = 64.0,
 ) -> None:
     """Write the resolution ladder that training reads; run it again to go on, or with later days to append them."""
-
     import xarray as xr
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
