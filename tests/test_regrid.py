@@ -1,6 +1,5 @@
 import pickle
 import sys
-import time
 import types
 
 import dask.array
@@ -271,11 +270,9 @@ def test_fifty_years_build_at_once(no_compute):
     data = dask.array.zeros((days, 621, 1405), chunks=(1, 621, 1405), dtype="float32")
     lat, lon = 49.91667 - np.arange(621) / 24, -125 + np.arange(1405) / 24
     da = xr.DataArray(data, dims=("time", "lat", "lon"), coords={"lat": lat, "lon": lon})
-    regrid(da[:1], COARSE)  # imports
-    start = time.perf_counter()
     with no_compute():
         out = regrid(da, COARSE)
-    assert time.perf_counter() - start < 3
+    assert len(out.__dask_graph__()) <= 2 * days + 5  # a day made and a day regridded
     assert out.shape == (days, *COARSE.sizes.values())
 
 

@@ -388,16 +388,15 @@ def test_kill_9_of_the_process(tmp_path):
     assert process.wait() == 0
     whole = chunks_of(tmp_path / "whole.zarr")
     kills = 0
-    for wait in (0.1, 0.4, None):
+    for wanted in (5, 20, None):
         process, log = launch(tmp_path, "a")
         before = len(log.read_text().split()) if log.exists() else 0
         path = tmp_path / "a.zarr"
         written = [int(key.split("/")[2]) for key in chunks_of(path) if not key.endswith(".partial")]
         finished = {day for day in written if written.count(day) == 4}
-        if wait is not None:
-            while not log.exists() or len(log.read_text().split()) <= before:
-                time.sleep(0.01)
-            time.sleep(wait)
+        if wanted is not None:
+            while not log.exists() or len(log.read_text().split()) <= before + wanted:
+                time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             kills += 1
@@ -795,11 +794,9 @@ def test_one_task_for_a_chunk_of_fifty_years(tmp_path, monkeypatch):
         raise Killed
 
     monkeypatch.setattr(stores, "_compute", look)
-    start = time.perf_counter()
     fine = opened(tmp_path / "in.zarr").deepsd.downscale(model, make_static(coarse, 2))
     with pytest.raises(Killed):
         fine.deepsd.to_zarr(tmp_path / "out.zarr")
-    assert time.perf_counter() - start < 5  # under 1 s on a quiet machine: benchmarks/inference.py
     ((graph, keys),) = graphs
     assert len(keys) == 609
     assert len(graph) <= 609 + 5  # read, downscale and write are one task
