@@ -161,7 +161,7 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
 
 
 @given(values=arrays, threshold=st.just(-np.inf) | st.floats(-10, 10))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_moments_equal_numpy(values, threshold):
     found = moments(values, threshold)
     exact = values[np.isfinite(values)].astype(np.float64)
@@ -230,7 +230,7 @@ def _same_fit(a: DenseWeight, b: DenseWeight, rtol: float = 1e-9) -> None:
     wet_threshold=st.sampled_from([None, 0.1, 2.0]),
     seed=st.integers(0, 5),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_invariant_to_chunks_order_and_dtype(chunks, transform, wet_threshold, seed):
     rng = np.random.default_rng(seed)
     rain = np.where(rng.random((30, 25, 20)) < 0.6, 0.0, rng.gamma(0.8, 8.0, (30, 25, 20))).astype(np.float32)
@@ -285,7 +285,7 @@ def _varied(y: np.ndarray) -> bool:
 
 
 @given(y=samples, alpha=st.floats(0, 1), transform=st.sampled_from([None, "log1p", "sqrt"]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_training_mean_is_one(y, alpha, transform):
     assume(_varied(y))
     fit = DenseWeight(alpha=alpha, transform=transform, eps=1e-9).fit(y)
@@ -296,7 +296,7 @@ def test_training_mean_is_one(y, alpha, transform):
 
 
 @given(y=samples, alpha=st.floats(1, 4))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_training_mean_is_one_above_alpha_one_within_the_grid(y, alpha):
     assume(_varied(y))
     fit = DenseWeight(alpha=alpha).fit(y)
@@ -309,7 +309,7 @@ def test_training_mean_is_one_above_alpha_one_within_the_grid(y, alpha):
 
 
 @given(y=samples, wet_threshold=st.floats(0.1, 50))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_dry_values_have_unscaled_weight_one(y, wet_threshold):
     finite = y[np.isfinite(y)]
     wet = finite[finite >= wet_threshold]
@@ -325,7 +325,7 @@ def test_dry_values_have_unscaled_weight_one(y, wet_threshold):
 
 
 @given(y=samples, alpha=st.floats(0, 4), queries=hnp.arrays(np.float64, 300, elements=st.floats(-50, 400)))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_weights_do_not_increase_with_density(y, alpha, queries):
     assume(_varied(y))
     fit = DenseWeight(alpha=alpha).fit(y)
@@ -336,7 +336,7 @@ def test_weights_do_not_increase_with_density(y, alpha, queries):
 
 
 @given(y=samples, wet_threshold=st.none() | st.floats(0, 5), transform=st.sampled_from([None, "log1p", "sqrt"]))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_alpha_zero_gives_exactly_one(y, wet_threshold, transform):
     wet = y[np.isfinite(y) & (y >= (-np.inf if wet_threshold is None else wet_threshold))]
     assume(_varied(wet))

@@ -148,7 +148,7 @@ def test_a_gap_between_two_periods_is_missing(server, out):
     check(out, server, DAYS[[1, 2, 6, 7]], missing=DAYS[3:6])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=4))
 def test_any_sequence_of_periods(tmp_path_factory, periods):
     out = tmp_path_factory.mktemp("any") / "prism.zarr"

@@ -62,7 +62,7 @@ def cases(draw):
     return config, shape, draw(st.integers(0, 10_000))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from([None, None, "sqrt", "log1p"]), st.data())
 def test_any_network_and_map(case, transform, data):
     """Against float64: any kernels, channels, factor, static fields, transform, shape from 1 x 1, and mask."""
@@ -187,7 +187,7 @@ needs_bfloat16 = pytest.mark.skipif(not kernels.HAS_BFLOAT16, reason="the proces
 
 
 @needs_bfloat16
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases())
 def test_bfloat16_any_network_and_map(case):
     config, (days, lat, lon), seed = case

@@ -89,7 +89,7 @@ def test_space_chunks_give_the_same_numbers(case, chunks):
     np.testing.assert_array_equal(np.isnan(lazy.values), np.isnan(eager.values))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     nlat=st.integers(1, 7),
     nlon=st.integers(1, 7),

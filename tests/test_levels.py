@@ -157,7 +157,7 @@ def test_building_computes_nothing(no_compute):
 
 
 @given(nlat=st.integers(8, 30), nlon=st.integers(8, 30), factor=st.sampled_from([2, 4]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_crop_and_pad(nlat, nlon, factor):
     da = fine(2, nlat, nlon).fillna(1.0)
     ds = xr.Dataset({"precipitation": da, "mask": da[0] > -1, "land_fraction": da[0] * 0 + 1})
@@ -267,7 +267,7 @@ def test_a_second_run_writes_nothing(tmp_path, monkeypatch):
 
 
 @given(first=st.integers(1, 25), overlap=st.integers(0, 5), per_chunk=st.integers(1, 9), seed=st.integers(0, 99))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_days_are_appended(tmp_path_factory, first, overlap, per_chunk, seed):
     da = fine(30, 8, 8, seed=seed)
     path = tmp_path_factory.mktemp("levels") / "l.zarr"

@@ -61,7 +61,7 @@ def test_weights_equal_dense_weight(name):
 
 
 @given(values=hnp.arrays(np.float32, st.integers(0, 200), elements=st.floats(-1e3, 1e3, width=32)))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_weights_equal_dense_weight_anywhere(values):
     for fit in FITS.values():
         found = DenseLoss(fit).weights(torch.from_numpy(values)).numpy()

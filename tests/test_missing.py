@@ -30,7 +30,7 @@ def brute_force(missing, reach):
     return source
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(bool, st.tuples(st.integers(1, 8), st.integers(1, 8))), st.integers(1, 5))
 def test_nearest_observed(missing, reach):
     np.testing.assert_array_equal(nearest_observed(missing, reach), brute_force(missing, reach))
@@ -53,7 +53,7 @@ def test_cells_out_of_reach_become_finite():
     np.testing.assert_array_equal(fill_nearest(values, 2)[0, 0], [5, 5, 5, 0, 0, 0, 0, 0, 0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 2, 3, 4]), st.integers(0, 99))
 def test_upsample(nlat, nlon, factor, seed):
     field = np.random.default_rng(seed).normal(size=(nlat, nlon))

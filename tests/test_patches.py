@@ -179,7 +179,7 @@ def keys(loader, count, step=0):
     return found
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(batch=st.integers(1, 23), buffered=st.integers(1, 12), limit=st.integers(1, 11), step=st.integers(0, 40))
 def test_an_epoch_has_every_patch_once_and_resumes_anywhere(batch, buffered, limit, step):
     pair = make_pair(*pair_of_levels(), SMALL)

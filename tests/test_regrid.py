@@ -73,7 +73,7 @@ def some_orders(edges, descending):
     turns=st.integers(-1, 1),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=100, deadline=None, report_multiple_bugs=False)
+@settings(max_examples=100, report_multiple_bugs=False)
 def test_mass_is_conserved(source_lat, source_lon, inner_lat, inner_lon, flips, turns, seed):
     """Area-weighted totals are the same on any target that covers the source."""
     source = from_edges(some_orders(source_lat, flips[0]), some_orders(source_lon, flips[1]))
@@ -87,7 +87,7 @@ def test_mass_is_conserved(source_lat, source_lon, inner_lat, inner_lon, flips, 
 
 
 @given(value=st.floats(-1e6, 1e6, width=32), seed=st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @pytest.mark.parametrize("method", ["conservative", "conservative_normed", "bilinear", "nearest"])
 def test_a_constant_stays_constant(method, value, seed):
     rng = np.random.default_rng(seed)

@@ -301,7 +301,7 @@ def test_killed_at_every_moment(zarr_format, overwrite):
         assert killed > 10
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     days=st.integers(1, 9),
     chunk=st.integers(1, 5),
