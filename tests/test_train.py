@@ -565,6 +565,25 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
         train_stage(coarse, fine, dataclasses.replace(wild, checkpoint_every=1000), checkpoint_dir=tmp_path / "none")
 
 
+def test_nan_weights_of_a_finite_loss_are_no_checkpoint(tmp_path, monkeypatch):
+    coarse, fine = pair_of_levels(days=12)
+    update = train._update
+
+    def overflow(state, *arguments):
+        loss = update(state, *arguments)
+        if state.step == 9:
+            with torch.no_grad():
+                state.net.layers[1].weight[0, 0] = torch.nan
+        return loss
+
+    monkeypatch.setattr(train, "_update", overflow)
+    with pytest.raises(
+        FloatingPointError, match=r"weights of stage 0 are not finite any more at step 10 .*step-000000005"
+    ):
+        train_stage(coarse, fine, small(checkpoint_every=5), checkpoint_dir=tmp_path)
+    assert read_checkpoint(tmp_path)["step"] == 5
+
+
 def test_resume_with_another_configuration(tmp_path):
     coarse, fine = pair_of_levels(days=12)
     train_stage(coarse, fine, small(), checkpoint_dir=tmp_path)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -162,7 +162,7 @@ def train_stage(
     FileExistsError
         ``checkpoint_dir`` holds checkpoints and ``resume`` is False.
     FloatingPointError
-        The loss became NaN. The last good checkpoint stays.
+        The loss or the weights became NaN or infinite. The last good checkpoint stays.
     OSError
         A checkpoint could not be written. The one before it stays.
     """
@@ -277,8 +277,10 @@ def _loop(
                                 state.step)  # fmt: skip
                     state.finished = True
             state.finished = state.finished or last
-            if folder is not None and (saving or state.finished):
-                state.save(folder, config, **described)
+            if saving or state.finished:
+                _check_weights(state, index, loader, folder)
+                if folder is not None:
+                    state.save(folder, config, **described)
 
 
 def _update(
@@ -326,15 +328,25 @@ def _validate(
 def _check_losses(state: _State, count: int, index: int, loader: PatchLoader, folder: Path | None) -> None:
     """Raise FloatingPointError where one of the last ``count`` losses is not finite: nothing of it is written."""
     bad = np.flatnonzero(~np.isfinite(state.losses[-count:]))
-    if not bad.size:
-        return
-    step = state.step - count + int(bad[0]) + 1
+    if bad.size:
+        step = state.step - count + int(bad[0]) + 1
+        _stop(f"The loss of stage {index} is {state.losses[-count:][bad[0]]}", step, loader, folder)
+
+
+def _check_weights(state: _State, index: int, loader: PatchLoader, folder: Path | None) -> None:
+    """Raise FloatingPointError where a finite loss had a gradient that is not: such weights are not written."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in state.net.parameters()):
+        _stop(f"The weights of stage {index} are not finite any more", state.step, loader, folder)
+
+
+def _stop(what: str, step: int, loader: PatchLoader, folder: Path | None) -> NoReturn:
+    """Raise FloatingPointError that says where it happened, what is kept and what to do."""
     days = loader.pair.fine["time"].values[loader.days_of(step - 1)]
     last = checkpoints(folder) if folder is not None else []
     kept = f"The last good checkpoint is {last[-1]}." if last else "There is no checkpoint before it."
     raise FloatingPointError(
-        f"The loss of stage {index} is {state.losses[-count:][bad[0]]} at step {step} (epoch "
-        f"{loader.epoch(step - 1):.2f}, patches of {len(days)} days from {str(days[0])[:10]} to {str(days[-1])[:10]}). "
+        f"{what} at step {step} (epoch {loader.epoch(step - 1):.2f}, patches of {len(days)} days from "
+        f"{str(days[0])[:10]} to {str(days[-1])[:10]}). "
         f"{kept} Needed: smaller steps. Type TrainConfig(learning_rate=...) with a tenth of it, or clip_gradient=1.0."
     )
 
