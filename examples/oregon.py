@@ -193,12 +193,12 @@ def show_losses(table: pd.DataFrame, seeds: int, console: Console) -> None:
             shown = Table(
                 title=f"{error.upper()} on the {part} days, mean of {seeds} seeds (mm day-1)", title_justify="left"
             )
-            shown.add_column("")
+            shown.add_column("", overflow="fold")
             for rank in ranks:
                 bin_ = rows[rows["rank"] == rank].iloc[0]
                 span = f"{bin_['low']:.1f} to {bin_['high']:.1f} mm"
                 head = f"rank {rank}\n{span}" if rank else f"all\n{span}"
-                shown.add_column(f"{head}\nn = {bin_['count']:,}", justify="right")
+                shown.add_column(f"{head}\nn = {bin_['count']:,}", justify="right", overflow="fold")
             for name in LOSSES:
                 cells = []
                 for rank in ranks:
@@ -256,6 +256,8 @@ def main() -> int:
     arguments.add_argument("--seeds", type=int, default=10, help="seeds of --denseloss")
     chosen = arguments.parse_args()
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file has no edge; rich takes 80
     started, burned = time.perf_counter(), os.times()
     chosen.out.mkdir(parents=True, exist_ok=True)
     won = True
