@@ -8,7 +8,7 @@ import resource
 import pytest
 import torch
 
-from xdeepsd.checkpoints import checkpoints, read_checkpoint, write_checkpoint
+from xdeepsd.checkpoints import checkpoints, read_checkpoint, write_checkpoint, write_table
 
 
 def state(value):
@@ -60,10 +60,13 @@ def test_reading_runs_no_code(tmp_path):
 
 
 def test_left_overs_of_a_killed_writer_are_removed(tmp_path):
-    (tmp_path / ".step-000000001.pt.abc").write_bytes(b"half")
-    (tmp_path / ".metrics.parquet.abc").write_bytes(b"half")
+    for name in ("step-000000001.pt", "metrics.parquet"):
+        (tmp_path / f".{name}.{'0' * 32}.partial").write_bytes(b"half")
+    (tmp_path / ".step-000000001.pt.notes").write_text("the user's")
     write_checkpoint(tmp_path, 2, state(2))
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000000002.pt"]
+    write_table(tmp_path / "metrics.parquet", b"whole")
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [".step-000000001.pt.notes", "metrics.parquet", "step-000000002.pt"]
 
 
 def test_disk_full_keeps_the_one_before(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """Networks, stages, stacks, and models on disk."""
 
+import dataclasses
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,25 +92,94 @@ def test_saved_and_loaded_gives_the_same_bits(tmp_path):
     assert described["grids"][-1]["lon"] == {"size": 32, "first": -123.875, "step": 0.25}
 
 
-def test_saving_is_whole_or_not(tmp_path, monkeypatch):
-    model = make_stack(1, channels=(4, 3))
-    path = tmp_path / "model"
+@pytest.mark.parametrize("stop_at", range(1, 6))
+def test_saving_is_whole_or_not(tmp_path, monkeypatch, stop_at):
+    """Stopped at any of its steps, the old model is there or the new one, and the same call ends well."""
+    model, other = make_stack(1, channels=(4, 3)), make_stack(1, seed=5, channels=(4, 3))
+    path, fresh = tmp_path / "model", tmp_path / "fresh"
     xdeepsd.save_model(model, path)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         xdeepsd.save_model(model, path)
+    steps = 0
+
+    def stopping(function):
+        def step(*arguments, **options):
+            nonlocal steps
+            steps += 1
+            if steps == stop_at:
+                raise OSError("No space left on device")
+            return function(*arguments, **options)
+
+        return step
+
+    for place in (path, fresh):
+        steps = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", stopping(os.fsync))
+            patched.setattr(Path, "replace", stopping(Path.replace))
+            with pytest.raises(OSError, match="No space left"):
+                xdeepsd.save_model(other, place, overwrite=True)
+    saved = {model.fingerprint(), other.fingerprint()}
+    assert xdeepsd.load_model(path).fingerprint() in saved
+    if stop_at == 5:  # the description is there: so is the model
+        assert xdeepsd.load_model(fresh).fingerprint() == other.fingerprint()
+    else:
+        with pytest.raises(FileNotFoundError, match="No model at"):
+            xdeepsd.load_model(fresh)
+    for place in (path, fresh):
+        xdeepsd.save_model(other, place, overwrite=place == path or stop_at == 5 or place.exists())
+        assert xdeepsd.load_model(place).fingerprint() == other.fingerprint()
+        assert sorted(p.name for p in place.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_only_a_model_is_replaced(tmp_path):
+    model = make_stack(1, channels=(4, 3))
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.json").write_text('{"of": "another program"}')
+    for place in (thesis, tmp_path / "file", tmp_path / "other"):
+        with pytest.raises(FileExistsError, match="exists and is no model of xdeepsd"):
+            xdeepsd.save_model(model, place, overwrite=True)
+    assert (thesis / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "file").read_text() == "mine"
+    path = tmp_path / "model"
+    xdeepsd.save_model(model, path)
+    (path / "notes.md").write_text("what I tried")
+    (path / "checkpoints" / "stage_0").mkdir(parents=True)
+    (path / "checkpoints" / "stage_0" / "step-000000001.pt").write_bytes(b"weights")
     other = make_stack(1, seed=5, channels=(4, 3))
-
-    def disk_full(*args):
-        raise OSError("No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("safetensors.numpy.save_file", disk_full)
-        with pytest.raises(OSError, match="No space left"):
-            xdeepsd.save_model(other, path, overwrite=True)
-    assert xdeepsd.load_model(path).fingerprint() == model.fingerprint()
     xdeepsd.save_model(other, path, overwrite=True)
     assert xdeepsd.load_model(path).fingerprint() == other.fingerprint()
-    assert [p.name for p in tmp_path.iterdir()] == ["model"], "no temporary folder is left"
+    assert (path / "notes.md").read_text() == "what I tried"
+    assert (path / "checkpoints" / "stage_0" / "step-000000001.pt").read_bytes() == b"weights"
+
+
+def test_a_few_lines_say_what_a_model_is():
+    coarse = make_coarse()
+    static = make_static(coarse, 4)
+    bare = make_stack(2, residual=True)
+    summary = {
+        "first_day": "1981-01-01", "last_day": "2005-12-31", "days": {"train": 9131}, "rmse": 1.25,
+        "rmse_interpolation": 1.75,
+    }  # fmt: skip
+    stages = [dataclasses.replace(s, transform="sqrt") for s in bare.stages]
+    model = xdeepsd.StackedSRCNN(
+        stages, variable="ppt", static=static.chunk(), mask=(static["elevation"] > 0).chunk(),
+        training={"stages": [summary, {}]},
+    )  # fmt: skip
+    assert repr(model).splitlines() == [
+        "StackedSRCNN of factor 2 x 2 = 4, ppt in mm day-1",
+        "  coarse grid: 6 lat from 48.5 to 43.5, 8 lon from -123.5 to -116.5",
+        "  fine grid: 24 lat from 48.875 to 43.125, 32 lon from -123.875 to -116.125",
+        "  static fields: elevation; a mask of where values are wanted",
+        "  stage 0: 9-1-5 kernels, 64-32-1 channels, residual, sqrt, 9131 training days, 1981-01-01 to 2005-12-31, "
+        "validation RMSE 1.25 (1.75 by interpolation)",
+        "  stage 1: 9-1-5 kernels, 64-32-1 channels, residual, sqrt",
+    ]
+    assert len(str(bare).splitlines()) == 4
 
 
 def test_models_that_are_not_whole(tmp_path):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from xdeepsd.whole import partial_of, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -20,21 +20,9 @@ _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 def _write_file(path: Path, content: bytes, name: str, kept: str) -> None:
-    """Write a file under a temporary name, force it to disk and rename it: there is never half a file at ``path``.
-
-    Raises OSError with the ``name`` of the file in words and what is ``kept``.
-    """
+    """`write_whole`; OSError with the ``name`` of the file in words and what is ``kept``."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, content)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -66,8 +54,9 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     where the disk is full or may not be written; the checkpoints before it stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in (*folder.glob(".step-*.pt.*"), *folder.glob(".*.parquet.*")):  # of a process killed as it wrote
-        left_over.unlink(missing_ok=True)
+    for file in folder.iterdir():
+        if _NAME.fullmatch(partial_of(file.name) or ""):  # of a process killed as it wrote
+            file.unlink(missing_ok=True)
     path = folder / f"step-{step:09d}.pt"
     content = io.BytesIO()
     torch.save({"format": FORMAT, "step": step} | state, content)

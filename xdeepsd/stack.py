@@ -6,9 +6,8 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from torch import Tensor
 from xdeepsd.axes import spacing
 from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
+from xdeepsd.whole import partial_of, write_whole
 
 FORMAT = 1  # of the files; raised when an older xdeepsd could not read them any more
 TRANSFORMS = (None, "sqrt", "log1p")
-_JSON, _TENSORS = "model.json", "model.safetensors"
+_JSON, _TENSORS, _NEW_TENSORS = "model.json", "model.safetensors", "model.safetensors.new"
 
 
 def transform(x: Tensor, name: str | None) -> Tensor:
@@ -120,7 +120,14 @@ class Stage:
         return invert_transform(result[:, 0].clamp_min(0.0), self.transform)
 
 
-@dataclass(frozen=True, eq=False)
+def copied(stage: Stage) -> Stage:
+    """The same stage with its own network, on the CPU, which later changes of the first one's weights do not reach."""
+    net = SRCNN(stage.config)
+    net.load_state_dict(stage.net.state_dict())
+    return replace(stage, net=net.eval())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class StackedSRCNN:
     """Stages applied one after the other, each on the last one's output (DeepSD, KDD 2017, section 3.2).
 
@@ -190,6 +197,10 @@ class StackedSRCNN:
         lat, lon = (step * self.scale for step in steps)
         return lat, lon
 
+    def __repr__(self) -> str:
+        """A few lines: stages, grids, units, and what is known of the training."""
+        return "\n".join(_lines(self))
+
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any weight or normaliser, the units and the variable.
 
@@ -240,6 +251,34 @@ def _grids(model: StackedSRCNN) -> list[dict[str, Any]]:
     return grids
 
 
+def _lines(model: StackedSRCNN) -> Iterator[str]:
+    """The model in words. Reads no map."""
+    factors = " x ".join(map(str, model.factors))
+    yield f"StackedSRCNN of factor {factors} = {model.scale}, {model.variable or 'precipitation'} in {model.units}"
+    grids = _grids(model)
+    for name, grid in (("coarse", grids[0]), ("fine", grids[-1])) if grids else ():
+        ends = {dim: (axis["first"], axis["first"] + axis["step"] * (axis["size"] - 1)) for dim, axis in grid.items()}
+        spans = (f"{grid[dim]['size']} {dim} from {first:.6g} to {last:.6g}" for dim, (first, last) in ends.items())
+        yield f"  {name} grid: {', '.join(spans)}"
+    mask = "no mask" if model.mask is None else "a mask of where values are wanted"
+    yield f"  static fields: {', '.join(model.static_names) or 'none'}; {mask}"
+    summaries = [*model.training.get("stages", ()), *[{}] * len(model.stages)]
+    for i, (stage, summary) in enumerate(zip(model.stages, summaries, strict=False)):
+        config = stage.config
+        words = [
+            "-".join(map(str, config.kernels)) + " kernels",
+            "-".join(map(str, (*config.channels, 1))) + " channels",
+        ]
+        words += ["residual"] * config.residual + ([stage.transform] if stage.transform else [])
+        if "first_day" in summary:
+            words.append(f"{summary['days']['train']} training days, {summary['first_day']} to {summary['last_day']}")
+        if "rmse" in summary:
+            words.append(
+                f"validation RMSE {summary['rmse']:.4g} ({summary['rmse_interpolation']:.4g} by interpolation)"
+            )
+        yield f"  stage {i}: {', '.join(words)}"
+
+
 def _weights(model: StackedSRCNN) -> dict[str, np.ndarray]:
     return {
         f"stages.{i}.{name}": tensor.detach().cpu().numpy()
@@ -268,38 +307,49 @@ def _static_attrs(model: StackedSRCNN) -> dict[str, dict[str, Any]]:
     return {str(name): dict(variable.attrs) for name, variable in fields.items()}
 
 
+def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Raise FileExistsError where `save_model` would not write: before a training, not after it."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
+    begun = path.is_dir() and all(_NEW_TENSORS in (file.name, partial_of(file.name)) for file in path.iterdir())
+    if not path.exists() or begun:  # empty, or what a first call left that was stopped
+        return
+    try:
+        ours = "tensors_sha256" in json.loads((path / _JSON).read_text())
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(f"{path} exists and is no model of xdeepsd. It is left alone: type another path.")
+
+
 def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write a model to the folder ``path``: ``model.safetensors`` and a ``model.json`` that describes it.
 
-    The folder is written under a temporary name and renamed when it is whole. Raises FileExistsError where ``path``
-    exists and ``overwrite`` is False. Static fields that are lazy are computed.
+    Raises FileExistsError where ``path`` exists and ``overwrite`` is False, or where it is anything but a model. Of a
+    model, these two files are replaced and nothing else; stopped at any moment, the old or the new one is there, whole.
+    Static fields that are lazy are computed.
     """
     from xdeepsd import __version__
 
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
-    arrays = {name: np.ascontiguousarray(array) for name, array in _arrays(model).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        folder = Path(temporary) / "model"
-        folder.mkdir()
-        safetensors.numpy.save_file(arrays, folder / _TENSORS)
-        description = {
-            "format": FORMAT,
-            "xdeepsd_version": __version__,
-            **_describe(model),
-            "grids": _grids(model),
-            "has_mask": model.mask is not None,
-            "static_fields": _static_attrs(model),
-            "training": dict(model.training),
-            "tensors_sha256": hashlib.sha256((folder / _TENSORS).read_bytes()).hexdigest(),
-        }
-        (folder / _JSON).write_text(json.dumps(description, indent=2, default=str) + "\n")
-        if path.exists():
-            old = Path(temporary) / "old"
-            path.rename(old)
-        folder.rename(path)
+    check_model_folder(path, overwrite)
+    tensors = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in _arrays(model).items()})
+    description = {
+        "format": FORMAT,
+        "xdeepsd_version": __version__,
+        **_describe(model),
+        "grids": _grids(model),
+        "has_mask": model.mask is not None,
+        "static_fields": _static_attrs(model),
+        "training": dict(model.training),
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    # The new tensors beside the old ones; then the description, which from then on is theirs; then their name.
+    write_whole(path / _NEW_TENSORS, tensors)
+    write_whole(path / _JSON, (json.dumps(description, indent=2, default=str) + "\n").encode())
+    (path / _NEW_TENSORS).replace(path / _TENSORS)
 
 
 def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
@@ -311,7 +361,9 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
     from xdeepsd import __version__
 
     path = Path(path)
-    for file in (path, path / _JSON, path / _TENSORS):
+    new = path / _NEW_TENSORS  # where `save_model` was stopped: before its description was written, or after
+    tensors = next((file for file in (path / _TENSORS, new) if file.exists()), path / _TENSORS)
+    for file in (path, path / _JSON, tensors):
         if not file.exists():
             raise FileNotFoundError(
                 f"No model at {path}: {file.name} is missing. Needed: a folder with {_JSON} and {_TENSORS}, "
@@ -328,8 +380,10 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
             f"{path} has format {found}, written by a newer xdeepsd {description.get('xdeepsd_version')}; this "
             f"xdeepsd {__version__} reads up to format {FORMAT}. Type pip install -U xdeepsd."
         )
-    content = (path / _TENSORS).read_bytes()
-    if hashlib.sha256(content).hexdigest() != description.get("tensors_sha256"):
+    content, wanted = tensors.read_bytes(), description.get("tensors_sha256")
+    if hashlib.sha256(content).hexdigest() != wanted and new.exists():
+        content = new.read_bytes()
+    if hashlib.sha256(content).hexdigest() != wanted:
         raise ValueError(
             f"{path / _TENSORS} is truncated or changed ({len(content)} bytes): its checksum is not the one in "
             f"{_JSON}. {again}"
