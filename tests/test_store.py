@@ -338,13 +338,16 @@ def test_files_without_bytes_and_left_overs(tmp_path):
     xdeepsd.to_zarr(make_ds(), path)
     whole = chunks_of(path)
     (path / "pr/c/1/0/0").write_bytes(b"")
-    left = path / "pr/c/2/0/0.0123.partial"
+    left = path / f"pr/c/2/0/0.{'0123' * 8}.partial"  # as Zarr names it
     left.write_bytes(b"half")
+    (path / "notes.partial").write_text("the user's")
     zarr.open_group(path, mode="r+").attrs[stores.STATUS] = stores.INCOMPLETE
     seen = Counted()
     xdeepsd.to_zarr(make_ds(seen=seen), path)
     assert sorted(seen.days) == [2, 3]
     assert chunks_of(path) == whole
+    assert not left.exists()
+    assert (path / "notes.partial").exists()
 
 
 PACKAGE = str(Path(stores.__file__).parent)
@@ -568,6 +571,120 @@ def test_the_input_is_never_overwritten(case):
     for path in (folder / "in.zarr", folder):
         with pytest.raises(ValueError, match="is, or holds, the input"):
             begin(folder, model, static, path, store_options={"overwrite": True})
+
+
+@pytest.mark.parametrize("way", ["array", "map", "mfdataset", "delayed path", "relative path", "symlink", "unread"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_no_way_leads_to_overwriting_the_input(case, tmp_path, monkeypatch, way, zarr_format):
+    _, model, static = case
+    monkeypatch.chdir(tmp_path)
+    path, target = tmp_path / "in.zarr", tmp_path / "in.zarr"
+    coarse = make_coarse()
+    coarse.to_dataset().chunk(time=2).to_zarr(path, zarr_format=zarr_format, consolidated=False)
+    if way == "array":
+        given = opened(path)["pr"]
+    elif way == "map":
+        given = opened(path).map(lambda da: da * 1, keep_attrs=True)
+    elif way == "mfdataset":
+        later = coarse.assign_coords(time=coarse.time + np.timedelta64(5, "D"))
+        later.to_dataset().chunk(time=2).to_zarr(tmp_path / "first.zarr", consolidated=False)
+        given = xr.open_mfdataset([path, tmp_path / "first.zarr"], engine="zarr", consolidated=False)
+        target = tmp_path / "first.zarr"
+    elif way == "delayed path":
+
+        def read(where):
+            return zarr.open_array(where + "/pr")[:]
+
+        data = dask.array.from_delayed(dask.delayed(read)(str(path)), coarse.shape, "f4")
+        given = coarse.copy(data=data)
+    elif way == "relative path":
+        given = opened("in.zarr")["pr"]
+    elif way == "symlink":
+        (tmp_path / "link.zarr").symlink_to(path)
+        given = opened(tmp_path / "link.zarr")["pr"]
+    else:
+        given = opened(path, chunks=None)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    fine = given.deepsd.downscale(model, static)
+    with pytest.raises(ValueError, match=r"The output .* is, or holds, the input .*Type another path"):
+        fine.deepsd.to_zarr(target, overwrite=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    fine.deepsd.to_zarr(tmp_path / "out.zarr", overwrite=True)
+    assert opened(tmp_path / "out.zarr")["pr"].notnull().all()
+
+
+def test_the_input_in_another_kind_of_store(case):
+    _, model, static = case
+    store = zarr.storage.MemoryStore()
+    make_coarse().to_dataset().chunk(time=2).to_zarr(store, group="a", consolidated=False)
+    fine = xr.open_zarr(store, group="a", consolidated=False)["pr"].deepsd.downscale(model, static)
+    for group in ("a", None):
+        with pytest.raises(ValueError, match="is, or holds, the input"):
+            fine.deepsd.to_zarr(store, group=group, overwrite=True)
+    fine.deepsd.to_zarr(store, group="b")
+    assert xr.open_zarr(store, group="b")["pr"].notnull().all()
+
+
+def test_a_group_beside_the_input_in_one_store(case, tmp_path):
+    """The ladder of `prepare`, say: its coarsest level in, a group of our own out."""
+    _, model, static = case
+    path = tmp_path / "levels.zarr"
+    make_coarse().to_dataset().chunk(time=2).to_zarr(path, group="level_0")
+    before = chunks_of(path, "level_0")
+    for overwrite in (False, True):
+        fine = opened(path, group="level_0").deepsd.downscale(model, static)
+        fine.deepsd.to_zarr(path, group="fine", overwrite=overwrite)
+        assert opened(path, group="fine")["pr"].notnull().all()
+    assert chunks_of(path, "level_0") == before
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_files_of_the_user_in_a_store_are_never_deleted(tmp_path, zarr_format):
+    path = tmp_path / "a.zarr"
+    xdeepsd.to_zarr(make_ds(), path, zarr_format=zarr_format)
+    for place in ("notes.txt", "plots/map.png", "pr/readme.md"):
+        file = path / place
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+        with pytest.raises(FileExistsError, match=r"a.zarr also holds what is not Zarr: .*Move it away"):
+            xdeepsd.to_zarr(make_ds(seed=2), path, overwrite=True, zarr_format=zarr_format)
+        assert file.read_text() == "mine"
+        file.unlink()
+        if file.parent.name == "plots":
+            file.parent.rmdir()
+    (tmp_path / "data").mkdir()
+    (path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(FileExistsError, match="also holds what is not Zarr"):
+        xdeepsd.to_zarr(make_ds(seed=2), path, overwrite=True, zarr_format=zarr_format)
+    (path / "link").unlink()
+    xdeepsd.to_zarr(make_ds(seed=2), path, overwrite=True, zarr_format=zarr_format)
+    xr.testing.assert_equal(opened(path).load(), make_ds(seed=2).compute())
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_group_of_a_consolidated_store_is_found(tmp_path, zarr_format):
+    path = tmp_path / "a.zarr"
+    root = make_ds()
+    root.to_zarr(path, zarr_format=zarr_format, consolidated=True)
+    xdeepsd.to_zarr(make_ds(seed=2), path, group="b/c", zarr_format=zarr_format)
+    xr.testing.assert_equal(opened(path, group="b/c").load(), make_ds(seed=2).compute())
+    xdeepsd.to_zarr(make_ds(seed=3, days=3), path, group="b/c", overwrite=True, zarr_format=zarr_format)
+    xr.testing.assert_equal(opened(path, group="b/c").load(), make_ds(seed=3, days=3).compute())
+    xr.testing.assert_equal(opened(path).load(), root.compute())
+
+
+def test_variables_that_were_opened_without_chunks_are_written_by_regions(tmp_path):
+    make_ds().to_zarr(tmp_path / "in.zarr")
+    given = opened(tmp_path / "in.zarr", chunks=None)
+    xdeepsd.to_zarr(given, tmp_path / "out.zarr")
+    assert not given["pr"].variable._in_memory
+    xr.testing.assert_equal(opened(tmp_path / "out.zarr").load(), make_ds().compute())
+
+
+def test_a_url_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ImportError, match=r"s3://bucket/a.zarr needs a package.*pip install s3fs"):
+        xdeepsd.to_zarr(make_ds(), "s3://bucket/a.zarr")
 
 
 def test_wrong_arguments(tmp_path):
@@ -883,6 +1000,23 @@ def test_command_resumes(job):
     assert chunks_of(folder / "half.zarr") == whole == chunks_of(folder / "whole.zarr")
 
 
+def test_command_reads_and_writes_groups(job, tmp_path):
+    folder, coarse, model, _ = job
+    store = tmp_path / "levels.zarr"
+    coarse.to_dataset().chunk(time=4).to_zarr(store, group="level_0", consolidated=False)
+    result = run(folder, str(store), "model", str(store), "--group", "level_0", "--out-group", "fine")
+    assert result.exit_code == 0, result.output
+    assert opened(store, group="fine")["pr"].equals(coarse.deepsd.downscale(model).load())
+    result = run(folder, str(store), "model", str(store), "--group", "level_0", "--out-group", "fine", "--overwrite")
+    assert "levels.zarr/fine is replaced." in result.output
+    result = run(folder, str(store), "model", str(store), "--group", "level_0", "--out-group", "level_0", "--overwrite")
+    assert result.exit_code == 1
+    assert "is, or holds, the input" in result.stderr
+    result = run(folder, str(store), "model", str(store), "--group", "level_9", "--out-group", "fine")
+    assert result.exit_code == 1
+    assert "has no group 'level_9'" in result.stderr
+
+
 @pytest.mark.slow
 def test_command_with_workers_and_a_scheduler(job, cluster):
     folder, *_ = job
@@ -901,7 +1035,7 @@ def test_command_with_workers_and_a_scheduler(job, cluster):
         (["in.zarr", "in.zarr", "e.zarr"], "No model at"),
         (["in.zarr", "model", "e.zarr", "--variable", "rain"], "variable='rain' is not there"),
         (["in.zarr", "model", "e.zarr", "--precision", "int3"], "precision 'int3'; needed"),
-        (["in.zarr", "model", "e.zarr", "--device", "gpu"], "device 'gpu'; needed: a device of torch"),
+        (["in.zarr", "model", "e.zarr", "--device", "gpu"], "device 'gpu'; needed: a device that computes"),
         (["in.zarr", "model", "e.zarr", "--scale-factor", "0"], "--scale-factor is 0. Needed: a number above 0"),
         (["in.zarr", "model", "e.zarr", "--mask", "height.nc"], "needed: mask, or a single one of bool"),
         (["in.zarr", "model", "e.zarr", "--static", "land.nc"], "{'land': 'bool'}; needed: elevation"),
@@ -909,6 +1043,7 @@ def test_command_with_workers_and_a_scheduler(job, cluster):
         (["in.zarr", "model", "done.zarr", "--no-resume"], "Type --resume to go on with it, or --overwrite"),
         (["in.zarr", "model", "done.zarr", "--mask", "land.nc"], "- mask: "),
         (["in.nc", "model", "done.zarr"], "type --same-input"),
+        (["in.zarr", "model", "in.nc/e.zarr"], "in.nc is a file. Type another path"),
         (["in.zarr", "model", "e.zarr", "--workers", "2", "--scheduler", "tcp://x:1"], "exclude each other"),
     ],
 )

@@ -19,6 +19,8 @@ import zarr
 import zarr.storage
 from zarr.abc.store import Store
 
+from xdeepsd.sources import stamp
+
 STATUS, INPUT = "xdeepsd_status", "xdeepsd_input"
 BEGUN, INCOMPLETE, COMPLETE = "begun", "incomplete", "complete"
 _ATTRIBUTES = {
@@ -44,6 +46,16 @@ def as_dataset(ds: xr.Dataset | xr.DataArray) -> xr.Dataset:
     if not isinstance(ds, xr.Dataset):
         raise TypeError(f"to_zarr got a {type(ds).__name__}; needed: an xarray Dataset or DataArray.")
     return ds
+
+
+def chunk_unread(ds: xr.Dataset) -> xr.Dataset:
+    """Chunk what xarray opened without chunks and has not read yet, lest it be read whole."""
+    unread = [
+        name
+        for name, v in ds.variables.items()
+        if v.chunks is None and not v._in_memory and v.dtype.kind in "fiub" and v.ndim
+    ]
+    return ds.assign({name: ds[name].chunk("auto", token=stamp(ds[name].variable)) for name in unread})
 
 
 def load_small(ds: xr.Dataset) -> xr.Dataset:

@@ -17,10 +17,11 @@ import json
 import logging
 import math
 import pickle
+import re
 import sys
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -47,18 +48,25 @@ from xdeepsd.layout import (
     STATUS,
     as_dataset,
     check_aligned,
+    chunk_unread,
     differences,
     encodings_of,
     lay_out,
     load_small,
     write_unit,
 )
+from xdeepsd.sources import reads
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+# What Zarr's local store writes to before it renames.
+_PARTIAL = re.compile(r".*\.[0-9a-f]{32}\.partial")
+_ARRAY_FILES = re.compile(rf"{'|'.join(map(re.escape, _METADATA))}|c|c?[\d./]+|{_PARTIAL.pattern}")
 
 StoreLike = str | Path | Store
 
@@ -133,8 +141,7 @@ def to_zarr(
     ds = as_dataset(ds)
     target = _open_store(store, storage_options)
     prefix = f"{group.strip('/')}/" if group else ""
-    _check_apart(ds, target)
-    ds = load_small(ds)
+    ds = load_small(chunk_unread(ds))
     lazy = {str(name): v for name, v in ds.variables.items() if dask.is_dask_collection(v.data)}
     encodings = encodings_of(ds, lazy, encoding or {})
     layout = lay_out(ds, lazy, encodings, zarr_format)
@@ -150,6 +157,7 @@ def to_zarr(
     done, total = 0, 0
     written: list[Any] = []
     try:
+        _check_apart([v.data.dask for v in lazy.values()], target, prefix)
         _begin_or_resume(target, prefix, layout, lazy, resume=resume, overwrite=overwrite, same_input=same_input)
         arrays = {name: _open_array(target, prefix + name) for name in lazy}
         regions = {name: list(_regions(arrays[name], v.data.chunks)) for name, v in lazy.items()}
@@ -186,7 +194,7 @@ def to_zarr(
             "the store that this process sees. Needed: a path or bucket that all of them share. Type the path as the "
             "workers see it, or a URL."
         )
-    _finish(session.store if session is not None else target, prefix)
+    _finish(session.store if session is not None else target, prefix, map(str, ds.variables))
 
 
 # --- the store ------------------------------------------------------------------------------------------------------
@@ -195,7 +203,13 @@ def to_zarr(
 def _open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> Store:
     """A Zarr store that writes a chunk wholly or not at all, and can be listed."""
     if isinstance(store, str) and "://" in store and not store.startswith("file://"):
-        return zarr.storage.FsspecStore.from_url(store, storage_options=dict(storage_options or {}))
+        try:
+            return zarr.storage.FsspecStore.from_url(store, storage_options=dict(storage_options or {}))
+        except ImportError as error:
+            raise ImportError(
+                f"{store} needs a package that is not installed ({error}). Type pip install s3fs for s3://, gcsfs for "
+                "gs://, adlfs for az://."
+            ) from error
     if storage_options:
         raise ValueError(f"storage_options are for URLs; got {store!r}. Leave them out, or type a URL such as s3://.")
     if isinstance(store, str | Path):
@@ -228,13 +242,42 @@ def _name(target: Store) -> str:
     return str(target.root) if isinstance(target, zarr.storage.LocalStore) else str(target)
 
 
-def _check_apart(ds: xr.Dataset, target: Store) -> None:
-    """Raise where the output would replace the input."""
-    source = str(ds.encoding.get("source", ""))
-    if source and "://" not in source and isinstance(target, zarr.storage.LocalStore):
-        path = Path(source).resolve()
-        if path == target.root or target.root in path.parents:
-            raise ValueError(f"The output {target.root} is, or holds, the input {source}. Type another path.")
+def _check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
+    """Raise where the output would replace what it is computed from."""
+    found = sorted(set(reads(graphs, target, prefix)))
+    if found:
+        where = f"{_name(target)}/{prefix}".rstrip("/")
+        raise ValueError(f"The output {where} is, or holds, the input {found[0]}. Type another path.")
+
+
+def _check_replaceable(target: Store, prefix: str, where: str) -> None:
+    """Raise FileExistsError where a group holds anything that is not Zarr: the user's files are never deleted."""
+    if not isinstance(target, zarr.storage.LocalStore):
+        return  # other stores are not folders in which people keep files
+    for file in (target.root / prefix).iterdir():
+        if file.name in _METADATA or _PARTIAL.fullmatch(file.name):
+            continue
+        kind = None if file.is_symlink() or not file.is_dir() else _node_type(file)
+        if kind == "group":
+            _check_replaceable(target, f"{prefix}{file.name}/", where)
+            continue
+        foreign = [file] if kind is None else [f for f in file.iterdir() if not _ARRAY_FILES.fullmatch(f.name)]
+        if foreign:
+            raise FileExistsError(
+                f"{where} also holds what is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or type "
+                "another path."
+            )
+
+
+def _node_type(folder: Path) -> str | None:
+    """ "group" or "array" where the folder is one of Zarr, of format 2 or 3."""
+    for name, kind in ((".zgroup", "group"), (".zarray", "array")):
+        if (folder / name).exists():
+            return kind
+    try:
+        return str(json.loads((folder / "zarr.json").read_text())["node_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _icechunk_session(store: Store) -> Any:
@@ -315,6 +358,8 @@ def _begin_or_resume(
         return
     status = group.attrs.get(STATUS)
     if overwrite or status == BEGUN:  # killed before anything was computed
+        _check_replaceable(target, prefix, where)
+        logger.info("%s is replaced.", where)
         _begin(target, prefix, layout)
         return
     if not resume:
@@ -366,9 +411,25 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
             await target.delete(root)
 
     sync(begin())
+    _refresh_parents(target, prefix)
 
 
-def _finish(target: Store, prefix: str) -> None:
+def _refresh_parents(target: Store, prefix: str) -> None:
+    """Consolidate anew the groups above that are consolidated: readers believe what stands there."""
+    for parent in Path(prefix).parents if prefix else ():
+        path = "" if parent == Path() else parent.as_posix()
+        group = zarr.open_group(target, path=path, mode="r")
+        if group.metadata.consolidated_metadata is not None:
+            _consolidate(target, path)
+
+
+def _consolidate(target: Store, path: str) -> None:
+    with warnings.catch_warnings():  # "not part of the Zarr format 3 specification": every reader knows it
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        zarr.consolidate_metadata(target, path=path)
+
+
+def _finish(target: Store, prefix: str, names: Iterable[str]) -> None:
     """Mark as complete, consolidate the metadata, take away what killed writes left behind."""
     group = zarr.open_group(target, path=prefix.rstrip("/"), mode="r+")
     consolidated = not target.supports_consolidated_metadata or group.metadata.consolidated_metadata is not None
@@ -376,12 +437,16 @@ def _finish(target: Store, prefix: str) -> None:
         return
     group.attrs[STATUS] = COMPLETE
     if target.supports_consolidated_metadata:
-        with warnings.catch_warnings():  # "not part of the Zarr format 3 specification": every reader knows it
-            warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
-            zarr.consolidate_metadata(target, path=prefix.rstrip("/"))
+        _consolidate(target, prefix.rstrip("/"))
+        _refresh_parents(target, prefix)
     if isinstance(target, zarr.storage.LocalStore):
-        for left in (target.root / prefix).rglob("*.partial"):
-            left.unlink(missing_ok=True)
+        folder = target.root / prefix
+        for left in (
+            *folder.glob("*.partial"),
+            *(file for name in names for file in (folder / name).rglob("*.partial")),
+        ):
+            if _PARTIAL.fullmatch(left.name):
+                left.unlink(missing_ok=True)
 
 
 # --- regions --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""Which files and Zarr stores lazy values are read from: the paths in what a graph would take along to a worker."""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import os
+import types
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import cloudpickle
+from dask.base import tokenize
+from zarr.abc.store import Store
+from zarr.storage import LocalStore, StorePath
+
+_LONGEST = 4096  # of a path
+
+
+class _Search(cloudpickle.Pickler):
+    """Walks through everything that an object refers to, as pickling does; keeps stores and texts, writes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), protocol=5, buffer_callback=lambda _: None)  # no copies of arrays
+        self.stores: list[StorePath] = []
+        self.texts: set[str] = set()
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """Take down what is looked for, and do not look inside it."""
+        if isinstance(obj, StorePath):
+            self.stores.append(obj)
+        elif isinstance(obj, str | PurePath):
+            self.texts.add(str(obj))
+        else:
+            return None
+        return "seen"
+
+    def reducer_override(self, obj: Any) -> Any:
+        """What cannot be pickled (a lock, an open file) is passed over."""
+        reduced = super().reducer_override(obj)
+        named = isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)  # by their names
+        if reduced is NotImplemented and not named and type(obj) not in copyreg.dispatch_table:
+            try:
+                return obj.__reduce_ex__(5)
+            except Exception:  # any class may raise anything here
+                return object, ()
+        return reduced
+
+
+def _search(values: Any) -> _Search:
+    search = _Search()
+    search.dump(values)
+    return search
+
+
+def _file(text: str) -> Path | None:
+    """A path on this machine, without links; None for a text that cannot be one."""
+    text = text.removeprefix("file://")
+    if not text or len(text) > _LONGEST or "\0" in text or "\n" in text or "://" in text:
+        return None
+    return Path(os.path.realpath(text))
+
+
+def _same_store(a: Store, b: Store) -> bool:
+    if type(a) is not type(b):
+        return False
+    try:
+        return bool(a.with_read_only(True) == b.with_read_only(True))
+    except Exception:  # stores that cannot be opened read-only
+        return a == b
+
+
+def reads(values: Any, target: Store, prefix: str) -> Iterator[str]:
+    """Names of the sources of ``values`` that lie in the group ``prefix`` of the store ``target``, or hold it.
+
+    ``values`` is anything that refers to lazy arrays: a Dask graph, a variable. A path is also found where it is but
+    an argument of some function. Nothing is read but names.
+    """
+    search = _search(values)
+    place = Path(os.path.realpath(target.root)) / prefix if isinstance(target, LocalStore) else None
+    for source in search.stores:
+        if place is not None and isinstance(source.store, LocalStore):
+            there = Path(os.path.realpath(source.store.root)) / source.path
+            if there == place or place in there.parents or there in place.parents:
+                yield str(there)
+        elif place is None and _same_store(source.store, target):
+            a, b = PurePath(source.path.strip("/")), PurePath(prefix.strip("/"))
+            if a == b or b in a.parents or a in b.parents:
+                yield str(source)
+    for text in search.texts if place is not None else ():
+        file = _file(text)
+        if file is not None and (file == place or place in file.parents) and file.exists():
+            yield str(file)
+
+
+def stamp(values: Any) -> str:
+    """A name that changes with the paths that ``values`` are read from and with the time of their last change."""
+    search = _search(values)
+    local = {str(Path(s.store.root) / s.path) for s in search.stores if isinstance(s.store, LocalStore)}
+    remote = {str(s) for s in search.stores if not isinstance(s.store, LocalStore)}
+    files = sorted(local | {t for t in search.texts if os.sep in t and len(t) < _LONGEST and Path(t).is_file()})
+    return str(tokenize(files, sorted(remote), [Path(f).stat().st_mtime_ns for f in files if Path(f).exists()]))
