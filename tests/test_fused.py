@@ -254,3 +254,19 @@ def test_relative_error_on_transformed_precipitation_in_bfloat16(transform, resi
     coarse, static = make_input(stage, 3, 14, 40)
     got = fused.prepare(stage, static, precision="bfloat16")(coarse)
     assert 1e-5 < relative(got, plain(stage, coarse, static)) < 6e-3
+
+
+@pytest.mark.parametrize("transform", [None, "sqrt", "log1p"])
+@pytest.mark.parametrize("kernels_", [(3, 3), (5, 1, 3), (3, 3, 3)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_nan_stays_nan(transform, kernels_, residual):
+    """`downscale` lets none in; where sums overflow inside, they must not come out as rain (NaN compares as dry)."""
+    config = SRCNNConfig(channels=(8, 5)[: len(kernels_) - 1], kernels=kernels_, residual=residual)
+    stage = make_stage(config, transform=transform)
+    coarse, static = make_input(stage, 3, 9, 11)
+    coarse[1, 4, 5] = np.nan
+    expected = plain(stage, coarse, static, torch.float32)
+    values = fused.prepare(stage, static)(coarse)
+    np.testing.assert_array_equal(np.isnan(values), np.isnan(expected))
+    assert np.isnan(expected).sum() >= 4 * config.radius**2
+    assert relative(np.nan_to_num(values), np.nan_to_num(expected)) < 1e-5

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +22,10 @@ from scipy import ndimage
 
 from xdeepsd import fused
 from xdeepsd.missing import fill_nearest
-from xdeepsd.srcnn import SRCNN
-from xdeepsd.stack import StackedSRCNN, Stage
+from xdeepsd.precipitation import clean
+from xdeepsd.stack import StackedSRCNN, Stage, copied
 from xdeepsd.static import block_mean, stage_channels
+from xdeepsd.threads import torch_threads
 
 Runner = Callable[[np.ndarray], np.ndarray]
 
@@ -39,6 +39,10 @@ class Options:
     device: str
     precision: str
     batch_size: int | None
+    # Of `precipitation.clean`
+    name: str = "precipitation"
+    lowest: float = -math.inf
+    fills: tuple[float, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -111,17 +115,6 @@ def _static_levels(
     return _Levels(channels, None if mask is None else _wanted(np.asarray(mask), options.stages))
 
 
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """One torch thread: Dask's threads are the parallelism, and the bits must not depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class PlainStage:
     """The plain torch forward of one stage on numpy days, ``batch_size`` days at a time."""
 
@@ -134,9 +127,7 @@ class PlainStage:
         self.dtype: torch.dtype = getattr(torch, options.dtype)
         self.batch_size = options.batch_size or (1 if device == "cpu" else 16)
         self.autocast = device != "cpu" and options.precision == "bfloat16"
-        net = SRCNN(stage.config)
-        net.load_state_dict(stage.net.state_dict())  # a copy: the caller's network stays on its device
-        net = net.to(device=device, dtype=self.dtype).eval()
+        net = copied(stage).net.to(device=device, dtype=self.dtype)
         if device != "cpu":
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stage = replace(stage, net=net)
@@ -148,7 +139,7 @@ class PlainStage:
         days, nlat, nlon = coarse.shape
         fine = np.empty((days, nlat * factor, nlon * factor), coarse.dtype)
         mixed = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
-        with _one_torch_thread(), torch.inference_mode(), mixed:
+        with torch_threads(1), torch.inference_mode(), mixed:  # Dask's threads are the parallelism
             for start in range(0, days, self.batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(coarse[start : start + self.batch_size]))
                 result = self.stage(batch.to(device=self.device, dtype=self.dtype), self.static)
@@ -201,7 +192,7 @@ def _run(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
     """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units."""
     options, scale = prepared.options, prepared.options.scale
     lead = block.shape[:-2]
-    days = np.ascontiguousarray(block, options.dtype).reshape(-1, *block.shape[-2:])
+    days = _clean(block, options).reshape(-1, *block.shape[-2:])
     missing = np.isnan(days)
     if options.to_model != 1:
         days = days * np.asarray(options.to_model, days.dtype)
@@ -220,6 +211,12 @@ def _run(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
     if prepared.mask is not None:
         np.copyto(fine, np.nan, where=~prepared.mask)
     return fine.reshape(*lead, *fine.shape[1:])
+
+
+def _clean(block: np.ndarray, options: Options) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so missing
+        values = np.ascontiguousarray(block, options.dtype)
+    return clean(values, options.name, options.lowest, options.fills)
 
 
 def _run_in_threads(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
@@ -243,7 +240,7 @@ def apply(data: Any, options: Options, maps: Mapping[str, Any], mask: Any, token
     if not dask.is_dask_collection(data):
         maps, mask = dask.compute(dict(maps), mask)
         prepared = _prepare_all(options, maps, mask, _Window(everything, everything))
-        return _run_in_threads(np.asarray(data), prepared)
+        return _run_in_threads(_clean(np.asarray(data), options), prepared)  # what it says is of all days
 
     scale = options.scale
     if data.numblocks[-2:] == (1, 1):

@@ -210,8 +210,8 @@ def _check_precision(precision: str) -> None:
         raise ValueError(f"precision is {precision!r}; needed: 'float32' or 'bfloat16'.")
     if precision == "bfloat16" and not kernels.HAS_BFLOAT16:
         raise ValueError(
-            "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this one has not both. "
-            "Type precision='float32'."
+            "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks one "
+            "of them. Type precision='float32'."
         )
 
 

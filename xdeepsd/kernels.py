@@ -219,7 +219,8 @@ def _product(  # type: ignore[no-untyped-def]
                 phi.add_incoming(later, loop)
             builder.position_at_end(after)
             lowest = splat(floor)
-            values = [builder.select(builder.fcmp_ordered(">", value, lowest), value, lowest) for value in added]
+            # This way round NaN stays NaN, as in torch.
+            values = [builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value) for value in added]
             if paired_out:
                 values += [ir.Constant(vector, [0.0] * LANES)] * (columns * (rows % 2))
                 values = [interleave(values[m * columns + j], values[(m + 1) * columns + j])
@@ -324,7 +325,8 @@ def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):  
                 at += plan.x_row
                 lower = x[at] * (np.float32(1) - weight_column) + x[at + 1] * weight_column
                 value += upper * (np.float32(1) - weight_row) + lower * weight_row
-            value = max(value, np.float32(0))
+            if value < 0:  # not max(), which may lose a NaN
+                value = np.float32(0)
             if plan.transform == 1:
                 value *= value
             elif plan.transform == 2:

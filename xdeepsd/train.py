@@ -8,8 +8,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -30,6 +30,7 @@ from xdeepsd.splits import Split
 from xdeepsd.srcnn import SRCNN
 from xdeepsd.stack import Stage
 from xdeepsd.static import CLIMATOLOGY, block_mean
+from xdeepsd.threads import torch_threads
 from xdeepsd.trainconfig import TrainConfig, learning_rate
 from xdeepsd.validate import LossFunction, Validation
 from xdeepsd.watch import Watch, write_metrics
@@ -177,7 +178,7 @@ def train_stage(
     saved = read_checkpoint(folder) if folder is not None and resume else None
     if saved is not None:
         _check_same(saved, config, identity, folder)
-    with _torch_threads(config.threads):
+    with torch_threads(config.threads):
         device = _device(config)
         validation = None
         if split.validation.size:
@@ -364,16 +365,6 @@ def _device(config: TrainConfig) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {config.device!r}, and torch finds no CUDA on this machine. Type device='cpu'.")
     return device
-
-
-@contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None:
