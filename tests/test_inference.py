@@ -1,13 +1,18 @@
 """`downscale`: exactness against a slow oracle, chunks, laziness, names, missing values, masks."""
 
 import dataclasses
+import os
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 import dask.array
 import numpy as np
 import oracle
 import pytest
+import torch
 import xarray as xr
 from builders import make_coarse, make_stack, make_static
 from hypothesis import given, settings
@@ -15,6 +20,7 @@ from hypothesis import strategies as st
 
 import xdeepsd
 from xdeepsd.kernels import HAS_BFLOAT16
+from xdeepsd.threads import torch_threads
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +360,121 @@ def test_no_cuda_is_said(case, chunks, monkeypatch):
     coarse = coarse if chunks is None else coarse.chunk(chunks)
     with pytest.raises(ValueError, match="torch finds no CUDA on this machine"):
         coarse.deepsd.downscale(model, elevation, device="cuda").compute()
+
+
+# --- values that are not finite ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("config", [{}, {"residual": True}])
+def test_infinite_is_missing(value, config, caplog):
+    model = make_stack(2, channels=(8, 4), **config)
+    coarse = make_coarse().astype("float64")
+    elevation = make_static(coarse, model.scale)["elevation"]
+    users, missing = coarse.copy(deep=True), coarse.copy(deep=True)
+    users[2, 3, 4], missing[2, 3, 4] = value, np.nan
+    expected = missing.deepsd.downscale(model, elevation)
+    assert int(expected.isnull().sum()) == model.scale**2
+    with caplog.at_level("WARNING", logger="xdeepsd"):
+        fine = users.deepsd.downscale(model, elevation)
+    np.testing.assert_array_equal(fine.values, expected.values)
+    assert "values of 'pr' are infinite: taken as missing" in caplog.text
+    plain = users.deepsd.downscale(model, elevation, batch_size=2)
+    np.testing.assert_array_equal(plain.isnull(), fine.isnull())
+
+
+# --- what the graph holds ---------------------------------------------------------------------------------------------
+
+
+def test_later_changes_do_not_reach_a_lazy_result(case):
+    model, coarse, elevation = make_stack(2, channels=(8, 4)), case[1], case[2].copy(deep=True)
+    mask = elevation > 500
+    expected = coarse.deepsd.downscale(model, elevation, mask=mask)
+    lazy = [
+        coarse.chunk(chunks).deepsd.downscale(model, elevation, mask=mask, batch_size=batch)
+        for chunks in ({"time": 2}, {"lat": 3})
+        for batch in (None, 1)
+    ]
+    with torch.no_grad():
+        for stage in model.stages:
+            for parameter in stage.net.parameters():
+                parameter.add_(1.0)
+    elevation[:] = 0.0
+    mask[:] = True
+    for one in lazy:
+        np.testing.assert_allclose(one.values, expected.values, rtol=2e-5, atol=1e-5)
+    assert coarse.deepsd.downscale(model, elevation).attrs["xdeepsd_model"] != expected.attrs["xdeepsd_model"]
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16")
+def test_bfloat16_is_done_or_refused(case):
+    model, coarse, elevation = case
+    with pytest.raises(ValueError, match=r"precision='bfloat16' and batch_size=2.*Leave batch_size out"):
+        coarse.deepsd.downscale(model, elevation, precision="bfloat16", batch_size=2)
+    linear = make_stack(1, channels=(), kernels=(3,))
+    with pytest.raises(ValueError, match=r"a stage without a hidden layer.*precision='float32'"):
+        coarse.deepsd.downscale(linear, make_static(coarse, 2), precision="bfloat16")
+
+
+def test_devices_that_hold_no_numbers(case):
+    model, coarse, elevation = case
+    with pytest.raises(ValueError, match="device 'meta'; needed: a device that computes"):
+        coarse.deepsd.downscale(model, elevation, device="meta")
+
+
+def test_runs_side_by_side_leave_the_threads_of_torch_alone():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        barrier = threading.Barrier(2)
+
+        def slow(days):
+            with torch_threads(1):
+                barrier.wait()  # both are inside
+                if days == 2:
+                    time.sleep(0.05)
+                inside = torch.get_num_threads()
+            return inside, torch.get_num_threads()
+
+        for _ in range(3):
+            with ThreadPoolExecutor(2) as pool:
+                assert list(pool.map(slow, (1, 2))) == [(1, 3), (1, 3)]
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch.get_num_threads).result() == 3
+        with torch_threads(2), torch_threads(1):
+            pass
+        with torch_threads(2):
+            with torch_threads(1):
+                assert torch.get_num_threads() == 1
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- input that xarray opened without chunks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["zarr", "h5netcdf"])
+def test_input_opened_without_chunks_is_not_read_whole(case, tmp_path, engine, no_compute):
+    model, _, _ = case
+    coarse = make_coarse(days=70)
+    elevation = make_static(coarse, model.scale)["elevation"]
+    path = tmp_path / "in"
+    if engine == "zarr":
+        coarse.to_dataset().to_zarr(path)
+    else:
+        coarse.to_netcdf(path, engine="h5netcdf")
+    opened = xr.open_dataset(path, engine=engine)
+    with no_compute():
+        fine = opened.deepsd.downscale(model, elevation)
+    assert fine["pr"].chunks[0] == (30, 30, 10)
+    assert not opened["pr"].variable._in_memory
+    np.testing.assert_array_equal(fine["pr"].values, coarse.deepsd.downscale(model, elevation).values)
+    again = xr.open_dataset(path, engine=engine).deepsd.downscale(model, elevation)
+    assert again["pr"].data.name == fine["pr"].data.name, "a store that was begun knows it again"
+    os.utime(path, (1, 1)) if engine != "zarr" else os.utime(path / "pr", (1, 1))
+    touched = xr.open_dataset(path, engine=engine).deepsd.downscale(model, elevation)
+    assert touched["pr"].data.name != fine["pr"].data.name
+    eager = opened.load().deepsd.downscale(model, elevation)
+    assert eager["pr"].chunks is None, "numpy in, numpy out"

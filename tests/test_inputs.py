@@ -149,9 +149,9 @@ def test_another_variable(case):
     snow = coarse.rename("prsn").assign_attrs(standard_name="snowfall_flux")
     refuse(r"No precipitation among.*snowfall_flux.*trained on 'ppt' in mm day-1", snow, model, elevation)
     refuse("No precipitation among", snow.to_dataset(), model, elevation, variable="prsn")
-    other = coarse.rename("foo")
+    other = coarse.rename("foo")  # nothing tells that it is something else
     del other.attrs["standard_name"]
-    refuse(r"No precipitation among.*'foo'.*variable=NAME", other, model, elevation)
+    assert other.deepsd.downscale(model, elevation).size
     assert other.to_dataset().deepsd.downscale(model, elevation, variable="foo")["foo"].size
     tmax = coarse.rename("tmax").assign_attrs(standard_name="air_temperature", units="degC")
     refuse("No precipitation among", tmax.to_dataset(), model, elevation)
@@ -190,3 +190,184 @@ def test_nothing_is_built_before_an_error(case, no_compute):
     model, coarse, elevation = case
     with no_compute():
         refuse("static grid is", coarse.chunk(time=1), model, elevation[:-1].chunk())
+
+
+# --- what is taken for precipitation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("standard_name", ["pr", "precipitation amount", "Precipitation", None])
+def test_standard_names_that_are_no_cf_names(case, standard_name):
+    """gridMET has "pr", GPCP "precipitation amount", MIROC "Precipitation"."""
+    model, coarse, elevation = case
+    users = coarse.rename("precipitation_amount").assign_attrs(standard_name=standard_name)
+    if standard_name is None:
+        del users.attrs["standard_name"]
+    for given, options in (
+        (users, {}),
+        (users.to_dataset(), {}),
+        (users.to_dataset(), {"variable": "precipitation_amount"}),
+    ):
+        assert xdeepsd.downscale(given, model, elevation, **options)["lat"].size == 24
+
+
+def test_only_other_cf_names_and_units_speak_against_what_is_named(case):
+    model, coarse, elevation = case
+    part = coarse.rename("prc").assign_attrs(standard_name="convective_precipitation_flux")
+    refuse("No precipitation among", part.to_dataset(), model, elevation)
+    assert xdeepsd.downscale(part.to_dataset(), model, elevation, variable="prc")["prc"].size
+    other = coarse.rename("evspsbl").assign_attrs(standard_name="water_evaporation_flux")
+    refuse("No precipitation among", other.to_dataset(), model, elevation, variable="evspsbl")
+    cold = coarse.rename("x").assign_attrs(standard_name="x", units="K")
+    refuse("not units of precipitation", cold.to_dataset(), model, elevation, variable="x")
+
+
+def test_the_only_map_is_taken_and_the_log_says_so(case, caplog):
+    model, coarse, elevation = case
+    bare = coarse.copy(deep=True).rename("PREC_biasadju").to_dataset().assign(height=("lat", np.zeros(6)), flag=("time", np.zeros(5)))
+    bare["PREC_biasadju"].attrs.pop("standard_name", None)
+    with caplog.at_level("INFO", logger="xdeepsd"):
+        assert bare.deepsd.downscale(model, elevation)["PREC_biasadju"].size
+    assert "'PREC_biasadju' is taken for precipitation: the only map" in caplog.text
+    refuse(
+        r"Two candidates or more for precipitation: \['PREC_biasadju', 'b'\]",
+        bare.assign(b=bare["PREC_biasadju"]), model, elevation,
+    )  # fmt: skip
+
+
+# --- amounts and their period -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["time", "valid_time", "t", "Time", "date", "anything"])
+def test_amounts_of_an_hour_are_never_those_of_a_day(case, name):
+    model, coarse, elevation = case
+    users = coarse.assign_attrs(units="mm").assign_coords(time=xr.date_range("2001-01-01", periods=5, freq="h"))
+    users = users.rename(time=name)
+    users[name].attrs = {}
+    refuse(r"'mm' are an amount, and the steps of time are 0\.0416667 days", users, model, elevation)
+    refuse("steps of time are 0.04", users.to_dataset(), model, elevation)
+    with pytest.raises(ValueError, match=r"steps of time are 0\.0416667 days"):
+        xdeepsd.make_levels(users, None, (2,))
+    gap = np.arange(5) // 2 * np.timedelta64(5, "D")  # hides nothing
+    mixed = users.assign_coords({name: users[name].values + gap})
+    refuse("steps of time are 0.04", mixed, model, elevation)
+    daily = users.assign_coords({name: xr.date_range("2001-01-01", periods=5)})
+    fine = daily.deepsd.downscale(model, elevation)
+    assert fine.dims == daily.dims
+    assert fine.attrs["units"] == "mm"
+
+
+def test_lead_times_are_time(case):
+    """cfgrib: the dim is ``step``, a lead time; ``time`` is the single start of the forecast."""
+    model, coarse, elevation = case
+    hours = np.arange(1, 6).astype("timedelta64[h]")
+    users = coarse.assign_attrs(units="mm").drop_vars("time").rename(time="step")
+    users = users.assign_coords(step=hours.astype("timedelta64[ns]"), time=np.datetime64("2001-01-01", "ns"))
+    users = users.assign_coords(valid_time=("step", users.time.values + users.step.values))
+    refuse("steps of time are 0.0416667 days", users, model, elevation)
+    daily = users.assign_coords(step=users.step.values * 24)
+    fine = daily.deepsd.downscale(model, elevation)
+    assert fine.dims == ("step", "lat", "lon")
+    xr.testing.assert_equal(fine["time"], daily["time"])
+
+
+def test_a_scalar_time_beside_the_day(case):
+    model, coarse, elevation = case
+    users = coarse.rename(time="day").assign_coords(time=np.datetime64("1999-01-01", "ns"))
+    users["day"].attrs = {}
+    fine = users.deepsd.downscale(model, elevation)
+    assert fine.dims == ("day", "lat", "lon")
+    xr.testing.assert_equal(fine.coords["time"], users.coords["time"])
+    np.testing.assert_array_equal(fine.values, coarse.deepsd.downscale(model, elevation).values)
+
+
+def test_an_amount_whose_period_is_not_known(case):
+    model, coarse, elevation = case
+    users = coarse.assign_attrs(units="mm")
+    for one in (users.isel(time=[0]), users.isel(time=0), users.isel(time=0, drop=True)):
+        refuse("an amount, and nothing tells the period", one, model, elevation)
+        assert one.assign_attrs(units="mm day-1").deepsd.downscale(model, elevation).size
+    days = users.isel(time=[0]).to_dataset()
+    assert days.assign_attrs(frequency="day").deepsd.downscale(model, elevation)["pr"].size
+    days["time"].attrs["bounds"] = "time_bnds"
+    for hours in (24, 6):
+        bounds = days.time.values[:, None] + np.array([[0, hours]]).astype("timedelta64[h]")
+        given = days.assign(time_bnds=(("time", "nv"), bounds))
+        if hours == 24:
+            assert given.deepsd.downscale(model, elevation)["pr"].size
+        else:
+            refuse("steps of time are 0.25 days", given, model, elevation)
+
+
+def test_latitudes_that_are_text(case):
+    model, coarse, elevation = case
+    users = coarse.assign_coords(lat=coarse.lat.values.astype(str))
+    users["lat"].attrs = {"standard_name": "latitude"}
+    refuse(r"latitude 'lat' is of dtype <U.*astype\(float\)", users, model, elevation)
+    again = users.assign_coords(lat=users["lat"].astype(float))
+    assert again.deepsd.downscale(model, elevation).size
+
+
+# --- values that are no rain ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attribute", ["_FillValue", "missing_value"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_named_fill_values_are_missing(case, attribute, lazy):
+    model, coarse, elevation = case
+    missing = coarse.where(coarse["lat"] < 47)
+    users = missing.fillna(-9999.0).assign_attrs({**coarse.attrs, attribute: -9999.0})
+    expected = missing.deepsd.downscale(model, elevation)
+    fine = (users.chunk(time=2) if lazy else users).deepsd.downscale(model, elevation)
+    np.testing.assert_array_equal(fine.values, expected.values)
+    assert attribute not in fine.attrs, "NaN means missing now"
+    level = xdeepsd.make_levels(users, None, (2,))[0]["precipitation"]
+    xr.testing.assert_equal(level, xdeepsd.make_levels(missing, None, (2,))[0]["precipitation"])
+
+
+def test_clearly_negative_rain_is_refused(case):
+    model, coarse, elevation = case
+    users = coarse.copy(data=np.where(coarse > 10, np.float32(-9999), coarse))
+    share = float((users < 0).mean())
+    text = rf"'pr' has values down to -9999: {share:.2g} of them are below -0\.1.*ds\.where"
+    refuse(text, users, model, elevation)
+    lazy = users.chunk(time=5).deepsd.downscale(model, elevation)  # not known before computing
+    with pytest.raises(ValueError, match=text):
+        lazy.compute()
+    with pytest.raises(ValueError, match=text):
+        xdeepsd.make_levels(users, None, (2,))
+    seconds = users / 86400
+    seconds.attrs = {**coarse.attrs, "units": "mm s-1"}
+    refuse(r"'pr' has values down to -0\.11", seconds, model, elevation)
+
+
+def test_negative_by_rounding_is_none(case):
+    model, coarse, elevation = case
+    users = coarse.where(coarse > 0, -1e-5)
+    np.testing.assert_array_equal(
+        users.deepsd.downscale(model, elevation).values, coarse.deepsd.downscale(model, elevation).values
+    )
+    assert float(xdeepsd.make_levels(users, None, (2,))[0]["precipitation"].min()) >= 0
+
+
+# --- the mask of a part -----------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_domain_keeps_its_mask(case, caplog):
+    bare, coarse, elevation = case
+    rng = np.random.default_rng(4)
+    mask = elevation.copy(data=rng.random(elevation.shape) < 0.6)
+    model = xdeepsd.StackedSRCNN(bare.stages, static=elevation.to_dataset(name="elevation"), mask=mask)
+    rows, cols = slice(1, 4), slice(2, 7)
+    fine = {"lat": slice(4, 16), "lon": slice(8, 28)}
+    part = coarse.isel(lat=rows, lon=cols).deepsd.downscale(model, elevation.isel(fine))
+    np.testing.assert_array_equal(part.notnull().any("time"), mask.isel(fine))
+    turned = coarse.isel(lat=rows, lon=cols)[:, ::-1].deepsd.downscale(model, elevation.isel(fine)[::-1])
+    np.testing.assert_array_equal(turned.notnull().any("time"), mask.isel(fine)[::-1])
+    east = coarse.isel(lat=rows, lon=cols)
+    east = east.assign_coords(lon=east.lon + 360).deepsd.downscale(model, elevation.isel(fine))
+    np.testing.assert_array_equal(east.notnull().any("time"), mask.isel(fine))
+    with caplog.at_level("WARNING", logger="xdeepsd"):
+        elsewhere = coarse.assign_coords(lat=coarse.lat - 9)
+        moved = elevation.assign_coords(lat=elevation.lat - 9)
+        assert elsewhere.deepsd.downscale(model, moved).notnull().all()
+    assert "not part of the model's: its mask is not used" in caplog.text

@@ -207,9 +207,9 @@ def test_bad_input_is_named():
         make_levels(da, elevation(da).elevation.expand_dims(time=da.time))
     with pytest.raises(ValueError, match=r"The precipitation has the dims \('lat', 'lon'\)"):
         make_levels(da[0])
-    with pytest.raises(ValueError, match=r"2 variables on time, latitude and longitude.*--variable NAME"):
+    with pytest.raises(ValueError, match=r"Two candidates or more for precipitation: \['a', 'b'\].*variable=NAME"):
         make_levels(xr.Dataset({"a": da, "b": da}))
-    with pytest.raises(ValueError, match=r"No variable 'c' among \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"variable='c' is not there. The Dataset has \['a', 'b'\]"):
         make_levels(xr.Dataset({"a": da, "b": da}), variable="c")
     assert len(make_levels(xr.Dataset({"a": da, "b": da}), variable="b")) == 4
     with pytest.raises(ValueError, match="lat is not monotonic"):
@@ -545,7 +545,7 @@ def test_prepare_says_what_is_wrong(tmp_path):
     for arguments, text in (
         (("nowhere.zarr",), "nowhere.zarr"),
         ((tmp_path / "fine.zarr", "--factors", "two"), "--factors"),
-        ((tmp_path / "fine.zarr", "--variable", "tmax"), "No variable 'tmax'"),
+        ((tmp_path / "fine.zarr", "--variable", "tmax"), "variable='tmax' is not there"),
     ):
         result = prepare(*arguments, "--out", tmp_path / "x.zarr")
         assert result.exit_code != 0

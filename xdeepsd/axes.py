@@ -7,11 +7,13 @@ This is the only module that looks for coordinates. Everything after it may rely
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cf_xarray  # noqa: F401  (registers the .cf accessor)
 import numpy as np
 import xarray as xr
+
+from xdeepsd import sources
 
 XarrayObject = TypeVar("XarrayObject", xr.Dataset, xr.DataArray)
 
@@ -30,6 +32,12 @@ class Axes:
     lon_dim: str
     time: str | None
     dims: tuple[str, ...]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """From the user's names to ours."""
+        ours = {self.lat: "lat", self.lon: "lon"} | ({self.time: "time"} if self.time else {})
+        return {old: new for old, new in ours.items() if old != new}
 
 
 def _candidates(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"]) -> list[str]:
@@ -73,7 +81,22 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
             f"The {kind} {name!r} is a single number, not a dimension. Needed: a map. "
             f"Select with a list, ds.isel({name}=[i]), or type ds.expand_dims({name!r})."
         )
+    if obj[name].dtype.kind not in "fiu":
+        raise ValueError(
+            f"The {kind} {name!r} is of dtype {obj[name].dtype}. Needed: numbers in degrees. "
+            f"Type ds.assign_coords({name}=ds[{name!r}].astype(float))."
+        )
     return name
+
+
+def days_since_first(values: Any) -> np.ndarray | None:
+    """Days ``(n,)`` since the first of some dates or lead times (numpy or cftime); None for anything else."""
+    values = np.asarray(values)
+    if values.dtype.kind in "mM":
+        return (values - values[:1]) / np.timedelta64(1, "D")
+    if values.dtype == object and values.size and hasattr(values[0], "timetuple"):
+        return np.array([(value - values[0]).total_seconds() / 86400 for value in values])
+    return None
 
 
 def find(obj: xr.Dataset | xr.DataArray) -> Axes:
@@ -85,10 +108,16 @@ def find(obj: xr.Dataset | xr.DataArray) -> Axes:
     lat, lon = _one(obj, "latitude"), _one(obj, "longitude")
     times = [str(n) for n in (obj.cf.axes.get("T", []) or obj.cf.coordinates.get("time", [])) if n in obj.coords]
     times = [n for n in times if obj[n].dims == (n,)]
-    if not times:
-        times = [n for n in ("time", "day", "date") if n in obj.coords and obj[n].dims == (n,)]
+    if not times:  # files without CF attributes, of any name: t, Time, valid_time, cfgrib's step
+        dims = [n for n, index in obj.indexes.items() if obj[n].dims == (n,) and days_since_first(index) is not None]
+        times = [n for n in ("time", "day", "date") if n in obj.coords and obj[n].dims == (n,)] or list(map(str, dims))
     time = times[0] if times else None
     return Axes(lat, lon, str(obj[lat].dims[0]), str(obj[lon].dims[0]), time, tuple(str(d) for d in obj.dims))
+
+
+def _aside(name: str) -> str:
+    """Where a coordinate of the user's goes that has one of our names and another meaning."""
+    return f"{name} of another kind"
 
 
 def standardize(da: xr.DataArray) -> tuple[xr.DataArray, Axes]:
@@ -97,24 +126,38 @@ def standardize(da: xr.DataArray) -> tuple[xr.DataArray, Axes]:
     for name, dim in ((axes.lat, axes.lat_dim), (axes.lon, axes.lon_dim)):
         if dim != name:
             da = da.drop_vars(dim, errors="ignore").swap_dims({dim: name})
-    names = {axes.lat: "lat", axes.lon: "lon"}
-    if axes.time:
-        names[axes.time] = "time"
-    da = da.rename({old: new for old, new in names.items() if old != new})
+    taken = {new: _aside(new) for new in axes.names.values() if new in da.coords or new in da.dims}
+    da = da.rename(taken).rename(axes.names)
     last = [d for d in ("time", "lat", "lon") if d in da.dims]
     return da.transpose(..., *last), axes
 
 
 def restore(da: xr.DataArray, axes: Axes) -> xr.DataArray:
     """Undo `standardize`: the user's names and order of dims. Lazy."""
-    names = {"lat": axes.lat, "lon": axes.lon}
-    if axes.time and "time" in da.dims:
-        names["time"] = axes.time
-    da = da.rename({old: new for old, new in names.items() if old != new})
+    da = da.rename({new: old for old, new in axes.names.items() if new in da.coords or new in da.dims})
+    da = da.rename({_aside(n): n for n in ("time", "lat", "lon") if _aside(n) in da.coords or _aside(n) in da.dims})
     for name, dim in ((axes.lat, axes.lat_dim), (axes.lon, axes.lon_dim)):
         if dim != name:
             da = da.swap_dims({name: dim})
     return da.transpose(*[d for d in axes.dims if d in da.dims])
+
+
+def chunk_unread(da: xr.DataArray, scale: int = 1) -> xr.DataArray:
+    """Chunk along time what xarray opened without chunks and has not read yet, lest it be read whole.
+
+    ``scale`` times finer maps (along each axis) of a chunk take up to 128 MiB. What lies in memory, and Dask, stay.
+    """
+    if da.chunks is not None or da.variable._in_memory:
+        return da
+    days = days_in_chunk(da.sizes["lat"] * da.sizes["lon"] * scale**2)
+    chunks = {dim: -1 if dim in ("lat", "lon") else days if dim == "time" else 1 for dim in da.dims}
+    name = f"{da.name}-{sources.stamp(da.variable)}"  # the same in the next process, for a store to be resumed
+    return da.chunk(chunks, name_prefix=f"{name}-", token=name)
+
+
+def days_in_chunk(cells: int) -> int:
+    """Days of maps of so many cells (float32) in a chunk: 30, fewer where that were more than 128 MiB."""
+    return max(1, min(30, 2**27 // (4 * cells)))
 
 
 def spacing(coord: xr.DataArray | np.ndarray, name: str) -> float:

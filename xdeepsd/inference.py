@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import cf_xarray  # noqa: F401  (registers the .cf accessor)
@@ -13,9 +14,10 @@ import xarray as xr
 
 from xdeepsd import axes as _axes
 from xdeepsd.blocks import Options, apply, digest
-from xdeepsd.inputs import align, check_values, choose_variable, static_fields, target_mask, units_factor
+from xdeepsd.inputs import align, check_values, choose_variable, static_fields, target_mask
 from xdeepsd.kernels import HAS_BFLOAT16
-from xdeepsd.stack import StackedSRCNN
+from xdeepsd.precipitation import fill_values, least, rate_factor
+from xdeepsd.stack import StackedSRCNN, copied
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 
@@ -74,34 +76,48 @@ def downscale(
     Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
     """
     _check_options(ds, model, device, precision, batch_size)
-    name, given = choose_variable(ds, model, variable)
+    given = choose_variable(ds, model, variable)
+    name = str(given.name)
     check_values(name, given)
     coarse, names = _axes.standardize(given)
-    to_model = units_factor(coarse, model)
+    to_model = rate_factor(coarse, model.units, ds)
     fields = static_fields(model, static)
     fields, coarse, turn = align(fields, coarse, model)
     wanted = target_mask(model, mask, fields)
+    coarse = _axes.chunk_unread(coarse, model.scale)
 
+    # What the graph holds is its own: the user may train on, or change a field in place, before it is computed.
+    model = replace(model, stages=[copied(stage) for stage in model.stages])
+    maps = {str(k): _own(fields[k].data) for k in model.static_names}
+    land = None if wanted is None else _own(wanted.data)
     options = Options(
         stages=model.stages,
         to_model=to_model,
         device=str(device or "cpu"),
         precision=precision,
         batch_size=batch_size,
+        name=name,
+        lowest=least(str(given.attrs["units"])),
+        fills=fill_values(given),
     )
-    maps = {str(k): fields[k].data for k in model.static_names}
-    made_with = _made_with(model, options, maps, None if wanted is None else wanted.data)
-    token = digest((made_with, options.to_model, coarse.shape[-2:]))
-    data = apply(coarse.data, options, maps, None if wanted is None else wanted.data, token)
+    made_with = _made_with(model, options, maps, land)
+    token = digest((made_with, options.to_model, options.lowest, options.fills, coarse.shape[-2:]))
+    data = apply(coarse.data, options, maps, land, token)
 
     fine = _label(data, coarse, fields, turn)
     fine = _axes.restore(fine, names)
     _restore_coords(fine, given, names)
     fine.name = given.name
-    fine.attrs = {**given.attrs, **_provenance(model, given.attrs), **made_with}
+    attrs = {k: v for k, v in given.attrs.items() if k not in ("_FillValue", "missing_value")}  # NaN now
+    fine.attrs = {**attrs, **_provenance(model.scale, made_with["xdeepsd_model"], attrs), **made_with}
     if isinstance(ds, xr.DataArray):
         return fine
-    return _into_dataset(ds, name, fine, names, made_with)
+    return _into_dataset(ds, given.name, fine, names, made_with)
+
+
+def _own(data: Any) -> Any:
+    """A copy of an array in memory; a lazy one itself."""
+    return data.copy() if isinstance(data, np.ndarray) else data
 
 
 def _check_options(
@@ -116,16 +132,27 @@ def _check_options(
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}; needed: one of {', '.join(map(repr, PRECISIONS))}.")
     try:
-        torch.device(device or "cpu")
+        kind = torch.device(device or "cpu").type
     except RuntimeError:
-        raise ValueError(
-            f"device {device!r}; needed: a device of torch. Type device='cuda', or leave it out."
-        ) from None
-    if precision == "bfloat16" and str(device or "cpu") == "cpu" and not HAS_BFLOAT16:
-        raise ValueError(
-            "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this one has not both. "
-            "Type precision='float32'."
-        )
+        kind = None
+    if kind not in ("cpu", "cuda", "mps", "xpu"):  # "meta", say, holds no numbers
+        raise ValueError(f"device {device!r}; needed: a device that computes. Type device='cuda', or leave it out.")
+    if precision == "bfloat16" and kind == "cpu":
+        if not HAS_BFLOAT16:
+            raise ValueError(
+                "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks "
+                "one of them. Type precision='float32'."
+            )
+        if batch_size is not None:
+            raise ValueError(
+                f"precision='bfloat16' and batch_size={batch_size}: on a CPU the plain torch forward, which takes a "
+                "batch_size, computes in float32 or float64. Leave batch_size out, or type precision='float32'."
+            )
+        if any(len(stage.config.kernels) < 2 for stage in model.stages):
+            raise ValueError(
+                "precision='bfloat16' and a stage without a hidden layer, which on a CPU is computed in float32 or "
+                "float64. Type precision='float32'."
+            )
     if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise ValueError(f"batch_size {batch_size}; needed: a whole number of at least 1, or None.")
 
@@ -152,7 +179,7 @@ def _restore_coords(fine: xr.DataArray, given: xr.DataArray, names: _axes.Axes) 
 
 def _made_with(model: StackedSRCNN, options: Options, maps: Mapping[str, Any], mask: Any) -> dict[str, str]:
     """Attributes that change with anything that the numbers depend on, but the input."""
-    chosen = {name: value for name, value in vars(options).items() if name not in ("stages", "to_model")}
+    chosen = {name: getattr(options, name) for name in ("device", "precision", "batch_size")}
     return {
         "xdeepsd_model": model.fingerprint(),
         "xdeepsd_static": digest({name: digest(field) for name, field in maps.items()}) if maps else "none",
@@ -161,18 +188,17 @@ def _made_with(model: StackedSRCNN, options: Options, maps: Mapping[str, Any], m
     }
 
 
-def _provenance(model: StackedSRCNN, attrs: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
     from xdeepsd import __version__
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    fingerprint = model.fingerprint()
-    line = f"{now}: xdeepsd {__version__} downscale, scale {model.scale}, model {fingerprint}"
+    line = f"{now}: xdeepsd {__version__} downscale, scale {scale}, model {fingerprint}"
     history = f"{attrs['history']}\n{line}" if attrs.get("history") else line
     return {"history": history, "xdeepsd_version": __version__}
 
 
 def _into_dataset(
-    ds: xr.Dataset, name: str, fine: xr.DataArray, names: _axes.Axes, made_with: Mapping[str, str]
+    ds: xr.Dataset, name: Hashable, fine: xr.DataArray, names: _axes.Axes, made_with: Mapping[str, str]
 ) -> xr.Dataset:
     """The user's Dataset with the fine variable; whatever lay on the coarse map is left behind."""
     on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}

@@ -5,74 +5,24 @@ Nothing here touches the values of a lazy array.
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
 import xarray as xr
 
 from xdeepsd import axes as _axes
+from xdeepsd.precipitation import find_precipitation
 from xdeepsd.stack import StackedSRCNN
-from xdeepsd.units import is_amount, precipitation_factor
+from xdeepsd.units import precipitation_factor
 
-STANDARD_NAMES = {
-    "precipitation_flux",
-    "precipitation_amount",
-    "lwe_precipitation_rate",
-    "lwe_thickness_of_precipitation_amount",
-    "rainfall_flux",
-    "rainfall_rate",
-    "thickness_of_rainfall_amount",
-}
-NAMES = {"precipitation", "precip", "pr", "ppt", "prcp", "prec", "tp", "pre", "rain", "rainfall"}
+logger = logging.getLogger(__name__)
 
 
-def _is_precipitation(da: xr.DataArray, model: StackedSRCNN) -> bool:
-    standard_name = da.attrs.get("standard_name")
-    if standard_name is not None:
-        return standard_name in STANDARD_NAMES
-    return str(da.name).lower() in NAMES or (model.variable is not None and da.name == model.variable)
-
-
-def choose_variable(
-    ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, variable: str | None
-) -> tuple[str, xr.DataArray]:
-    """Name and DataArray of the precipitation; a model is never applied unnoticed to something else."""
-    trained = f"The model was trained on {model.variable or 'precipitation'!r} in {model.units}."
-    if isinstance(ds, xr.DataArray):
-        if variable is not None and variable != ds.name:
-            raise ValueError(
-                f"variable={variable!r} is not there: the DataArray is named {ds.name!r}. "
-                f"Leave variable out, or type da.rename({variable!r})."
-            )
-        candidates = {str(ds.name): ds}
-    else:
-        candidates = {str(k): v for k, v in ds.data_vars.items() if v.ndim >= 2}
-        if variable is not None:
-            if variable not in ds.data_vars:
-                raise ValueError(
-                    f"variable={variable!r} is not there. The Dataset has {sorted(map(str, ds.data_vars))}. "
-                    f"Type variable=NAME with one of them."
-                )
-            candidates = {variable: ds[variable]}
-    if variable is not None:  # named by the user: only a standard name that says otherwise speaks against it
-        found = {k: v for k, v in candidates.items() if v.attrs.get("standard_name", "") in {"", *STANDARD_NAMES}}
-    else:
-        found = {k: v for k, v in candidates.items() if _is_precipitation(v, model)}
-        if isinstance(ds, xr.DataArray) and ds.name is None and "standard_name" not in ds.attrs:
-            found = candidates  # nothing is said: the units decide
-        exact = [k for k in found if k == model.variable]
-        if len(found) > 1 and exact:
-            found = {exact[0]: found[exact[0]]}
-    if not found:
-        described = {k: v.attrs.get("standard_name") for k, v in candidates.items()}
-        raise ValueError(
-            f"No precipitation among the variables (with their standard names) {described}. {trained} "
-            "Type variable=NAME for precipitation of another name, or set its attribute standard_name to "
-            "'precipitation_flux'."
-        )
-    if len(found) > 1:
-        raise ValueError(f"Two candidates or more for precipitation: {sorted(found)}. {trained} Type variable=NAME.")
-    return next(iter(found.items()))
+def choose_variable(ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, variable: str | None) -> xr.DataArray:
+    """The precipitation to downscale; a model is never applied unnoticed to something else."""
+    wanted = f"precipitation; the model was trained on {model.variable or 'precipitation'!r} in {model.units}"
+    return find_precipitation(ds, variable, model.variable, wanted)
 
 
 def check_values(name: str, da: xr.DataArray) -> None:
@@ -84,37 +34,11 @@ def check_values(name: str, da: xr.DataArray) -> None:
         )
     if 0 in da.shape:
         raise ValueError(f"{name!r} is empty: {dict(da.sizes)}. Needed: at least one day and one cell.")
-    if isinstance(da.data, np.ndarray) and np.isnan(da.data).all():
+    if da.chunks is None and da.variable._in_memory and not np.isfinite(da.values).any():
         raise ValueError(
             f"{name!r} has nothing but NaN in its {da.size} values. Needed: observed cells. Look at the file, its "
             "_FillValue and the selection before it."
         )
-
-
-def units_factor(coarse: xr.DataArray, model: StackedSRCNN) -> float:
-    """Number that turns the input's units into the model's; amounts of a day need daily steps."""
-    units = coarse.attrs.get("units")
-    factor = precipitation_factor(units, model.units)
-    if is_amount(str(units)) and not is_amount(model.units):
-        step = _daily_step(coarse)
-        if step is not None and not math.isclose(step, 1.0, rel_tol=1e-6):
-            raise ValueError(
-                f"The units {units!r} are an amount, and the steps of time are {step:g} days. Needed: daily data, or "
-                "a rate. Type ds['NAME'] / days with units 'mm day-1'."
-            )
-    return factor
-
-
-def _daily_step(coarse: xr.DataArray) -> float | None:
-    """Median step of time in days; None without a time axis of two steps or of another kind."""
-    if "time" not in coarse.dims or coarse.sizes["time"] < 2:
-        return None
-    steps = np.diff(coarse.indexes["time"].to_numpy() if "time" in coarse.indexes else np.arange(2))
-    if steps.dtype.kind == "m":
-        return float(np.median(steps) / np.timedelta64(1, "D"))
-    if steps.dtype == object:
-        return float(np.median([s.total_seconds() / 86400 for s in steps]))
-    return None
 
 
 # --- static fields, grid and mask -----------------------------------------------------------------------------------
@@ -246,7 +170,7 @@ def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) 
 
 
 def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Dataset) -> xr.DataArray | None:
-    """Mask on the target grid, or None. A given mask must lie on it; the model's is taken where it does."""
+    """Mask on the target grid, or None. A given mask must lie on it; of the model's, the part that does is taken."""
     given = mask is not None
     if mask is None:
         mask = model.mask
@@ -259,21 +183,29 @@ def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Datas
             "land_fraction > 0."
         )
     da, _ = _axes.standardize(mask.squeeze().reset_coords(drop=True))
-    for dim in ("lat", "lon"):
-        if da.sizes[dim] > 1 and _ascending(da[dim]) != _ascending(fields[dim]):
-            da = da.isel({dim: slice(None, None, -1)})
-    fits = da.dims == ("lat", "lon") and da.shape == (fields.sizes["lat"], fields.sizes["lon"])
-    if fits:
-        for dim in ("lat", "lon"):
-            centres = np.asarray(da[dim], np.float64)
-            fine = np.asarray(fields[dim], np.float64)
-            centres = _axes.wrap_longitude(centres, near=fine) if dim == "lon" else centres
-            fits = fits and bool(np.abs(centres - fine).max() < 0.05 * abs(_axes.spacing(fine, dim)))
-    if fits:
-        return da
+    if da.dims == ("lat", "lon"):
+        sizes = {dim: da.sizes[dim] for dim in da.dims}
+        picked = {dim: _cells(da[dim], fields[dim], dim) for dim in ("lat", "lon")}
+        if not any((index < 0).any() for index in picked.values()) and (
+            not given or sizes == {dim: index.size for dim, index in picked.items()}
+        ):
+            return da.isel(picked)
     if given:
         raise ValueError(
             f"The mask has {dict(da.sizes)} and does not lie on the target grid of {fields.sizes['lat']} x "
             f"{fields.sizes['lon']} cells. Type mask.sel(...) or xdeepsd.regrid(mask.astype(float), target) > 0.5."
         )
-    return None  # another region than the model's: its mask says nothing there
+    logger.warning(
+        "The target grid is not part of the model's: its mask is not used, and every cell gets a value. Type mask=..."
+    )
+    return None
+
+
+def _cells(centres: xr.DataArray, wanted: xr.DataArray, dim: str) -> np.ndarray:
+    """Positions along ``centres`` of the cells at ``wanted``, -1 where there is none within a twentieth of a cell."""
+    have, need = np.asarray(centres, np.float64), np.asarray(wanted, np.float64)
+    if dim == "lon":
+        have = have + 360.0 * np.round((need.mean() - have) / 360.0)
+    nearest = np.abs(have[:, None] - need).argmin(axis=0)
+    off = np.abs(have[nearest] - need) >= 0.05 * abs(_axes.spacing(need, dim))
+    return np.where(off, -1, nearest)

@@ -11,6 +11,7 @@ import xarray as xr
 
 from xdeepsd import axes
 from xdeepsd.grid import read_grid
+from xdeepsd.precipitation import cleaned, find_precipitation, rate_factor
 from xdeepsd.regrid import coarsen
 from xdeepsd.static import CLIMATOLOGY, block_mean
 from xdeepsd.units import precipitation_factor
@@ -33,28 +34,6 @@ COORD_ATTRS = {
     "lat": {"units": "degrees_north", "standard_name": "latitude", "axis": "Y"},
     "lon": {"units": "degrees_east", "standard_name": "longitude", "axis": "X"},
 }
-
-
-def find_precipitation(fine: xr.Dataset | xr.DataArray, variable: str | None = None) -> xr.DataArray:
-    """The precipitation of ``fine``: ``variable`` if given, else the only variable with time, lat and lon."""
-    if isinstance(fine, xr.DataArray):
-        return fine
-    if variable is not None:
-        if variable not in fine.data_vars:
-            raise ValueError(
-                f"No variable {variable!r} among {sorted(map(str, fine.data_vars))}. Needed: the name of the daily "
-                "precipitation. Type variable='NAME' (--variable NAME)."
-            )
-        return fine[variable]
-    found = axes.find(fine)
-    needed = {found.lat_dim, found.lon_dim, found.time}
-    names = [str(name) for name, da in fine.data_vars.items() if needed <= set(da.dims)]
-    if len(names) != 1:
-        raise ValueError(
-            f"{len(names)} variables on time, latitude and longitude: {names}. Needed: one, the daily precipitation. "
-            "Type variable='NAME' (--variable NAME)."
-        )
-    return fine[names[0]]
 
 
 def standardize(da: xr.DataArray) -> tuple[xr.DataArray, axes.Axes]:
@@ -273,16 +252,16 @@ def make_levels(
     if not factors or min(factors) < 2:
         raise ValueError(f"The factors are {factors}. Needed: whole numbers of 2 or more. Type factors=(2, 2, 2).")
     scale = int(np.prod(factors))
-    da = find_precipitation(fine, variable)
-    to_mm = precipitation_factor(da.attrs.get("units"))
-    da, found = standardize(da)
+    da, found = standardize(find_precipitation(fine, variable))
+    to_mm = rate_factor(da, UNITS, fine)
     if da.dims != ("time", "lat", "lon"):
         raise ValueError(
             f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one of the "
             "others with ds.isel, or type ds.expand_dims('time')."
         )
     read_grid(da)  # complains about coordinates that are no grid
-    da = (da if to_mm == 1.0 else da * np.float32(to_mm)).astype(np.float32, copy=False).rename("precipitation")
+    da = cleaned(da.astype(np.float32, copy=False))
+    da = (da if to_mm == 1.0 else da * np.float32(to_mm)).rename("precipitation")
     da = da.drop_vars([name for name in da.coords if name not in da.dims])
     maps = _static_maps(static, da)
     mean = _climatology(climatology, maps, da)
