@@ -248,6 +248,28 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
 
 
+def test_train_leaves_a_folder_of_the_user_alone(project):
+    """Before the training, not after it; and of an earlier model only its own files are replaced."""
+    folder = project.parent
+    model = folder / "model"
+    model.mkdir()
+    (model / "thesis.tex").write_text("years of work")
+    for words in ((), ("--resume",)):
+        refused = invoke("train", project, *words)
+        assert refused.exit_code == 1
+        assert "model exists" in refused.output
+        assert not (folder / "checkpoints").exists()
+    assert "is no model of xdeepsd. It is left alone" in refused.output
+    (model / "thesis.tex").rename(folder / "thesis.tex")
+    result = invoke("train", project, "--resume")
+    assert result.exit_code in (0, 2), result.output
+    (folder / "thesis.tex").rename(model / "thesis.tex")
+    result = invoke("train", project, "--resume")
+    assert result.exit_code in (0, 2), result.output
+    assert f"The model at {model} is replaced." in result.output
+    assert sorted(p.name for p in model.iterdir()) == ["model.json", "model.safetensors", "thesis.tex"]
+
+
 def test_train_from_a_file(project, climate):
     folder = project.parent
     for stage in (0, 1):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from xdeepsd import cli_training
-from xdeepsd.terminal import connected, consoles, logged, told
+from xdeepsd.terminal import check_writable, connected, consoles, logged, told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +35,10 @@ def demo(
 
     from xdeepsd.demo import run_demo
 
-    table = run_demo(out, Console(), seed, steps)
+    _, errors = consoles()
+    with told(errors, (ValueError, OSError), "Give the same command again: it begins anew."):
+        check_writable(out)
+        table = run_demo(out, Console(), seed, steps)
     if float(table["rmse"]["xdeepsd"]) >= float(table["rmse"]["bilinear interpolation"]):
         raise typer.Exit(1)
 
@@ -104,6 +107,10 @@ def downscale(
         str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
     ],
     variable: Annotated[str | None, typer.Option(help="Name of precipitation. Found by itself if left out.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Group of INPUT to read, such as level_0. Default: its root.")
+    ] = None,
+    out_group: Annotated[str | None, typer.Option(help="Group of OUTPUT. Default: its root.")] = None,
     static: Annotated[
         str | None,
         typer.Option(help="File or store of the static fields on the target grid. Default: the model's."),
@@ -146,25 +153,23 @@ def downscale(
     import xdeepsd
     from xdeepsd import axes, inputs, store
 
-    def open_input(trained: xdeepsd.StackedSRCNN) -> tuple[Any, int]:
-        """The coarse Dataset, chunked along time only, and its days."""
-        ds = _open(source)
+    def open_input(trained: xdeepsd.StackedSRCNN) -> tuple[Any, str, int]:
+        """The coarse Dataset, chunked along time only, the name of its precipitation, and its days."""
+        ds = _open(source, group=group)
         if ds.attrs.get(store.STATUS) == store.INCOMPLETE:
             raise ValueError(f"{source} is not complete: finish the command that began it first.")
-        _, rain = inputs.choose_variable(ds, trained, variable)
+        rain = inputs.choose_variable(ds, trained, variable)
         found = axes.find(rain)
         time = str(rain[found.time].dims[0]) if found.time else None
         cells = rain.sizes[found.lat_dim] * rain.sizes[found.lon_dim] * trained.scale**2
-        days = chunk_days or max(1, min(30, 2**27 // (4 * cells)))  # chunks of up to 128 MiB
+        days = chunk_days or axes.days_in_chunk(cells)
         chunks = {str(d): days if d == time else -1 if d in (found.lat_dim, found.lon_dim) else 1 for d in rain.dims}
-        return _open(source, chunks=chunks), rain.sizes[time] if time else 1
+        return _open(source, group=group, chunks=chunks), str(rain.name), rain.sizes[time] if time else 1
 
     def why(error: BaseException) -> str:
         text = str(error)
-        for argument in ("resume", "overwrite", "same_input"):
-            text = text.replace(f"{argument}=True", f"--{argument.replace('_', '-')}")
         if isinstance(error, KilledWorker):
-            return f"A worker died again and again, mostly of memory: fewer --threads or --chunk-days. {text}"
+            return f"Workers kept dying, probably out of memory: fewer --threads or --chunk-days. {text}"
         if isinstance(error, CancelledError):
             return f"The scheduler is lost. What is written is kept: the same command goes on from there. {text}"
         return text
@@ -178,20 +183,23 @@ def downscale(
         rich.progress.TextColumn("left"),
         rich.progress.TimeRemainingColumn(),
     )
-    stops = (ValueError, TypeError, OSError, RuntimeError, KilledWorker, CancelledError)
+    stops = (ValueError, TypeError, OSError, RuntimeError, ImportError, KilledWorker, CancelledError)
     with told(errors, stops, "What is written is kept: the same command goes on from there.", why):
         if scale_factor is not None and not scale_factor > 0:
             raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
         if scheduler is not None and workers:
             raise ValueError("--scheduler and --workers exclude each other: the address is that of a running cluster.")
         trained = xdeepsd.load_model(model)
-        coarse, days = open_input(trained)
+        coarse, name, days = open_input(trained)
         fields = None if static is None else _open_maps(static, trained.static_names, "fiu")
         land = None if mask is None else _open_mask(mask)
         fine = xdeepsd.downscale(
             coarse, trained, fields, variable=variable, mask=land, precision=precision, device=device
         )
-        name, _ = inputs.choose_variable(coarse, trained, variable)
+        if "://" not in out:
+            check_writable(Path(out))
+        if overwrite and Path(out).exists():
+            console.print(f"{out}{f'/{out_group}' if out_group else ''} is replaced.", markup=False)
         packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
         encoding = None if scale_factor is None else {name: packing}
         with contextlib.ExitStack() as stack:
@@ -208,8 +216,8 @@ def downscale(
                 bar.update(task, completed=done, total=total, days=text)
 
             xdeepsd.to_zarr(
-                fine, out, resume=resume, overwrite=overwrite, same_input=same_input, encoding=encoding,
-                progress=progress,
+                fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
+                encoding=encoding, progress=progress,
             )  # fmt: skip
         console.print(f"{out} is complete: {days} days.", markup=False)
 
@@ -224,11 +232,23 @@ def _open(path: str, **options: Any) -> Any:
         path = str(Path(path).resolve())
     if "://" in path or Path(path).is_dir():
         options["engine"] = "zarr"
+    if options.get("group") is None:
+        options.pop("group", None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata", RuntimeWarning)
         # A coarse chunk that several tasks read costs little.
         warnings.filterwarnings("ignore", "The specified chunks separate the stored chunks", UserWarning)
-        return xr.open_dataset(path, **options)
+        try:
+            return xr.open_dataset(path, **options)
+        except ImportError as error:
+            raise ImportError(
+                f"{path} needs a package that is not installed ({error}). Type pip install s3fs for s3://, gcsfs for "
+                "gs://, adlfs for az://."
+            ) from error
+        except (KeyError, FileNotFoundError) as error:
+            if options.get("group") is None:
+                raise
+            raise ValueError(f"{path} has no group {options['group']!r} ({error}). Type --group NAME.") from error
 
 
 def _open_maps(path: str, names: tuple[str, ...], kinds: str) -> Any:
@@ -286,8 +306,8 @@ def prepare(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from xdeepsd.axes import find
-    from xdeepsd.ladder import find_precipitation
     from xdeepsd.levels import build_levels
+    from xdeepsd.precipitation import find_precipitation
     from xdeepsd.prism import open_prism
 
     console, errors = consoles()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xdeepsd.terminal import connected, consoles, logged, told
+from xdeepsd.terminal import check_writable, connected, consoles, logged, told
 
 app = typer.Typer()
 
@@ -28,7 +28,7 @@ def train(
     from rich.table import Table
 
     from xdeepsd.config import load_config, read_levels
-    from xdeepsd.stack import save_model
+    from xdeepsd.stack import check_model_folder, save_model
     from xdeepsd.stack_training import stage_levels, static_fields, train_stack
     from xdeepsd.train import train_stage
 
@@ -42,6 +42,10 @@ def train(
             raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {len(configs) - 1}.")
         if stage is None and model_path.exists() and not resume:
             raise FileExistsError(f"{model_path} exists. Remove it, or type --resume to go on and replace it.")
+        check_writable(folder)
+        if stage is None:
+            check_writable(model_path)
+            check_model_folder(model_path, overwrite=True)  # now, not after the training
         if stage is not None:
             coarse, fine = stage_levels(levels, stage, static_fields(levels, configs[stage]))
             trained = train_stage(
@@ -54,6 +58,8 @@ def train(
                 model = train_stack(
                     levels, configs, client=client, checkpoint_dir=folder, resume=resume, progress=console.is_terminal
                 )
+            if model_path.exists():
+                console.print(f"The model at {model_path} is replaced.", markup=False)
             save_model(model, model_path, overwrite=True)
             summaries = model.training["stages"]
     table = Table("stage", "factor", "steps", "best at", "RMSE", "interpolation", "", title="Validation days, mm day-1")
@@ -87,7 +93,7 @@ def _why(error: BaseException) -> str:
 
     if isinstance(error, KilledWorker):
         return (
-            "A worker died again and again, mostly of memory: fewer --workers, or a smaller buffer under [training]. "
+            "Workers kept dying, probably out of memory: fewer --workers, or a smaller buffer under [training]. "
             f"{error}"
         )
     if isinstance(error, CancelledError):

@@ -26,6 +26,9 @@ from xdeepsd.store import to_zarr
 from xdeepsd.trainconfig import TrainConfig
 
 FACTORS = (2, 2, 2)
+# All that the demo writes, and the file that says so.
+_MADE = ("fine.zarr", "levels.zarr", "model", "coarse.zarr", "downscaled.zarr", "maps.png")
+_MARK = ".made-by-xdeepsd-demo"
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}
 
 
@@ -35,14 +38,12 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     Returns the table of errors on the held-out year (rows: xdeepsd, bilinear interpolation).
     """
     started = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "levels.zarr").exists():  # of an earlier demo, maybe with another seed: a ladder is never overwritten
-        shutil.rmtree(out / "levels.zarr")
+    _make_room(out, console)
 
     console.print("[bold]1[/] A generated climate: terrain, an ocean, three years of daily rain")
     climate = make_climate(seed)
     years = sorted({int(y) for y in climate["time"].dt.year})
-    to_zarr(climate.chunk(time=180), out / "fine.zarr", overwrite=True)
+    to_zarr(climate.chunk(time=180), out / "fine.zarr")
 
     console.print("[bold]2[/] The resolution ladder: three levels above the finest, each of half the resolution")
     fine = xr.open_zarr(out / "fine.zarr")
@@ -55,11 +56,11 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     console.print(f"[bold]3[/] Training three stages on {years[0]} and {years[1]}; {years[2]} is held out")
     seen = [level.sel(time=slice(None, str(years[-2]))) for level in levels]
     model = train_stack(seen, TrainConfig.default(steps=steps, seed=seed))
-    save_model(model, out / "model", overwrite=True)
+    save_model(model, out / "model")
 
     console.print(f"[bold]4[/] Downscaling {years[2]}, Zarr to Zarr, on a local Dask cluster")
     held_out = levels[0][["precipitation"]].sel(time=str(years[-1]))
-    to_zarr(held_out.drop_encoding().chunk(time=30), out / "coarse.zarr", overwrite=True)
+    to_zarr(held_out.drop_encoding().chunk(time=30), out / "coarse.zarr")
     downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
     columns = (TextColumn("chunks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cluster = LocalCluster(processes=False, threads_per_worker=2, dashboard_address="127.0.0.1:0")
@@ -68,7 +69,6 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
         to_zarr(
             downscaled,
             out / "downscaled.zarr",
-            overwrite=True,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
@@ -76,6 +76,25 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     table = _evaluate(out, years[-1], console)
     console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {out}/; look at {out}/maps.png.")
     return table
+
+
+def _make_room(out: Path, console: Console) -> None:
+    """An empty folder, or one that a demo made: of it, what that demo wrote is taken away."""
+    mark = out / _MARK
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file. Needed: a folder. Type --out NAME.")
+    if out.exists() and any(out.iterdir()) and not mark.exists():
+        raise FileExistsError(
+            f"{out} was not made by the demo: it holds {sorted(file.name for file in out.iterdir())[:5]}. It is left "
+            "alone. Type --out NAME for a new folder."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text("Made by xdeepsd demo, which replaces " + ", ".join(_MADE) + " here when it runs again.\n")
+    old = [out / name for name in _MADE if (out / name).exists()]
+    if old:
+        console.print(f"What an earlier demo made is replaced: {', '.join(path.name for path in old)} in {out}/")
+    for path in old:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _evaluate(out: Path, year: int, console: Console) -> pd.DataFrame:

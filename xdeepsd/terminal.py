@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -34,6 +37,27 @@ def logged(console: Any) -> Iterator[None]:
         log.setLevel(level)
 
 
+def with_flags(text: str) -> str:
+    """A message that names arguments of Python as one that names flags: ``resume=True`` is ``--resume``."""
+    text = re.sub(r"\b([a-z_]+)=True\b", lambda found: f"--{found[1].replace('_', '-')}", text)
+    return re.sub(
+        r"\b([Tt]ype |or )(variable|device|precision|edges)='?([A-Za-z0-9]+)'?",
+        lambda found: f"{found[1]}--{found[2]} {found[3]}",
+        text,
+    )
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError, before any work, where a file or folder at ``path`` could not be written."""
+    there = path.expanduser().absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if there != path.expanduser().absolute() and not there.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {there} is a file. Type another path.")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: no permission to write to {there}. Type another path.")
+
+
 @contextlib.contextmanager
 def told(
     errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, why: Callable[[Any], str] = str
@@ -45,7 +69,7 @@ def told(
         errors.print(f"Stopped. {stopped}", markup=False)
         raise typer.Exit(130) from None
     except kinds as error:
-        errors.print(why(error), markup=False)
+        errors.print(with_flags(why(error)), markup=False)
         raise typer.Exit(1) from None
 
 
