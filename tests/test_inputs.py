@@ -223,7 +223,8 @@ def test_only_other_cf_names_and_units_speak_against_what_is_named(case):
 
 def test_the_only_map_is_taken_and_the_log_says_so(case, caplog):
     model, coarse, elevation = case
-    bare = coarse.copy(deep=True).rename("PREC_biasadju").to_dataset().assign(height=("lat", np.zeros(6)), flag=("time", np.zeros(5)))
+    bare = coarse.copy(deep=True).rename("PREC_biasadju").to_dataset()
+    bare = bare.assign(height=("lat", np.zeros(6)), flag=("time", np.zeros(5)))
     bare["PREC_biasadju"].attrs.pop("standard_name", None)
     with caplog.at_level("INFO", logger="xdeepsd"):
         assert bare.deepsd.downscale(model, elevation)["PREC_biasadju"].size
