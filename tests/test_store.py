@@ -579,14 +579,14 @@ def test_no_way_leads_to_overwriting_the_input(case, tmp_path, monkeypatch, way,
     _, model, static = case
     monkeypatch.chdir(tmp_path)
     path, target = tmp_path / "in.zarr", tmp_path / "in.zarr"
-    coarse = make_coarse()
+    coarse = make_coarse(days=4)
     coarse.to_dataset().chunk(time=2).to_zarr(path, zarr_format=zarr_format, consolidated=False)
     if way == "array":
         given = opened(path)["pr"]
     elif way == "map":
         given = opened(path).map(lambda da: da * 1, keep_attrs=True)
     elif way == "mfdataset":
-        later = coarse.assign_coords(time=coarse.time + np.timedelta64(5, "D"))
+        later = coarse.assign_coords(time=coarse.time + np.timedelta64(4, "D"))
         later.to_dataset().chunk(time=2).to_zarr(tmp_path / "first.zarr", consolidated=False)
         given = xr.open_mfdataset([path, tmp_path / "first.zarr"], engine="zarr", consolidated=False)
         target = tmp_path / "first.zarr"

@@ -253,12 +253,12 @@ def make_levels(
         raise ValueError(f"The factors are {factors}. Needed: whole numbers of 2 or more. Type factors=(2, 2, 2).")
     scale = int(np.prod(factors))
     da, found = standardize(find_precipitation(fine, variable))
-    to_mm = rate_factor(da, UNITS, fine)
     if da.dims != ("time", "lat", "lon"):
         raise ValueError(
             f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one of the "
             "others with ds.isel, or type ds.expand_dims('time')."
         )
+    to_mm = rate_factor(da, UNITS, fine)
     read_grid(da)  # complains about coordinates that are no grid
     da = cleaned(da.astype(np.float32, copy=False))
     da = (da if to_mm == 1.0 else da * np.float32(to_mm)).rename("precipitation")

@@ -192,7 +192,8 @@ def _period(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> float | N
         steps = np.diff(np.sort(found[name]))
         steps = steps[steps > 0]
         if steps.size:
-            return float(min(steps.min(), 1.0) if steps.min() < 1 - 1e-6 else np.median(steps))
+            shortest = float(steps.min())  # a longer one may be a gap
+            return shortest if shortest < 1 + 1e-6 else float(np.median(steps))
     for name in found:
         bounds = None if ds is None else ds[name].attrs.get("bounds") if name in ds.coords else None
         if bounds is not None and isinstance(ds, xr.Dataset) and bounds in ds.variables and ds[bounds].ndim == 2:

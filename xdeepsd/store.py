@@ -386,8 +386,9 @@ def _begin_or_resume(
 
 def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None:
     """Clear the place and lay the store out; killed at any moment, it is found empty or as ``begun``."""
+    zarr_format: Any = zarr.open_group(layout, mode="r").metadata.zarr_format
     for parent in list(Path(prefix).parents)[-2::-1]:  # the groups that hold this one
-        zarr.open_group(target, path=parent.as_posix(), mode="a")
+        zarr.open_group(target, path=parent.as_posix(), mode="a", zarr_format=zarr_format)
     root = f"{prefix}zarr.json"
     prototype = default_buffer_prototype()
     mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN}}
@@ -418,15 +419,18 @@ def _refresh_parents(target: Store, prefix: str) -> None:
     """Consolidate anew the groups above that are consolidated: readers believe what stands there."""
     for parent in Path(prefix).parents if prefix else ():
         path = "" if parent == Path() else parent.as_posix()
-        group = zarr.open_group(target, path=path, mode="r")
+        try:
+            group = zarr.open_group(target, path=path, mode="r")
+        except FileNotFoundError:  # a store without a group at its root
+            continue
         if group.metadata.consolidated_metadata is not None:
-            _consolidate(target, path)
+            _consolidate(target, path, group.metadata.zarr_format)
 
 
-def _consolidate(target: Store, path: str) -> None:
+def _consolidate(target: Store, path: str, zarr_format: Any) -> None:
     with warnings.catch_warnings():  # "not part of the Zarr format 3 specification": every reader knows it
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
-        zarr.consolidate_metadata(target, path=path)
+        zarr.consolidate_metadata(target, path=path, zarr_format=zarr_format)
 
 
 def _finish(target: Store, prefix: str, names: Iterable[str]) -> None:
@@ -437,7 +441,7 @@ def _finish(target: Store, prefix: str, names: Iterable[str]) -> None:
         return
     group.attrs[STATUS] = COMPLETE
     if target.supports_consolidated_metadata:
-        _consolidate(target, prefix.rstrip("/"))
+        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)
         _refresh_parents(target, prefix)
     if isinstance(target, zarr.storage.LocalStore):
         folder = target.root / prefix
