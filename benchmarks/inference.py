@@ -34,11 +34,11 @@ from distributed import Client, LocalCluster
 from scipy import ndimage
 
 import xdeepsd
-import xdeepsd.store
-from xdeepsd import fused, kernels
-from xdeepsd.normalize import Normalizer
-from xdeepsd.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
-from xdeepsd.stack import Stage
+import xdeepsd.stores.write
+from xdeepsd.inference.fast import fused, kernels
+from xdeepsd.models.normalize import Normalizer
+from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
+from xdeepsd.models.stack import Stage
 
 CORES = 2
 OPERATIONS = 36 * 64 + 64 * 32 + 32 * 25  # multiply-adds left per fine cell, 9-1-5 and 64-32-1 at factor 2
@@ -492,12 +492,12 @@ def graph_figures(folder: Path) -> list[dict]:
         handed.append(dict(graph))
         raise KeyboardInterrupt
 
-    compute, xdeepsd.store._compute = xdeepsd.store._compute, catch
+    compute, xdeepsd.stores.write._compute = xdeepsd.stores.write._compute, catch
     try:
         with contextlib.suppress(KeyboardInterrupt):
             xdeepsd.to_zarr(fine, folder / "years_fine.zarr")
     finally:
-        xdeepsd.store._compute = compute
+        xdeepsd.stores.write._compute = compute
     chunks = -(-days // chunk)
     return [
         figure("graph_seconds_50_years", seconds, "s", 1.0, "lower"),

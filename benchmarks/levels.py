@@ -21,8 +21,8 @@ import xarray as xr
 import zarr
 from _report import figure, parser, report
 
-from xdeepsd import levels as levels_module
-from xdeepsd.levels import build_levels
+from xdeepsd.levels import disk as levels_module
+from xdeepsd.levels.disk import build_levels
 
 SHAPE = (621, 1405)
 THREADS = 2

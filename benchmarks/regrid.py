@@ -19,7 +19,7 @@ import xarray as xr
 from _report import figure, parser, report
 from scipy import sparse
 
-from xdeepsd.regrid import regrid, regrid_weights
+from xdeepsd.grids.regrid import regrid, regrid_weights
 
 SHAPE, FACTOR = (621, 1405), 16
 

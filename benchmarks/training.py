@@ -23,13 +23,13 @@ import torch
 import xarray as xr
 from _report import figure, parser, report
 
-from xdeepsd.pairs import fit_normalizers, make_pair, slabs
-from xdeepsd.patches import MIB, PatchLoader, patch_origins
-from xdeepsd.srcnn import SRCNN
-from xdeepsd.stack_training import train_stack
-from xdeepsd.static import block_mean
-from xdeepsd.train import initialize, train_stage
-from xdeepsd.trainconfig import TrainConfig
+from xdeepsd.levels.pairs import fit_normalizers, make_pair, slabs
+from xdeepsd.levels.patches import MIB, PatchLoader, patch_origins
+from xdeepsd.models.srcnn import SRCNN
+from xdeepsd.models.static import block_mean
+from xdeepsd.training.config import TrainConfig
+from xdeepsd.training.stack import train_stack
+from xdeepsd.training.stage import initialize, train_stage
 
 SHAPE, PATCH, STRIDE, BATCH = (160, 200), 38, 20, 32
 CHUNK = 73  # days: a fifth of a year

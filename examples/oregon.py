@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 import xdeepsd
-from xdeepsd.evaluate import baselines, bin_errors, compare, significance
-from xdeepsd.stack_training import train_stacks
+from xdeepsd.evaluation.errors import baselines, bin_errors, compare, significance
+from xdeepsd.training.stack import train_stacks
 
 TEST = ("2000-08", "2000-09")
 VALIDATION = ("2000-01-25/2000-01-31", "2000-03-25/2000-03-31", "2000-05-25/2000-05-31", "2000-07-25/2000-07-31")

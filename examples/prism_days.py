@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 import xdeepsd
-from xdeepsd.evaluate import baselines, compare
-from xdeepsd.prism import open_prism
-from xdeepsd.stack_training import train_stacks
+from xdeepsd.evaluation.errors import baselines, compare
+from xdeepsd.prism.files import open_prism
+from xdeepsd.training.stack import train_stacks
 
 STACKS = {"x2": 1, "x2-x2": 2, "x2-x2-x2": 3}
 

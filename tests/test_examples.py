@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xdeepsd.datasets import make_climate
+from xdeepsd.levels.climate import make_climate
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow

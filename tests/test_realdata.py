@@ -5,9 +5,9 @@ import pytest
 import xarray as xr
 
 import xdeepsd
-from xdeepsd.evaluate import compare
-from xdeepsd.interpolate import interpolate
-from xdeepsd.prism import open_prism
+from xdeepsd.evaluation.errors import compare
+from xdeepsd.grids.interpolate import interpolate
+from xdeepsd.prism.files import open_prism
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 

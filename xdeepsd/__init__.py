@@ -3,20 +3,20 @@
 __version__ = "0.1.0"
 
 from xdeepsd import accessor as _accessor  # noqa: F401  (registers ds.deepsd)
-from xdeepsd.density import DenseWeight
-from xdeepsd.fetch import FetchReport, fetch_prism
+from xdeepsd.grids.regrid import coarsen, regrid, regrid_weights
 from xdeepsd.inference import downscale
-from xdeepsd.levels import build_levels, make_levels, open_levels
-from xdeepsd.losses import DenseLoss, masked_mse
-from xdeepsd.normalize import Normalizer
-from xdeepsd.prism import open_prism
-from xdeepsd.regrid import coarsen, regrid, regrid_weights
-from xdeepsd.srcnn import SRCNN, SRCNNConfig
-from xdeepsd.stack import StackedSRCNN, Stage, load_model, save_model
-from xdeepsd.stack_training import train_stack
-from xdeepsd.store import to_zarr
-from xdeepsd.train import TrainedStage, train_stage
-from xdeepsd.trainconfig import TrainConfig
+from xdeepsd.levels.disk import build_levels, make_levels, open_levels
+from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
+from xdeepsd.losses.density import DenseWeight
+from xdeepsd.models.normalize import Normalizer
+from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
+from xdeepsd.models.stack import StackedSRCNN, Stage, load_model, save_model
+from xdeepsd.prism.fetch import FetchReport, fetch_prism
+from xdeepsd.prism.files import open_prism
+from xdeepsd.stores.write import to_zarr
+from xdeepsd.training.config import TrainConfig
+from xdeepsd.training.stack import train_stack
+from xdeepsd.training.stage import TrainedStage, train_stage
 
 __all__ = [
     "SRCNN",

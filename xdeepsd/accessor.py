@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import xarray as xr
 
 from xdeepsd.inference import downscale
-from xdeepsd.stack import StackedSRCNN
-from xdeepsd.store import StoreLike, to_zarr
+from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.stores.write import StoreLike, to_zarr
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from xdeepsd import DenseWeight
-from xdeepsd.datasets import make_climate
+from xdeepsd.levels.climate import make_climate
 
 KINDS = {
     "all values": {},

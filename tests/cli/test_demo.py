@@ -1,0 +1,48 @@
+"""The demo's honest end: where the model does not beat interpolation, it says so and the command fails."""
+
+import dataclasses
+
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import xdeepsd.cli.demo
+from xdeepsd.cli import app
+from xdeepsd.training.stack import train_stack
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_beat_interpolation_is_named(tmp_path, monkeypatch):
+    def too_wet(*arguments, **options):
+        """A single step beats interpolation already: its first guess is the mean difference."""
+        model = train_stack(*arguments, **options)
+        wet = [dataclasses.replace(s, target=xdeepsd.Normalizer(s.target.mean + 1, s.target.std)) for s in model.stages]
+        return dataclasses.replace(model, stages=wet)
+
+    monkeypatch.setattr(xdeepsd.cli.demo, "train_stack", too_wet)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"], terminal_width=120)
+    assert result.exit_code == 1, result.output
+    assert "does not beat interpolation" in result.output
+    for name in ("maps.png", "model/model.json", "levels.zarr"):
+        assert (tmp_path / "demo" / name).exists()
+    fine = xr.open_zarr(tmp_path / "demo" / "downscaled.zarr")
+    assert dict(fine.sizes) == {"time": 365, "lat": 96, "lon": 128}
+    (tmp_path / "demo" / "notes.md").write_text("mine")
+    again = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"], terminal_width=120)
+    assert "does not beat interpolation" in again.output, "the folder of an earlier demo is no obstacle"
+    assert "What an earlier demo made is replaced: fine.zarr, levels.zarr, model" in again.output
+    assert (tmp_path / "demo" / "notes.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["levels.zarr", "model", "fine.zarr", "coarse.zarr", "thesis.tex"])
+def test_a_folder_of_the_user_is_left_alone(tmp_path, name):
+    file = tmp_path / name / "years-of-work" if "." not in name or name.endswith("zarr") else tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "was not made by the demo" in result.stderr
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [file]
+    result = CliRunner().invoke(app, ["demo", "--out", str(file)])
+    assert result.exit_code == 1
+    assert "is a file" in result.stderr

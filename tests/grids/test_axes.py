@@ -1,0 +1,92 @@
+"""Coordinates by CF metadata; units of precipitation."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from builders import make_coarse
+
+from xdeepsd.grids import axes
+from xdeepsd.grids.units import is_amount, precipitation_factor
+
+
+def test_standardize_and_restore_are_inverse():
+    da = make_coarse().rename(lat="nav_lat", lon="nav_lon", time="day").transpose("nav_lon", "day", "nav_lat")
+    standard, names = axes.standardize(da)
+    assert standard.dims == ("time", "lat", "lon")
+    xr.testing.assert_identical(axes.restore(standard, names), da)
+
+
+def test_cf_attributes_win_over_names():
+    da = make_coarse().rename(lat="x", lon="y")  # misleading names, clear attributes
+    names = axes.find(da)
+    assert (names.lat, names.lon) == ("x", "y")
+
+
+def test_bounds_are_no_candidates():
+    da = make_coarse().rename(lat="lat_0", lon="lon_0")
+    da["lat_0"].attrs, da["lon_0"].attrs = {}, {}
+    ds = da.to_dataset().assign_coords(lat_0_bnds=(("lat_0", "bnds"), np.zeros((6, 2))))
+    assert axes.find(ds).lat == "lat_0"
+
+
+def test_two_plain_names_are_two_candidates():
+    da = make_coarse()
+    da["lat"].attrs = {}
+    with pytest.raises(ValueError, match=r"Two candidates or more for latitude: \['lat', 'latitude'\]"):
+        axes.find(da.assign_coords(latitude=("lat", da.lat.values)))
+
+
+def test_other_dims_stay_in_front():
+    da = make_coarse().expand_dims(member=2).transpose("lat", "member", "lon", "time")
+    standard, _ = axes.standardize(da)
+    assert standard.dims == ("member", "time", "lat", "lon")
+
+
+def test_spacing_takes_float32_coordinates():
+    lon = (-125 + np.arange(1405) / 24).astype("float32")
+    assert axes.spacing(lon, "lon") == pytest.approx(1 / 24, rel=1e-5)
+    assert axes.spacing(lon[::-1], "lon") < 0
+    with pytest.raises(ValueError, match="lon has 1 value: its spacing is unknown"):
+        axes.spacing(lon[:1], "lon")
+
+
+def test_wrap_longitude_goes_by_whole_turns():
+    near = np.array([-10.0, 10.0])
+    np.testing.assert_array_equal(axes.wrap_longitude(np.array([350.0, 370.0]), near), near)
+    np.testing.assert_array_equal(axes.wrap_longitude(near, near), near)
+
+
+@pytest.mark.parametrize(
+    ("units", "factor"),
+    [
+        ("mm day-1", 1),
+        ("mm/day", 1),
+        ("mm d-1", 1),
+        ("mm", 1),
+        ("kg m-2", 1),
+        ("kg m-2 day-1", 1),
+        ("kg m-2 s-1", 86400),
+        ("kg/m^2/s", 86400),
+        ("mm s-1", 86400),
+        ("mm h-1", 24),
+        ("m s-1", 86.4e6),
+        ("m", 1000),
+        ("inch day-1", 25.4),
+        ("inches", 25.4),
+    ],
+)
+def test_precipitation_factor(units, factor):
+    assert precipitation_factor(units) == pytest.approx(factor, rel=1e-12)
+    assert precipitation_factor("mm day-1", units) == pytest.approx(1 / factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("units", ["K", "", None, "not a unit", "m2", "kg"])
+def test_not_precipitation(units):
+    with pytest.raises(ValueError, match=r"Accepted: mm day-1"):
+        precipitation_factor(units)
+
+
+def test_amounts():
+    assert is_amount("inch")
+    assert is_amount("kg m-2")
+    assert not is_amount("kg m-2 s-1")

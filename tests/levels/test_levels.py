@@ -1,0 +1,554 @@
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xdeepsd
+from xdeepsd.grids.regrid import coarsen
+from xdeepsd.levels import disk as levels_module
+from xdeepsd.levels.disk import build_levels, open_levels
+from xdeepsd.levels.memory import fit_edges, make_levels
+from xdeepsd.models.static import block_mean
+
+
+def days(n, start="2000-01-01"):
+    return np.datetime64(start, "ns") + np.arange(n) * np.timedelta64(1, "D")
+
+
+def fine(n=10, nlat=16, nlon=24, start="2000-01-01", seed=0, **kwargs):
+    """Daily rain with an ocean in the north-west, on a descending latitude."""
+    values = np.random.default_rng(seed).gamma(0.3, 8.0, (n, nlat, nlon)).astype(np.float32)
+    values[:, : nlat // 3, : nlon // 3] = np.nan
+    coords = {"time": days(n, start), "lat": 45 - np.arange(nlat) / 24, "lon": -120 + np.arange(nlon) / 24}
+    units = {"units": "mm" if n > 1 else "mm day-1"}  # of one day alone nobody knows the period
+    return xr.DataArray(values, coords, ("time", "lat", "lon"), name="ppt", attrs=units | kwargs)
+
+
+def elevation(like, seed=1):
+    values = np.random.default_rng(seed).random((like.sizes["lat"], like.sizes["lon"])) * 2000
+    return xr.Dataset({"elevation": (("lat", "lon"), values)}, {"lat": like.lat, "lon": like.lon})
+
+
+def small(da, per_chunk):
+    """``chunk_mb`` for ``per_chunk`` days in a chunk."""
+    return per_chunk * da[0].size * 4 / 1e6 * 1.01
+
+
+def assert_same_levels(a, b):
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        assert set(one.data_vars) == set(other.data_vars)
+        xr.testing.assert_allclose(one.compute(), other.compute(), rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# make_levels
+
+
+@pytest.mark.parametrize("factors", [(2, 2, 2), (2,), (4, 2), (2, 3)])
+def test_levels_hold_what_the_conventions_say(factors):
+    scale = int(np.prod(factors))
+    da = fine(4, 2 * scale, 3 * scale)
+    climatology = elevation(da, 2).elevation.rename("climatology").assign_attrs(units="mm day-1")
+    levels = make_levels(da, elevation(da).assign(climatology=climatology), factors)
+    assert len(levels) == len(factors) + 1
+    for k, level in enumerate(levels):
+        block = int(np.prod(factors[k:]))
+        assert list(level.data_vars) == ["precipitation", "elevation", "climatology", "land_fraction", "mask"]
+        assert level.precipitation.dims == ("time", "lat", "lon")
+        assert level.elevation.dims == level.mask.dims == ("lat", "lon")
+        assert {str(level[n].dtype) for n in level.data_vars if n != "mask"} == {"float32"}
+        assert level.mask.dtype == bool
+        assert level.precipitation.attrs["units"] == level.climatology.attrs["units"] == "mm day-1"
+        assert level.elevation.attrs["units"] == "m"
+        want = coarsen(da, block)
+        np.testing.assert_allclose(level.precipitation, want, rtol=1e-6)
+        np.testing.assert_allclose(level.lat, want.lat)
+        observed = np.isfinite(da.values[0])
+        np.testing.assert_allclose(level.land_fraction, block_mean(observed, block), rtol=1e-6)
+        np.testing.assert_array_equal(level.mask, block_mean(observed, block) > 0)
+        np.testing.assert_allclose(level.elevation, block_mean(elevation(da).elevation.values, block), rtol=1e-6)
+    assert levels[-1].precipitation.shape == da.shape
+
+
+def test_each_level_conserves_mass():
+    da = fine(3).fillna(0.0)
+    for level in make_levels(da):
+        area = np.cos(np.deg2rad(level.lat))  # cells of one height: the mean is exact to second order
+        mean = level.precipitation.weighted(area).mean(("lat", "lon"))
+        np.testing.assert_allclose(mean, da.weighted(np.cos(np.deg2rad(da.lat))).mean(("lat", "lon")), rtol=2e-6)
+
+
+def test_names_units_and_longitudes_of_the_user():
+    da = fine(2)
+    theirs = (da / 86400).assign_attrs(units="kg m-2 s-1").rename(time="day", lat="latitude", lon="longitude")
+    theirs = theirs.assign_coords(longitude=theirs.longitude % 360).transpose("latitude", "longitude", "day")
+    static = elevation(da).isel(lat=slice(None, None, -1))
+    assert_values = zip(make_levels(theirs, static), make_levels(da, elevation(da)), strict=True)
+    for theirs_level, ours in assert_values:
+        np.testing.assert_allclose(theirs_level.precipitation, ours.precipitation, rtol=1e-5)
+        np.testing.assert_array_equal(theirs_level.elevation, ours.elevation)
+        np.testing.assert_allclose(theirs_level.lon, ours.lon + 360)
+
+
+def test_static_fields_may_cover_more():
+    da = fine(2)
+    wide = elevation(fine(1, 30, 40))
+    levels = make_levels(da, wide)
+    np.testing.assert_allclose(levels[-1].elevation, wide.elevation[:16, :24], rtol=1e-6)
+
+
+def test_elevation_is_found():
+    da = fine(1)
+    want = make_levels(da, elevation(da))[0].elevation
+    height = elevation(da).rename(elevation="z")
+    xr.testing.assert_identical(make_levels(da, height)[0].elevation, want)
+    xr.testing.assert_identical(make_levels(da, height.z)[0].elevation, want)
+    height["z"].attrs["standard_name"] = "surface_altitude"
+    more = make_levels(da, height.assign(slope=height.z * 0.1))[0]
+    xr.testing.assert_identical(more.elevation, want)
+    assert "slope" in more
+
+
+def test_climatology_of_training_years():
+    da = fine(800)
+    by_slice = make_levels(da, climatology=slice("2000", "2000"))
+    mean = da.sel(time="2000").mean("time")
+    np.testing.assert_allclose(by_slice[-1].climatology, mean, rtol=1e-5)
+    np.testing.assert_allclose(by_slice[0].climatology, block_mean(mean.values, 8), rtol=1e-5)
+    given_map = make_levels(da, climatology=mean.assign_attrs(units="inch day-1"))
+    np.testing.assert_allclose(given_map[-1].climatology, mean * 25.4, rtol=1e-5)
+    assert "climatology" not in make_levels(da)[0]
+    with pytest.raises(ValueError, match=r"No day between 1981 and 1990; the data reach from 2000-01-01 to 2002-03-10"):
+        make_levels(da, climatology=slice("1981", "1990"))
+
+
+def test_the_mask():
+    da = fine(40)
+    da[0] = np.nan  # a day without any observation says nothing about the ocean
+    np.testing.assert_array_equal(make_levels(da)[-1].mask, np.isfinite(da[1]))
+    given_mask = xr.ones_like(da[0], bool)
+    assert make_levels(da, mask=given_mask)[-1].mask.all()
+    given_mask[-1, -1] = False
+    static = elevation(da).assign(mask=given_mask.drop_vars("time"))
+    levels = make_levels(da, static)
+    assert not levels[-1].mask[-1, -1]
+    assert levels[0].mask.all()
+    assert levels[0].land_fraction[-1, -1] == pytest.approx(1 - 1 / 64)
+
+
+def test_building_computes_nothing(no_compute):
+    da = fine(9).chunk(time=2)
+    with no_compute():
+        lazy = make_levels(da, elevation(da).chunk(lat=5), climatology=slice("2000", "2000"))
+    assert_same_levels(lazy, make_levels(fine(9), elevation(da), climatology=slice("2000", "2000")))
+    assert all(level.precipitation.chunks[0] == (2, 2, 2, 2, 1) for level in lazy)
+
+
+@given(nlat=st.integers(8, 30), nlon=st.integers(8, 30), factor=st.sampled_from([2, 4]))
+@settings(max_examples=25)
+def test_crop_and_pad(nlat, nlon, factor):
+    da = fine(2, nlat, nlon).fillna(1.0)
+    ds = xr.Dataset({"precipitation": da, "mask": da[0] > -1, "land_fraction": da[0] * 0 + 1})
+    cropped, padded = fit_edges(ds, factor, "crop"), fit_edges(ds, factor, "pad")
+    for dim, size in (("lat", nlat), ("lon", nlon)):
+        assert cropped.sizes[dim] == size // factor * factor
+        assert padded.sizes[dim] == -(-size // factor) * factor
+        np.testing.assert_allclose(np.diff(padded[dim]), np.diff(da[dim])[0], rtol=1e-6)
+    inside = padded.isel(lat=slice(nlat), lon=slice(nlon))
+    xr.testing.assert_allclose(inside.drop_vars("time"), ds.drop_vars("time"))
+    assert int(padded.mask.sum()) == float(padded.land_fraction.sum()) == nlat * nlon
+    assert int(padded.precipitation.notnull().sum()) == 2 * nlat * nlon
+    xr.testing.assert_identical(fit_edges(da.chunk(time=1), factor, "pad").compute(), fit_edges(da, factor, "pad"))
+
+
+def test_edges_are_said_and_refused(caplog):
+    da = fine(2, 17, 25)
+    with caplog.at_level(logging.INFO, "xdeepsd"):
+        assert make_levels(da, edges="pad")[-1].precipitation.shape == (2, 24, 32)
+        assert make_levels(da, edges="crop")[-1].precipitation.shape == (2, 16, 24)
+    assert "17 x 25 cells does not divide by 8" in caplog.text
+    assert "Padded to 24 x 32" in caplog.text
+    assert "Cropped to 16 x 24" in caplog.text
+    assert make_levels(da, edges="pad")[0].attrs["edges"] == "pad"
+    with pytest.raises(ValueError, match=r"17 x 25 cells does not divide by 8.*Type edges='crop'"):
+        make_levels(da, edges="error")
+    with pytest.raises(ValueError, match="edges is 'wrap'"):
+        make_levels(da, edges="wrap")
+    with pytest.raises(ValueError, match="Cropped, nothing is left"):
+        make_levels(fine(1, 5, 25), edges="crop")
+    polar = da.assign_coords(lat=89.9 - np.arange(17)[::-1] / 24).isel(lat=slice(None, None, -1))
+    with pytest.raises(ValueError, match="beyond the pole"):
+        make_levels(polar.isel(lat=slice(None, None, -1)))
+
+
+def test_bad_input_is_named():
+    da = fine(2)
+    with pytest.raises(ValueError, match=r"units 'K' are not units of precipitation.*Accepted: mm day-1"):
+        make_levels(da.assign_attrs(units="K"))
+    with pytest.raises(ValueError, match="has no units"):
+        make_levels(da.assign_attrs(units=""))
+    with pytest.raises(ValueError, match=r"The factors are \[2, 1\]"):
+        make_levels(da, factors=(2, 1))
+    with pytest.raises(ValueError, match=r"elevation is on another grid: no cell at lat .*Type xdeepsd\.regrid"):
+        make_levels(da, elevation(da).assign_coords(lat=da.lat + 1 / 48))
+    with pytest.raises(ValueError, match="elevation has a time of 2 steps"):
+        make_levels(da, elevation(da).elevation.expand_dims(time=da.time))
+    with pytest.raises(ValueError, match=r"The precipitation has the dims \('lat', 'lon'\)"):
+        make_levels(da[0])
+    with pytest.raises(ValueError, match=r"Two candidates or more for precipitation: \['a', 'b'\].*variable=NAME"):
+        make_levels(xr.Dataset({"a": da, "b": da}))
+    with pytest.raises(ValueError, match=r"variable='c' is not there. The Dataset has \['a', 'b'\]"):
+        make_levels(xr.Dataset({"a": da, "b": da}), variable="c")
+    assert len(make_levels(xr.Dataset({"a": da, "b": da}), variable="b")) == 4
+    with pytest.raises(ValueError, match="lat is not monotonic"):
+        make_levels(da.isel(lat=[0, 2, 1, *range(3, 16)]))
+    with pytest.raises(ValueError, match="lat holds values twice"):
+        make_levels(da.isel(lat=[0, 0, *range(2, 16)]))
+    with pytest.raises(ValueError, match=r"chunked over \['lat'\]"):
+        make_levels(da.chunk(lat=4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# build_levels
+
+
+def test_the_store_is_the_levels(tmp_path):
+    da = fine(20, 17, 25)
+    seen = []
+    out = build_levels(
+        da.chunk(time=3), elevation(da), (2, 2, 2), tmp_path / "l.zarr", climatology=slice("2000", "2000"),
+        chunk_mb=7 * 24 * 32 * 4e-6, progress=lambda *done: seen.append(done),
+    )  # fmt: skip
+    want = make_levels(da, elevation(da), climatology=slice("2000", "2000"))
+    assert_same_levels(out, want)
+    assert [len(level.chunksizes["time"]) for level in out] == [3, 3, 3, 3]
+    assert out[-1].chunksizes["lat"] == (24,)
+    assert seen[-1] == (20, 20)
+    root = zarr.open_group(tmp_path / "l.zarr", mode="r")
+    assert root.metadata.consolidated_metadata is not None
+    assert root.metadata.zarr_format == 3
+    assert root.attrs["factors"] == [2, 2, 2]
+    assert root.attrs["edges"] == "pad"
+    assert root.attrs["fine_size"] == [17, 25]
+    assert root.attrs["size"] == [24, 32]
+    assert root.attrs["days_per_chunk"] == 7
+    plain = xr.open_zarr(tmp_path / "l.zarr", group="level_3")  # any reader of Zarr
+    xr.testing.assert_allclose(plain.compute(), want[-1], rtol=1e-6)
+
+
+def test_chunks_are_about_64_mb(tmp_path):
+    da = fine(40, 200, 400)
+    out = build_levels(da, path=tmp_path / "l.zarr", factors=(2,))
+    assert zarr.open_group(tmp_path / "l.zarr", mode="r").attrs["days_per_chunk"] == 200
+    assert out[-1].chunks["time"] == (40,)
+
+
+def test_a_second_run_writes_nothing(tmp_path, monkeypatch):
+    da = fine(6)
+    build_levels(da, elevation(da), path=tmp_path / "l.zarr")
+
+    def forbidden(*args):
+        raise AssertionError("written again")
+
+    monkeypatch.setattr(levels_module, "_write_region", forbidden)
+    assert_same_levels(build_levels(da, elevation(da), path=tmp_path / "l.zarr"), make_levels(da, elevation(da)))
+
+
+@given(first=st.integers(1, 25), overlap=st.integers(0, 5), per_chunk=st.integers(1, 9), seed=st.integers(0, 99))
+@settings(max_examples=8)
+def test_days_are_appended(tmp_path_factory, first, overlap, per_chunk, seed):
+    da = fine(30, 8, 8, seed=seed, units="mm day-1")
+    path = tmp_path_factory.mktemp("levels") / "l.zarr"
+    arguments = {"factors": (2,), "path": path, "chunk_mb": small(da, per_chunk)}
+    years = slice("2000-01-01", "2000-01-20")
+    build_levels(da[:first], elevation(da), climatology=years, **arguments)
+    out = build_levels(da[max(0, first - overlap) :], **arguments)
+    assert_same_levels(out, make_levels(da, elevation(da), (2,), climatology=years))
+
+
+def test_calendars_are_kept(tmp_path):
+    time = xr.date_range("2001-02-27", periods=4, freq="D", calendar="noleap", use_cftime=True)
+    da = fine(4).assign_coords(time=time)
+    build_levels(da[:2], path=tmp_path / "l.zarr")
+    out = build_levels(da[2:], path=tmp_path / "l.zarr")
+    assert out[0].indexes["time"].calendar == "noleap"
+    assert list(out[0].indexes["time"]) == list(time)
+
+
+def test_interrupted_while_writing(tmp_path, monkeypatch):
+    """An error in the middle: open_levels shows the finished days only, the next run does the rest."""
+    da = fine(20)
+    path = tmp_path / "l.zarr"
+    write = levels_module._write_region
+
+    def fails(store, start, *arrays):
+        if start >= 8:
+            raise OSError("disk full")
+        return write(store, start, *arrays)
+
+    monkeypatch.setattr(levels_module, "_write_region", fails)
+    with pytest.raises(OSError, match="disk full"):
+        build_levels(da, elevation(da), path=path, chunk_mb=small(da, 4))
+    finished = open_levels(path)
+    assert 0 < finished[0].sizes["time"] <= 8
+    assert np.isfinite(finished[-1].precipitation[:, -1, -1]).all()
+    written = []
+    monkeypatch.setattr(levels_module, "_write_region", lambda *a: written.append(a[1]) or write(*a))
+    out = build_levels(da, elevation(da), path=path, chunk_mb=small(da, 4))
+    assert_same_levels(out, make_levels(da, elevation(da)))
+    assert min(written) == finished[0].sizes["time"]
+
+
+def test_interrupted_while_created(tmp_path):
+    da = fine(3)
+    path = tmp_path / "l.zarr"
+    build_levels(da, path=path)
+    zarr.open_group(path, mode="r+").attrs["ready"] = False
+    shutil.rmtree(path / "level_2")
+    with pytest.raises(ValueError, match="No store of levels"):
+        open_levels(path)
+    assert_same_levels(build_levels(da, path=path), make_levels(da))
+
+
+@pytest.mark.parametrize("step", ["time", "resize", "consolidate"])
+def test_interrupted_while_grown(tmp_path, monkeypatch, step):
+    da = fine(12)
+    path = tmp_path / "l.zarr"
+    build_levels(da[:5], path=path, chunk_mb=small(da, 4))
+    before = [level.compute() for level in open_levels(path)]
+    calls = []
+
+    def stop(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == (2 if step != "consolidate" else 1):
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    owner, name = {
+        "time": (xr.Dataset, "to_zarr"),
+        "resize": (zarr.Array, "resize"),
+        "consolidate": (levels_module, "_consolidate"),
+    }[step]
+    original = getattr(owner, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_levels(da, path=path)
+    assert_same_levels(open_levels(path), before)
+    assert_same_levels(build_levels(da, path=path), make_levels(da))
+
+
+KILLED = """
+    import sys, time
+    import numpy as np, xarray as xr
+    sys.path.insert(0, {here!r})
+    from test_levels import fine, elevation, small
+    from xdeepsd.levels import disk as levels
+    write = levels._write_region
+    def slowly(*arguments):
+        time.sleep(0.05)
+        return write(*arguments)
+    levels._write_region = slowly
+    da = fine(200, 8, 8)
+    print("begin", flush=True)
+    levels.build_levels(da, elevation(da), (2,), {path!r}, chunk_mb=small(da, 4))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment(tmp_path):
+    da = fine(200, 8, 8)
+    path = tmp_path / "l.zarr"
+    code = textwrap.dedent(KILLED).format(here=str(Path(__file__).parent), path=str(path))
+    held = 0
+    for wait in (0.2, 0.4, 0.8):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=dict(os.environ))
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        if (path / "zarr.json").exists() and zarr.open_group(path, mode="r").attrs.get("ready"):
+            levels = open_levels(path)
+            assert levels[0].sizes["time"] >= held  # nothing that was done is lost
+            held = levels[0].sizes["time"]
+            if held:
+                xr.testing.assert_allclose(levels[1].precipitation.compute(), da[:held].rename("precipitation"))
+    out = build_levels(da, elevation(da), (2,), path, chunk_mb=small(da, 4))
+    assert_same_levels(out, make_levels(da, elevation(da), (2,)))
+
+
+def test_another_store_is_refused(tmp_path):
+    da = fine(6)
+    path = tmp_path / "l.zarr"
+    build_levels(da, elevation(da), path=path, climatology=slice("2000", "2000"))
+    cases = [
+        ({"factors": (2, 2)}, r"was built with the factors \[2, 2, 2\]; now \[2, 2\]"),
+        ({"edges": "crop"}, "with the edges 'pad'; now 'crop'"),
+        ({"fine": da.rename("pr")}, "with the variable 'ppt'; now 'pr'"),
+        ({"fine": da.isel(lat=slice(8, None))}, "holds another grid: lat of 16 cells"),
+        ({"fine": da.assign_coords(lon=da.lon + 1 / 48)}, r"holds another grid: lon of 24 cells from -120\.0"),
+        ({"static": elevation(da, 5)}, "holds another field of elevation"),
+        ({"static": elevation(da).assign(slope=elevation(da).elevation)}, "holds no slope"),
+        ({"climatology": slice("2000", "2001")}, "climatology years '2000/2000'; now '2000/2001'"),
+        ({"fine": da * 2}, "2000-01-01 is in .* with different data"),
+        ({"fine": fine(6, start="1999-12-30")}, "2 days before the last one of .*1999-12-30"),
+    ]
+    for changed, text in cases:
+        arguments = {"fine": da, "static": None, "factors": (2, 2, 2), "path": path} | changed
+        arguments["fine"].attrs["units"] = "mm"
+        with pytest.raises(ValueError, match=text):
+            build_levels(**arguments)
+    assert_same_levels(open_levels(path), make_levels(da, elevation(da), climatology=slice("2000", "2000")))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is there and is no store of levels"):
+        build_levels(da, path=tmp_path / "other")
+    assert (tmp_path / "other" / "file").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"No store of levels at .*Type xdeepsd.build_levels"):
+        open_levels(tmp_path / "nowhere")
+
+
+def test_days_twice_missing_or_unordered(tmp_path, caplog):
+    da = fine(10)
+    path = tmp_path / "l.zarr"
+    twice = xr.concat([da[:3], da[2:]], "time")
+    assert build_levels(twice, path=tmp_path / "same.zarr")[0].sizes["time"] == 10
+    assert "1 days are there twice with the same data: 2000-01-03" in caplog.text
+    different = xr.concat([da[:3], da[2:3] + 1, da[3:]], "time")
+    with pytest.raises(ValueError, match=r"2000-01-03 is there twice with different data .*differ by up to 1"):
+        build_levels(different, path=path)
+    hourly = da.assign_coords(time=days(10)[0] + np.arange(10) * np.timedelta64(6, "h"))
+    with pytest.raises(ValueError, match=r"2000-01-01 is there twice.*resample\(time='1D'\)"):
+        build_levels(hourly, path=path)
+    with pytest.raises(ValueError, match=r"not in order: 2000-01-10 is followed by 2000-01-01.*sortby\('time'\)"):
+        build_levels(da.isel(time=[9, *range(9)]), path=path)
+    gaps = da.isel(time=[0, 1, 3, 4, 8, 9])
+    with pytest.raises(
+        ValueError, match=r"4 days are missing .*: 2000-01-03, 2000-01-06\.\.2000-01-08.*--allow-missing"
+    ):
+        build_levels(gaps, path=path)
+    assert not path.exists()
+    out = build_levels(gaps, path=path, allow_missing=True)
+    assert_same_levels(out, make_levels(gaps))
+    build_levels(da[:4], path=tmp_path / "m.zarr")
+    with pytest.raises(ValueError, match="1 days are missing"):  # between the store and the new days
+        build_levels(da[5:], path=tmp_path / "m.zarr")
+
+
+def test_days_that_are_not_fetched_yet(tmp_path):
+    """The store of `xdeepsd fetch` has a gapless axis: release 0 and NaN where a day is not there yet."""
+    da = fine(10)
+    path = tmp_path / "l.zarr"
+    ds = xr.Dataset({"ppt": da.copy(), "ppt_release": ("time", [8] * 4 + [0, 0] + [8] * 4)})
+    ds["ppt"][4] = np.nan  # release 0 alone says nothing: the fifth is not there, of the sixth it is not known
+    with pytest.raises(ValueError, match=r"1 days are missing .*: 2000-01-05\. .*--allow-missing"):
+        build_levels(ds, path=path)
+    out = build_levels(ds, path=path, allow_missing=True)
+    assert_same_levels(out, make_levels(da.isel(time=[0, 1, 2, 3, 5, 6, 7, 8, 9])))
+    assert_same_levels(build_levels(ds.assign(ppt=da), path=path), make_levels(da))  # it has come
+
+
+def test_days_without_a_value(tmp_path):
+    da = fine(6)
+    da[3] = np.nan
+    path = tmp_path / "l.zarr"
+    with pytest.raises(ValueError, match=r"1 days hold no value at all: 2000-01-04\. All other days are in"):
+        build_levels(da, path=path)
+    assert open_levels(path)[0].sizes["time"] == 5
+    assert_same_levels(build_levels(da, path=path, allow_missing=True), make_levels(da.isel(time=[0, 1, 2, 4, 5])))
+    assert_same_levels(build_levels(fine(6), path=path), make_levels(fine(6)))
+
+
+def test_files_without_dask_are_read_in_pieces(tmp_path):
+    """A lazily opened file (no Dask) is never held as a whole."""
+    da = fine(30)
+    da.to_netcdf(tmp_path / "fine.nc", engine="h5netcdf")
+    with xr.open_dataarray(tmp_path / "fine.nc", engine="h5netcdf") as lazy:
+        out = build_levels(lazy, path=tmp_path / "l.zarr", chunk_mb=small(da, 5))
+        assert not lazy._in_memory
+    assert_same_levels(out, make_levels(da))
+
+
+def test_a_distributed_cluster_writes_the_same(tmp_path):
+    from distributed import Client
+
+    da = fine(12)
+    with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"):
+        out = build_levels(da.chunk(time=2), path=tmp_path / "l.zarr", chunk_mb=small(da, 4))
+        assert_same_levels(out, make_levels(da))
+
+
+def test_public_names():
+    assert xdeepsd.build_levels is build_levels
+    assert xdeepsd.make_levels is make_levels
+    assert xdeepsd.open_levels is open_levels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def prepare(*arguments):
+    from typer.testing import CliRunner
+
+    from xdeepsd.cli import app
+
+    return CliRunner().invoke(app, ["prepare", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("kind", ["zarr", "netcdf", "two netcdf"])
+def test_prepare(tmp_path, kind):
+    da = fine(12)
+    elevation(da).to_netcdf(tmp_path / "dem.nc", engine="h5netcdf")
+    ds = da.to_dataset()
+    if kind == "zarr":
+        ds.chunk(time=1).to_zarr(tmp_path / "fine.zarr")
+        paths = [tmp_path / "fine.zarr"]
+    else:
+        parts = [ds] if kind == "netcdf" else [ds.isel(time=slice(5)), ds.isel(time=slice(5, None))]
+        paths = [tmp_path / f"fine{i}.nc" for i in range(len(parts))]
+        for part, path in zip(parts, paths, strict=True):
+            part.to_netcdf(path, engine="h5netcdf")
+    out = tmp_path / "levels.zarr"
+    arguments = (*paths, "--elevation", tmp_path / "dem.nc", "--factors", "2,2", "--climatology-years", 2000, 2000)
+    result = prepare(*arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "12 days" in result.output
+    assert_same_levels(open_levels(out), make_levels(da, elevation(da), (2, 2), climatology=slice("2000", "2000")))
+    assert prepare(*arguments, "--out", out).exit_code == 0
+
+
+def test_prepare_says_what_is_wrong(tmp_path):
+    da = fine(12, 17, 24)
+    da.isel(time=[0, 1, 3]).to_dataset().to_zarr(tmp_path / "fine.zarr")
+    result = prepare(tmp_path / "fine.zarr", "--out", tmp_path / "l.zarr")
+    assert result.exit_code == 1
+    assert "1 days are missing" in result.output
+    assert "Traceback" not in result.output
+    result = prepare(tmp_path / "fine.zarr", "--out", tmp_path / "l.zarr", "--allow-missing", "--edges", "crop")
+    assert result.exit_code == 0, result.output
+    assert "Cropped to 16 x 24" in result.output
+    for arguments, text in (
+        (("nowhere.zarr",), "nowhere.zarr"),
+        ((tmp_path / "fine.zarr", "--factors", "two"), "--factors"),
+        ((tmp_path / "fine.zarr", "--variable", "tmax"), "variable='tmax' is not there"),
+    ):
+        result = prepare(*arguments, "--out", tmp_path / "x.zarr")
+        assert result.exit_code != 0
+        assert text in result.output
+        assert "Traceback" not in result.output

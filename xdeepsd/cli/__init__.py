@@ -1,0 +1,3 @@
+"""The command line."""
+
+from xdeepsd.cli.commands import app as app

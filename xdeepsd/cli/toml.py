@@ -1,0 +1,223 @@
+"""One TOML file for a whole training."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from xdeepsd.levels.disk import open_levels
+from xdeepsd.training.config import TrainConfig
+
+PRESETS = ("default", "paper")
+
+
+class Paths(BaseModel):
+    """``[paths]``: relative ones count from the folder of the TOML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    levels: Path = Path("levels.zarr")
+    """The resolution ladder that training reads (``xdeepsd prepare``)."""
+    checkpoints: Path = Path("checkpoints")
+    model: Path = Path("model")
+    sweep: Path = Path("sweep")
+    prism: Path | None = None
+    """Daily files or the store that the ladder is made from."""
+    elevation: Path | None = None
+
+
+class Data(BaseModel):
+    """``[data]``: what the ladder holds, and how much of it is used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variable: str | None = None
+    years: tuple[int, int] | None = None
+    """First and last year, both included. None: all days of the levels."""
+    factors: tuple[int, ...] | None = None
+    """Factor of each stage, the coarsest first; must be those of the levels. None: whatever they are."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole TOML file, validated.
+
+    ``training`` is the configuration of every stage; ``stages`` those of single stages where the file has
+    ``[[stages]]``, else None.
+    """
+
+    preset: str
+    paths: Paths
+    data: Data
+    training: TrainConfig
+    stages: tuple[TrainConfig, ...] | None = None
+    names: tuple[str | None, ...] | None = None
+
+    def stage_configs(self, count: int) -> list[TrainConfig]:
+        """One `TrainConfig` for each of ``count`` stages; ValueError where the file describes another number."""
+        if self.stages is None:
+            return [self.training] * count
+        if len(self.stages) != count:
+            raise ValueError(
+                f"The file has {len(self.stages)} [[stages]], the levels at {self.paths.levels} make {count}. Needed: "
+                "one for each, coarsest first. Leave [[stages]] out to train all stages alike."
+            )
+        return list(self.stages)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+# What the old files called it, for the message about an unknown key.
+_OLD_NAMES = {
+    "layer_sizes": "channels", "kernel_sizes": "kernels", "training_iters": "steps", "batch_size": "batch",
+    "training_input_size": "patch", "save_step": "checkpoint_every", "test_step": "validate_every",
+    "weighted_loss": "loss", "aux_depth": "static", "lr": "learning_rate", "min_year": "years", "max_year": "years",
+    "max_train_year": "train", "upscale_factor": "factors", "scratch": "levels",
+}  # fmt: skip
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a TOML file (docs/howto/config.md has all keys).
+
+    ``[training]`` takes the fields of `TrainConfig`; those left out come from ``preset`` ("default" or "paper").
+
+    Raises
+    ------
+    ValueError
+        The file is no TOML, has an unknown key (the nearest known one is named) or a value that makes no sense.
+    FileNotFoundError
+        There is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {path}. Needed: a TOML file such as docs/howto/config.md shows. Type xdeepsd config "
+            "from-ini config.ini to make one from an old config.ini."
+        )
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        hint = " An old config.ini? Type xdeepsd config from-ini " + str(path) if path.suffix == ".ini" else ""
+        raise ValueError(f"{path} is no valid TOML: {error}.{hint}") from error
+    return parse_config(content, path)
+
+
+def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -> Config:
+    """Check the content of a TOML file; ``path`` is named in errors, and relative paths count from its folder."""
+    _known(content, ("preset", "paths", "data", "training", "stages"), f"{path}")
+    preset = content.get("preset", "default")
+    if preset not in PRESETS:
+        raise ValueError(f"{path}: preset is {preset!r}. Needed: {' or '.join(map(repr, PRESETS))}.")
+    for name, kind in (("paths", dict), ("data", dict), ("training", dict), ("stages", list)):
+        if not isinstance(content.get(name, kind()), kind):
+            wanted = "[[stages]]" if name == "stages" else f"[{name}]"
+            raise ValueError(f"{path}: {name} is {content[name]!r}. Needed: a table, {wanted}.")
+    paths = _checked(Paths, content.get("paths", {}), f"{path}, [paths]")
+    folder = path.absolute().parent  # a worker may run elsewhere
+    absolute = paths.model_copy(update={name: folder / value for name, value in paths if value is not None})
+    data = _checked(Data, content.get("data", {}), f"{path}, [data]")
+    if data.years is not None and data.years[0] > data.years[1]:
+        raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")
+    training = _training(content.get("training", {}), preset, f"{path}, [training]")
+    stages: list[TrainConfig] = []
+    names: list[str | None] = []
+    if content.get("stages"):
+        for i, table in enumerate(content["stages"]):
+            where = f"{path}, [[stages]] number {i + 1}"
+            if not isinstance(table, dict):
+                raise ValueError(f"{where} is {table!r}. Needed: a table.")
+            names.append(table.get("name"))
+            given = {**content.get("training", {}), **{k: v for k, v in table.items() if k != "name"}}
+            stages.append(_training(given, preset, where, ("name",)))
+        if data.factors is not None and len(data.factors) != len(stages):
+            raise ValueError(f"{path}: {len(stages)} [[stages]] and factors {list(data.factors)}. Needed: as many.")
+    return Config(preset, absolute, data, training, tuple(stages) or None, tuple(names) or None)
+
+
+def _training(given: Mapping[str, Any], preset: str, where: str, more: Sequence[str] = ()) -> TrainConfig:
+    """`TrainConfig` of a preset with what is given in a table: pydantic checks types, the dataclass what they mean."""
+    _known(given, (*_FIELDS, *more), where)
+    start = getattr(TrainConfig, preset)()
+    values = {name: getattr(start, name) for name in _FIELDS}
+    values |= {name: _plain(value) for name, value in given.items()}
+    try:
+        return TypeAdapter(TrainConfig).validate_python(values)
+    except ValidationError as error:
+        raise ValueError(_message(error, where)) from error
+
+
+def _plain(value: Any) -> Any:
+    """Dates of TOML as text, as `TrainConfig` takes them; "none", which TOML has no word for, as None."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if value == "none":
+        return None
+    return value.isoformat()[:10] if isinstance(value, datetime.date) else value
+
+
+def _known(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in given:
+        if key in known:
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        best = _OLD_NAMES[key] if _OLD_NAMES.get(key) in known else near[0] if near else None
+        hint = f" Did you mean {best!r}?" if best else ""
+        raise ValueError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(known)}.")
+
+
+def _checked(model: type[Any], given: Mapping[str, Any], where: str) -> Any:
+    _known(given, tuple(model.model_fields), where)
+    try:
+        return model(**given)
+    except ValidationError as error:
+        raise ValueError(_message(error, where)) from error
+
+
+def _message(error: ValidationError, where: str) -> str:
+    """What pydantic found, a line for each key."""
+    found: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
+    for item in error.errors():
+        key = str(item["loc"][0]) if item["loc"] else ""
+        text = item["msg"].removeprefix("Value error, ")
+        found.setdefault(key, []).append(text[0].lower() + text[1:] if key else text)
+        values.setdefault(key, item["input"])
+    lines = [
+        f"{where}: {key} is {values[key]!r}; {' or '.join(dict.fromkeys(texts))}." if key else f"{where}: {texts[0]}"
+        for key, texts in found.items()
+    ]
+    return "\n".join(lines)
+
+
+def read_levels(config: Config) -> list[xr.Dataset]:
+    """The levels that a file names, lazily, cut to its years, the coarsest first.
+
+    Raises ValueError where there are none, where the factors are others, or where no day is left.
+    """
+    levels = open_levels(config.paths.levels)
+    pairs = zip(levels[1:], levels[:-1], strict=True)
+    factors = tuple(round(fine.sizes["lat"] / coarse.sizes["lat"]) for fine, coarse in pairs)
+    if config.data.factors is not None and config.data.factors != factors:
+        raise ValueError(
+            f"[data] factors is {list(config.data.factors)}, the levels at {config.paths.levels} have {list(factors)}. "
+            "Needed: the same. Correct the file, or make the levels again with xdeepsd prepare."
+        )
+    if config.data.years is None:
+        return levels
+    first, last = config.data.years
+    cut = [level.sel(time=slice(f"{first:04d}", f"{last:04d}")) for level in levels]
+    if not cut[-1].sizes["time"]:
+        days = levels[-1]["time"].values
+        raise ValueError(
+            f"[data] years is {[first, last]}, the levels at {config.paths.levels} go from {str(days[0])[:10]} to "
+            f"{str(days[-1])[:10]}. Needed: years that they hold."
+        )
+    return cut

@@ -1,0 +1,192 @@
+"""Find latitude, longitude and time by their CF metadata; put arrays into our order and back.
+
+This is the only module that looks for coordinates. Everything after it may rely on the dims
+``(..., time, lat, lon)`` with one-dimensional ``lat`` and ``lon`` in degrees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import cf_xarray  # noqa: F401  (registers the .cf accessor)
+import numpy as np
+import xarray as xr
+
+from xdeepsd.stores import sources
+
+XarrayObject = TypeVar("XarrayObject", xr.Dataset, xr.DataArray)
+
+# Names that are taken without any CF attribute, in the order of preference.
+_PLAIN_NAMES = {"latitude": (("lat", "latitude"), ("y",)), "longitude": (("lon", "longitude"), ("x",))}
+_NOT_DEGREES = {"m", "km", "metre", "meter", "metres", "meters", "kilometre", "kilometer"}
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The user's names: coordinates ``lat``, ``lon``, ``time`` (or None), their dims, and the order of dims."""
+
+    lat: str
+    lon: str
+    lat_dim: str
+    lon_dim: str
+    time: str | None
+    dims: tuple[str, ...]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """From the user's names to ours."""
+        ours = {self.lat: "lat", self.lon: "lon"} | ({self.time: "time"} if self.time else {})
+        return {old: new for old, new in ours.items() if old != new}
+
+
+def _candidates(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"]) -> list[str]:
+    """Names of coordinates that may be ``kind``: by CF attributes, else by plain names, else by cf-xarray's guess."""
+    names = [str(n) for n in obj.cf.coordinates.get(kind, []) if n in obj.coords]
+    if names:
+        return names
+    for same in _PLAIN_NAMES[kind]:
+        names = [n for n in same if n in obj.coords and str(obj[n].attrs.get("units", "")).lower() not in _NOT_DEGREES]
+        if names:
+            return names
+    guessed = obj.cf.guess_coord_axis().cf.coordinates.get(kind, [])
+    # The guess goes by how a name begins, so that it takes bounds for coordinates too.
+    return [str(n) for n in guessed if n in obj.coords and not str(n).endswith(("_bnds", "_bounds", "_vertices"))]
+
+
+def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"]) -> str:
+    names = _candidates(obj, kind)
+    short = kind[:3]
+    if not names:
+        raise ValueError(
+            f"No {kind} found among the coordinates {sorted(map(str, obj.coords))} of dims {tuple(obj.dims)}. "
+            f"Needed: a one-dimensional coordinate in degrees. Type "
+            f"ds['NAME'].attrs['standard_name'] = '{kind}' for the coordinate that holds it, or "
+            f"ds.rename(NAME='{short}')."
+        )
+    if len(names) > 1:
+        raise ValueError(
+            f"Two candidates or more for {kind}: {sorted(names)}. Needed: exactly one. "
+            f"Type ds.drop_vars({names[-1]!r}) to leave one of them out."
+        )
+    name = names[0]
+    if obj[name].ndim == 2:
+        raise ValueError(
+            f"The {kind} {name!r} is 2-D, on dims {obj[name].dims}: a curvilinear grid (rotated pole, Lambert, ...). "
+            "Needed: 1-D latitude and longitude. Type xdeepsd.regrid(ds, target) first, where target is the "
+            "regular coarse grid."
+        )
+    if obj[name].ndim == 0:
+        raise ValueError(
+            f"The {kind} {name!r} is a single number, not a dimension. Needed: a map. "
+            f"Select with a list, ds.isel({name}=[i]), or type ds.expand_dims({name!r})."
+        )
+    if obj[name].dtype.kind not in "fiu":
+        raise ValueError(
+            f"The {kind} {name!r} is of dtype {obj[name].dtype}. Needed: numbers in degrees. "
+            f"Type ds.assign_coords({name}=ds[{name!r}].astype(float))."
+        )
+    return name
+
+
+def days_since_first(values: Any) -> np.ndarray | None:
+    """Days ``(n,)`` since the first of some dates or lead times (numpy or cftime); None for anything else."""
+    values = np.asarray(values)
+    if values.dtype.kind in "mM":
+        return (values - values[:1]) / np.timedelta64(1, "D")
+    if values.dtype == object and values.size and hasattr(values[0], "timetuple"):
+        return np.array([(value - values[0]).total_seconds() / 86400 for value in values])
+    return None
+
+
+def find(obj: xr.Dataset | xr.DataArray) -> Axes:
+    """Find the latitude, longitude and time of ``obj`` by CF metadata, then by common names.
+
+    Reads coordinates' metadata only; never touches data. Raises ValueError, naming what is there, where no or more
+    than one candidate exists and where the coordinates are two-dimensional.
+    """
+    lat, lon = _one(obj, "latitude"), _one(obj, "longitude")
+    times = [str(n) for n in (obj.cf.axes.get("T", []) or obj.cf.coordinates.get("time", [])) if n in obj.coords]
+    times = [n for n in times if obj[n].dims == (n,)]
+    if not times:  # files without CF attributes, of any name: t, Time, valid_time, cfgrib's step
+        dims = [n for n, index in obj.indexes.items() if obj[n].dims == (n,) and days_since_first(index) is not None]
+        times = [n for n in ("time", "day", "date") if n in obj.coords and obj[n].dims == (n,)] or list(map(str, dims))
+    time = times[0] if times else None
+    return Axes(lat, lon, str(obj[lat].dims[0]), str(obj[lon].dims[0]), time, tuple(str(d) for d in obj.dims))
+
+
+def _aside(name: str) -> str:
+    """Where a coordinate of the user's goes that has one of our names and another meaning."""
+    return f"{name} of another kind"
+
+
+def standardize(da: xr.DataArray) -> tuple[xr.DataArray, Axes]:
+    """Rename to ``time, lat, lon`` and bring them last: ``(..., time, lat, lon)``. Lazy; values untouched."""
+    axes = find(da)
+    for name, dim in ((axes.lat, axes.lat_dim), (axes.lon, axes.lon_dim)):
+        if dim != name:
+            da = da.drop_vars(dim, errors="ignore").swap_dims({dim: name})
+    taken = {new: _aside(new) for new in axes.names.values() if new in da.coords or new in da.dims}
+    da = da.rename(taken).rename(axes.names)
+    last = [d for d in ("time", "lat", "lon") if d in da.dims]
+    return da.transpose(..., *last), axes
+
+
+def restore(da: xr.DataArray, axes: Axes) -> xr.DataArray:
+    """Undo `standardize`: the user's names and order of dims. Lazy."""
+    da = da.rename({new: old for old, new in axes.names.items() if new in da.coords or new in da.dims})
+    da = da.rename({_aside(n): n for n in ("time", "lat", "lon") if _aside(n) in da.coords or _aside(n) in da.dims})
+    for name, dim in ((axes.lat, axes.lat_dim), (axes.lon, axes.lon_dim)):
+        if dim != name:
+            da = da.swap_dims({name: dim})
+    return da.transpose(*[d for d in axes.dims if d in da.dims])
+
+
+def chunk_unread(da: xr.DataArray, scale: int = 1) -> xr.DataArray:
+    """Chunk along time what xarray opened without chunks and has not read yet, lest it be read whole.
+
+    ``scale`` times finer maps (along each axis) of a chunk take up to 128 MiB. What lies in memory, and Dask, stay.
+    """
+    if da.chunks is not None or da.variable._in_memory:
+        return da
+    days = days_in_chunk(da.sizes["lat"] * da.sizes["lon"] * scale**2)
+    chunks = {dim: -1 if dim in ("lat", "lon") else days if dim == "time" else 1 for dim in da.dims}
+    name = f"{da.name}-{sources.stamp(da.variable)}"  # the same in the next process, for a store to be resumed
+    return da.chunk(chunks, name_prefix=f"{name}-", token=name)
+
+
+def days_in_chunk(cells: int) -> int:
+    """Days of maps of so many cells (float32) in a chunk: 30, fewer where that were more than 128 MiB."""
+    return max(1, min(30, 2**27 // (4 * cells)))
+
+
+def spacing(coord: xr.DataArray | np.ndarray, name: str) -> float:
+    """Signed step of a regular one-dimensional coordinate, degrees.
+
+    Raises ValueError where values are missing, repeated, unordered or irregular by more than a hundredth of a step
+    (float32 coordinates of a fine grid are off by a few thousandths).
+    """
+    values = np.asarray(coord, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has NaN among its {values.size} values. Type ds.dropna({name!r}).")
+    if values.size < 2:
+        raise ValueError(f"{name} has {values.size} value: its spacing is unknown. Needed: two cells or more.")
+    steps = np.diff(values)
+    step = (values[-1] - values[0]) / (values.size - 1)
+    if step == 0 or np.abs(steps - step).max() > 0.01 * abs(step):
+        raise ValueError(
+            f"{name} is irregular: steps from {steps.min():.6g} to {steps.max():.6g} degrees. Needed: equal steps. "
+            f"Type ds.sortby({name!r}) if it is only unordered (longitudes that jump at the date line too), "
+            "else xdeepsd.regrid(ds, target) onto a regular grid."
+        )
+    return float(step)
+
+
+def wrap_longitude(lon: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Shift ``lon`` (degrees) by whole turns so that its middle lies within half a turn of the middle of ``near``.
+
+    >>> wrap_longitude(np.array([235.0, 236.0]), near=np.array([-125.0, -124.0]))
+    array([-125., -124.])
+    """
+    turns = np.round((np.mean(near) - np.mean(lon)) / 360.0)
+    return np.asarray(lon, dtype=np.float64) + 360.0 * turns

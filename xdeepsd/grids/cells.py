@@ -1,0 +1,290 @@
+"""A horizontal grid: cell centres and cell bounds, read from the coordinates of an xarray object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cf_xarray  # noqa: F401  (registers the .cf accessor)
+import numpy as np
+import xarray as xr
+
+from xdeepsd.grids import axes
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Centres and bounds in degrees, with the names under which they were found.
+
+    Rectilinear: ``lat`` ``(nlat,)``, ``lon`` ``(nlon,)``, bounds ``(nlat + 1,)`` and ``(nlon + 1,)``; longitudes are
+    unwrapped (monotonic, perhaps beyond 180 or 360). Curvilinear: centres ``(ny, nx)``, bounds the four corners of
+    each cell ``(ny, nx, 4)``, in order around it. Bounds are None where an axis of one cell has none.
+    """
+
+    lat: np.ndarray
+    lon: np.ndarray
+    lat_bounds: np.ndarray | None
+    lon_bounds: np.ndarray | None
+    lat_name: str
+    lon_name: str
+    dims: tuple[str, str]
+
+    @property
+    def rectilinear(self) -> bool:
+        """True where lat and lon are one-dimensional."""
+        return self.lat.ndim == 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells along the two dims."""
+        return (self.lat.size, self.lon.size) if self.rectilinear else (self.lat.shape[0], self.lat.shape[1])
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latitude and longitude bounds; ValueError where they are unknown."""
+        if self.lat_bounds is None or self.lon_bounds is None:
+            name = self.lat_name if self.lat_bounds is None else self.lon_name
+            raise ValueError(
+                f"{name} has 1 value and no bounds, so the size of its cell is unknown. Needed: two cells or more, or "
+                f"CF bounds. Type ds['{name}_bnds'] = (('{name}', 'bnds'), [[LOW, HIGH]]); "
+                f"ds['{name}'].attrs['bounds'] = '{name}_bnds'."
+            )
+        return self.lat_bounds, self.lon_bounds
+
+    def centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latitude and longitude of every cell, each ``(ny, nx)``."""
+        if not self.rectilinear:
+            return self.lat, self.lon
+        lat, lon = np.meshgrid(self.lat, self.lon, indexing="ij")
+        return lat, lon
+
+    def corners(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latitude and longitude of the four corners of every cell, each ``(cells, 4)``, in order around it."""
+        lat, lon = self.bounds()
+        if self.rectilinear:
+            lat, lon = _around(*np.meshgrid(lat, lon, indexing="ij"))
+        return lat.reshape(-1, 4), lon.reshape(-1, 4)
+
+    @property
+    def spans(self) -> str:
+        """The extent in words, for messages."""
+        return (
+            f"{self.lat_name} {self.lat.min():.6g}..{self.lat.max():.6g}, "
+            f"{self.lon_name} {self.lon.min():.6g}..{self.lon.max():.6g}"
+        )
+
+
+def _around(*corners: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The four corners of each cell ``(ny, nx, 4)`` from shared corners ``(ny + 1, nx + 1)``."""
+    return tuple(np.stack([c[:-1, :-1], c[:-1, 1:], c[1:, 1:], c[1:, :-1]], axis=-1) for c in corners)
+
+
+def unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    """Points of the unit sphere ``(..., 3)`` from degrees."""
+    lat, lon = np.deg2rad(lat), np.deg2rad(lon)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+
+
+def _monotonic(values: np.ndarray, name: str) -> np.ndarray:
+    """``values`` as float64; ValueError where they are not finite and strictly monotonic."""
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{name} has {np.count_nonzero(~np.isfinite(values))} NaN among its {values.size} values. Needed: the "
+            f"centre of every cell. Type ds.dropna({name!r})."
+        )
+    steps = np.diff(values)
+    if (steps == 0).any():
+        repeated = np.unique(values[1:][steps == 0])
+        raise ValueError(
+            f"{name} holds values twice: {repeated[:5].tolist()}. Needed: every cell once. "
+            f"Type ds.drop_duplicates({name!r})."
+        )
+    if not ((steps > 0).all() or (steps < 0).all()):
+        at = int(np.argmax(np.sign(steps) != np.sign(steps[0])))
+        raise ValueError(
+            f"{name} is not monotonic: {values[at]:g} is followed by {values[at + 1]:g} at position {at + 1} of "
+            f"{values.size}. Needed: ascending or descending values. Type ds.sortby({name!r})."
+        )
+    return values
+
+
+def infer_edges(centres: np.ndarray) -> np.ndarray | None:
+    """Edges ``(n + 1,)`` half-way between centres ``(n,)``; the outermost cells reach as far out as in.
+
+    None for a single cell.
+    """
+    if centres.size < 2:
+        return None
+    middle = (centres[:-1] + centres[1:]) / 2
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def _infer_corners(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Four corners of each cell ``(ny, nx, 4)``: means of the surrounding centres on the sphere."""
+    if min(lat.shape) < 2:
+        raise ValueError(
+            f"A 2-D grid of {lat.shape[0]} x {lat.shape[1]} cells without bounds: the size of its cells is unknown. "
+            "Needed: two cells or more along both dims, or CF bounds (vertices). Type ds['lat'].attrs['bounds'] = NAME."
+        )
+    points = unit_vectors(lat, lon)
+    for axis in (0, 1):
+        first, second, before, last = (np.take(points, [i], axis) for i in (0, 1, -2, -1))
+        points = np.concatenate([2 * first - second, points, 2 * last - before], axis=axis)
+    x, y, z = np.moveaxis(points[:-1, :-1] + points[1:, :-1] + points[:-1, 1:] + points[1:, 1:], -1, 0)
+    return _around(np.rad2deg(np.arctan2(z, np.hypot(x, y))), np.rad2deg(np.arctan2(y, x)))
+
+
+def _edges_from_bounds(bounds: np.ndarray, centres: np.ndarray, name: str, turn: bool) -> np.ndarray:
+    """Edges ``(n + 1,)`` from CF bounds ``(n, 2)`` or from edges ``(n + 1,)``, in the order of ``centres``.
+
+    ``turn``: the values are longitudes and may be off by whole turns. ValueError where a centre lies outside its
+    cell, or cells overlap or leave gaps.
+    """
+    bounds = np.asarray(bounds, np.float64)
+    n = centres.size
+    if bounds.shape == (n + 1,):
+        bounds = np.stack([bounds[:-1], bounds[1:]], axis=1)
+    drop = f"type ds.drop_vars('{name}_bnds') to have them inferred from the centres."
+    if bounds.shape != (n, 2):
+        raise ValueError(
+            f"The bounds of {name} have the shape {bounds.shape}. Needed: ({n}, 2) for {n} cells. Correct them, or "
+            f"{drop}"
+        )
+    if turn:
+        bounds = bounds + 360.0 * np.round((centres[:, None] - bounds) / 360.0)
+    low, high = bounds.min(axis=1), bounds.max(axis=1)
+    slack = 1e-3 * np.maximum(high - low, 1e-12)
+    outside = (centres < low - slack) | (centres > high + slack)
+    if outside.any():
+        i = int(np.argmax(outside))
+        raise ValueError(
+            f"The bounds of {name} disagree with its centres: {centres[i]:g} at position {i} lies outside its bounds "
+            f"[{low[i]:g}, {high[i]:g}] ({np.count_nonzero(outside)} of {n} cells). Needed: every centre inside its "
+            f"cell. Correct them, or {drop}"
+        )
+    ascending = n == 1 or centres[-1] > centres[0]
+    first, last = (low, high) if ascending else (high, low)
+    gaps = np.abs(last[:-1] - first[1:])
+    if (gaps > slack[1:]).any():
+        i = int(np.argmax(gaps))
+        raise ValueError(
+            f"The bounds of {name} leave gaps or overlap: cell {i} ends at {last[i]:g} and cell {i + 1} begins at "
+            f"{first[i + 1]:g}. Needed: cells that meet. Correct them, or {drop}"
+        )
+    return np.concatenate([first, last[-1:]])
+
+
+def _find_bounds(obj: xr.Dataset | xr.DataArray, name: str) -> xr.DataArray | None:
+    """The CF bounds of the coordinate ``name``, or xESMF's ``NAME_b``; None where there are none."""
+    named = obj[name].attrs.get("bounds") or obj[name].encoding.get("bounds")
+    there = obj.variables if isinstance(obj, xr.Dataset) else obj.coords
+    for candidate in (named, f"{name}_b"):
+        if candidate is not None and candidate in there:
+            return obj[candidate]
+    return None
+
+
+def _two_dimensional(obj: xr.Dataset | xr.DataArray) -> tuple[str, str] | None:
+    """Names of 2-D latitude and longitude coordinates by CF metadata or common names; None where lat is not 2-D."""
+    names = []
+    for kind in ("latitude", "longitude"):
+        found = obj.cf.coordinates.get(kind) or [name for name in (kind, kind[:3]) if name in obj.coords]
+        dims = {str(name): obj[name].ndim for name in found if name in obj.coords}
+        flat = [name for name, ndim in dims.items() if ndim == 2]
+        if 1 in dims.values() or len(flat) != 1:
+            return None
+        names.append(flat[0])
+    return names[0], names[1]
+
+
+def _read_curvilinear(obj: xr.Dataset | xr.DataArray, lat_name: str, lon_name: str) -> Grid:
+    dims = (str(obj[lat_name].dims[0]), str(obj[lat_name].dims[1]))
+    lat, lon = (np.asarray(obj[n].transpose(*dims).values, np.float64) for n in (lat_name, lon_name))
+    for name, values in ((lat_name, lat), (lon_name, lon)):
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{name} has {np.count_nonzero(~np.isfinite(values))} NaN among its {values.size} values. Needed: the "
+                "centre of every cell. Select the part of the grid that has them with ds.isel."
+            )
+    _check_latitude(lat, lat_name)
+    given = []
+    for name in (lat_name, lon_name):
+        bounds = _find_bounds(obj, name)
+        if bounds is not None:
+            bounds = bounds.transpose(*dims, ...) if set(dims) <= set(bounds.dims) else bounds
+            given.append(np.asarray(bounds.values, np.float64))
+    if len(given) < 2:
+        lat_corners, lon_corners = _infer_corners(lat, lon)
+        return Grid(lat, lon, lat_corners, lon_corners, lat_name, lon_name, dims)
+    if given[0].shape == (lat.shape[0] + 1, lat.shape[1] + 1) == given[1].shape:
+        given = list(_around(*given))
+    for name, values in zip((lat_name, lon_name), given, strict=True):
+        if values.shape != (*lat.shape, 4):
+            raise ValueError(
+                f"The bounds of {name} have the shape {values.shape}. Needed: {(*lat.shape, 4)}, four corners for "
+                f"each cell. Correct them, or drop them to have them inferred from the centres."
+            )
+    middle = unit_vectors(*given).mean(axis=2)
+    reach = np.linalg.norm(unit_vectors(*given) - middle[:, :, None], axis=-1).max(axis=2)
+    outside = np.linalg.norm(unit_vectors(lat, lon) - middle, axis=-1) > reach
+    if outside.any():
+        j, i = np.argwhere(outside)[0]
+        raise ValueError(
+            f"The bounds of {lat_name} and {lon_name} disagree with the centres: cell ({j}, {i}) has its centre at "
+            f"{lat[j, i]:g}, {lon[j, i]:g} and its corners at {given[0][j, i].tolist()}, {given[1][j, i].tolist()} "
+            f"({np.count_nonzero(outside)} of {lat.size} cells). Needed: every centre inside its cell. Correct them, "
+            "or drop them to have them inferred from the centres."
+        )
+    return Grid(lat, lon, given[0], given[1], lat_name, lon_name, dims)
+
+
+def _check_latitude(lat: np.ndarray, name: str) -> None:
+    if np.abs(lat).max() > 90.001:
+        raise ValueError(
+            f"{name} reaches from {lat.min():g} to {lat.max():g}. Needed: degrees within -90..90. "
+            "Check that latitude and longitude are not exchanged and that the units are degrees."
+        )
+
+
+def read_grid(obj: xr.Dataset | xr.DataArray) -> Grid:
+    """The horizontal grid of a Dataset or DataArray: 1-D or 2-D latitude and longitude, bounds by CF or inferred.
+
+    Reads coordinates only. Latitude bounds are clipped at the poles. Raises ValueError where coordinates are missing,
+    not monotonic, repeated, or disagree with their bounds.
+    """
+    # Bounds may be coordinates too, and by name they would pass for latitudes.
+    named = {c.attrs.get("bounds", c.encoding.get("bounds")) for c in obj.coords.values()} | {
+        f"{name}_b" for name in obj.coords
+    }
+    centres_only = obj.drop_vars([name for name in obj.coords if name in named])
+    if not {"latitude", "longitude"} & set(centres_only.cf.coordinates):
+        plain = [pair for pair in (("lat", "lon"), ("latitude", "longitude")) if set(pair) <= set(centres_only.coords)]
+        if len(plain) == 1:  # guessing would find the same, some ten milliseconds later
+            attrs = dict(zip(plain[0], ({"standard_name": "latitude"}, {"standard_name": "longitude"}), strict=True))
+            named_so = {name: centres_only[name].assign_attrs(more) for name, more in attrs.items()}
+            centres_only = centres_only.assign_coords(named_so)
+        else:
+            centres_only = centres_only.cf.guess_coord_axis()  # once for all that follows
+    curvilinear = _two_dimensional(centres_only)
+    if curvilinear is not None:
+        return _read_curvilinear(obj, *curvilinear)
+    found = axes.find(centres_only)
+    lat = _monotonic(obj[found.lat].values, found.lat)
+    _check_latitude(lat, found.lat)
+    lon = _monotonic(np.unwrap(np.asarray(obj[found.lon].values, np.float64), period=360.0), found.lon)
+    edges = []
+    for name, centres in ((found.lat, lat), (found.lon, lon)):
+        bounds = _find_bounds(obj, name)
+        if bounds is None:
+            edges.append(infer_edges(centres))
+        else:
+            edges.append(_edges_from_bounds(bounds.values, centres, name, turn=name == found.lon))
+    lat_edges, lon_edges = edges
+    if lat_edges is not None:
+        lat_edges = np.clip(lat_edges, -90.0, 90.0)
+    if lon_edges is not None and abs(lon_edges[-1] - lon_edges[0]) > 360.0 * (1 + 1e-6):
+        raise ValueError(
+            f"{found.lon} spans {abs(lon_edges[-1] - lon_edges[0]):g} degrees, more than a whole turn: some cells are "
+            f"there twice. Needed: 360 or less. Type ds.isel({found.lon}=slice(None, -1)) if the last column repeats "
+            "the first."
+        )
+    return Grid(lat, lon, lat_edges, lon_edges, found.lat, found.lon, (found.lat_dim, found.lon_dim))

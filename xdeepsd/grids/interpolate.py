@@ -1,0 +1,115 @@
+"""Interpolation to a grid a whole factor finer: the baselines, and (bilinear) the first step of every stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from xdeepsd.grids.missing import fill_nearest
+
+
+def _weights(size: int, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Left index, right index and weight of the right one, for every fine cell along an axis of ``size`` cells."""
+    position = (np.arange(size * factor) + 0.5) / factor - 0.5
+    left = np.floor(position).astype(np.intp)
+    right_weight = position - left
+    return np.clip(left, 0, size - 1), np.clip(left + 1, 0, size - 1), right_weight
+
+
+def upsample(field: np.ndarray, factor: int) -> np.ndarray:
+    """Bilinear interpolation with half-pixel centres, edges replicated.
+
+    ``(..., lat, lon)`` to ``(..., factor * lat, factor * lon)``, same units and dtype; NaN spreads to the fine cells
+    it touches. The same numbers as `xdeepsd.models.srcnn.upsample`, without torch.
+
+    >>> upsample(np.array([[0.0, 4.0]]), 2)
+    array([[0., 1., 3., 4.],
+           [0., 1., 3., 4.]])
+    """
+    for axis in (-2, -1):
+        left, right, weight = _weights(field.shape[axis], factor)
+        shape = (-1, 1) if axis == -2 else (-1,)
+        weight = weight.astype(field.dtype).reshape(shape)
+        field = np.take(field, left, axis) * (1 - weight) + np.take(field, right, axis) * weight
+    return field
+
+
+def upsample_cubic(field: np.ndarray, factor: int) -> np.ndarray:
+    """Bicubic interpolation with half-pixel centres, edges replicated: cubic convolution with a = -0.75.
+
+    ``(..., lat, lon)`` to ``(..., factor * lat, factor * lon)``, same units and dtype. The numbers of torch's
+    ``interpolate(mode="bicubic", align_corners=False)`` and of OpenCV's INTER_CUBIC (Keys 1981, equation 4, leaves
+    ``a`` free). It overshoots: rain may become negative.
+
+    >>> upsample_cubic(np.array([[0.0, 4.0]]), 2).round(3)
+    array([[-0.422,  0.906,  3.094,  4.422],
+           [-0.422,  0.906,  3.094,  4.422]])
+    """
+    a = -0.75
+    for axis in (-2, -1):
+        size = field.shape[axis]
+        position = (np.arange(size * factor) + 0.5) / factor - 0.5
+        left = np.floor(position).astype(np.intp)
+        total = 0.0
+        for tap in (-1, 0, 1, 2):
+            away = np.abs(position - left - tap)
+            near = (a + 2) * away**3 - (a + 3) * away**2 + 1
+            far = a * (away**3 - 5 * away**2 + 8 * away - 4)
+            weight = np.where(away <= 1, near, far).astype(field.dtype).reshape((-1, 1) if axis == -2 else (-1,))
+            total = total + weight * np.take(field, np.clip(left + tap, 0, size - 1), axis)
+        field = np.asarray(total)
+    return field
+
+
+def interpolate(
+    coarse: xr.DataArray, like: xr.DataArray, reach: int = 8, method: Literal["linear", "cubic"] = "linear"
+) -> xr.DataArray:
+    """Bilinear or bicubic interpolation of a coarse map to the grid of ``like``, a whole factor finer: the baselines.
+
+    Parameters
+    ----------
+    coarse
+        ``(..., lat, lon)``, any units; NaN = missing. Its map must be one chunk.
+    like
+        ``(..., lat, lon)`` on the fine grid, in the same order of latitude and longitude.
+    reach
+        Missing cells are filled from the nearest observed one within so many cells, as for a model.
+    method
+        "linear" (`upsample`), or "cubic" (`upsample_cubic`, clipped at 0 as a model's output is).
+
+    Returns
+    -------
+    ``(..., lat, lon)`` on the coordinates of ``like``, dtype of ``coarse``, NaN inside missing coarse cells; lazy if
+    ``coarse`` is. Raises ValueError where the sizes are not a whole multiple.
+    """
+    if method not in ("linear", "cubic"):
+        raise ValueError(f"method is {method!r}. Needed: 'linear' or 'cubic'.")
+    factor = like.sizes["lat"] // coarse.sizes["lat"]
+    have = (like.sizes["lat"], like.sizes["lon"])
+    if have != (factor * coarse.sizes["lat"], factor * coarse.sizes["lon"]):
+        raise ValueError(
+            f"like has {have[0]} x {have[1]} cells, the coarse map {coarse.sizes['lat']} x {coarse.sizes['lon']}. "
+            "Needed: one whole factor for both."
+        )
+
+    def fine(values: np.ndarray) -> np.ndarray:
+        days = values.reshape(-1, *values.shape[-2:])
+        filled = fill_nearest(days, reach)
+        result = upsample(filled, factor) if method == "linear" else upsample_cubic(filled, factor).clip(min=0)
+        result[np.isnan(days).repeat(factor, axis=1).repeat(factor, axis=2)] = np.nan
+        return result.reshape(*values.shape[:-2], *result.shape[-2:])
+
+    result = xr.apply_ufunc(
+        fine,
+        coarse.drop_vars(["lat", "lon"], errors="ignore"),
+        input_core_dims=[["lat", "lon"]],
+        output_core_dims=[["fine_lat", "fine_lon"]],
+        dask="parallelized",
+        dask_gufunc_kwargs={"output_sizes": {"fine_lat": have[0], "fine_lon": have[1]}},
+        output_dtypes=[coarse.dtype],
+        keep_attrs=True,
+    )
+    result = result.rename(fine_lat="lat", fine_lon="lon")
+    return result.assign_coords(lat=like["lat"], lon=like["lon"])

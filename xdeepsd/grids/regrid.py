@@ -1,0 +1,350 @@
+"""Regrid xarray objects lazily: conservative, bilinear, nearest; coarsen by whole factors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from typing import TypeVar
+
+import dask
+import dask.array
+import numpy as np
+import xarray as xr
+from scipy import sparse
+
+from xdeepsd.grids import regrid_weights as _weights
+from xdeepsd.grids.cells import Grid, infer_edges, read_grid
+from xdeepsd.grids.regrid_weights import Weights
+
+logger = logging.getLogger(__name__)
+
+XarrayObject = TypeVar("XarrayObject", xr.Dataset, xr.DataArray)
+
+
+def regrid(
+    obj: XarrayObject,
+    target: xr.Dataset | xr.DataArray | None = None,
+    method: str = "conservative",
+    skipna: bool = True,
+    na_thres: float = 1.0,
+    engine: str | None = None,
+    weights: Weights | str | os.PathLike[str] | None = None,
+    unmapped_to_nan: bool = True,
+) -> XarrayObject:
+    """Regrid to another latitude-longitude grid. Lazy over Dask, chunked over anything but the horizontal dims.
+
+    Parameters
+    ----------
+    obj
+        Dataset or DataArray with 1-D latitude and longitude (ascending or descending, any convention of longitude) or
+        2-D ones (rotated pole, Lambert ...), under any names. In a Dataset every variable on the grid is regridded,
+        variables without either dim are kept, others are left out. Cells are bounded by the CF bounds (or xESMF's
+        ``lat_b``, ``lon_b``) where a Dataset has them, else half-way between the centres.
+    target
+        Anything with the coordinates of the target grid, 1-D or 2-D. None: that of ``weights``.
+    method
+        ``"conservative"``: means of the source weighted by area; a cell that the source covers in part gets that part
+        only (so totals are conserved), unless ``skipna``. ``"conservative_normed"``: divided by the part covered.
+        ``"bilinear"``: between the four surrounding centres; nothing beyond the outermost ones. ``"nearest"``: the
+        nearest centre, beyond the source too.
+    skipna
+        Leave NaN out and divide by the weight of the rest. False: one NaN makes all cells NaN that take from it.
+    na_thres
+        With ``skipna``: NaN where the weight of what is missing (not observed, or beyond the source) exceeds this: 1
+        keeps every cell that takes anything, 0 only those without a gap. As in xESMF, the least weight is clipped to
+        [1e-6, 1 - 1e-6].
+    engine
+        None: exact product weights between 1-D grids (cells bounded by latitude circles), intersections of spherical
+        polygons (edges are great circles) otherwise. ``"spherely"``: polygons in any case, which gives the numbers of
+        ESMF, at the cost of seconds to minutes for large grids. ``"xesmf"``: weights from xESMF itself, which comes
+        with conda.
+    weights
+        From `regrid_weights`, or a file that it was saved to; must belong to the two grids.
+    unmapped_to_nan
+        Without ``skipna``: NaN in target cells that take nothing from the source. False: 0 there, as xESMF does.
+
+    Returns
+    -------
+    The same dims in the same order, names, attributes and dtype (integers become float64), on the target's
+    coordinates. Where one of the grids is curvilinear, its horizontal dims and coordinates are those of the target.
+    Weights are computed at once, from coordinates only; values are accumulated in float64. Raises ValueError where the
+    grids do not overlap, coordinates are no grid, or the horizontal dims are chunked.
+
+    Examples
+    --------
+    >>> fine = xr.DataArray([[1.0, 3.0]], coords={"lat": [0.0], "lon": [0.5, 1.5]}, dims=("lat", "lon"))
+    >>> target = xr.Dataset(coords={"lat": [0.0], "lon": [0.75, 1.25]})
+    >>> regrid(fine, target, method="nearest").values
+    array([[1., 3.]])
+    """
+    source = read_grid(obj)
+    if isinstance(weights, str | os.PathLike):
+        weights = _weights.load(weights)
+    if weights is None:
+        if target is None:
+            raise ValueError("No target arrived. Needed: a grid. Type xdeepsd.regrid(ds, target), or weights=FILE.")
+        weights = _build(source, read_grid(target), method, engine)
+    else:
+        _check_weights(weights, source, None if target is None else read_grid(target), method)
+    weights = replace(weights, source=source)  # its names are those of obj
+    unmapped = int(np.count_nonzero(~weights.mapped()))
+    if unmapped:
+        logger.info("%d of %d target cells lie beyond the source.", unmapped, np.prod(weights.target.shape))
+    coords = _coordinates(obj, weights, target)
+    return _map(obj, weights, coords, skipna, na_thres, unmapped_to_nan)
+
+
+def regrid_weights(
+    source: xr.Dataset | xr.DataArray,
+    target: xr.Dataset | xr.DataArray,
+    method: str = "conservative",
+    engine: str | None = None,
+) -> Weights:
+    """Weights for `regrid`, to be used for many datasets on the same grids, or saved.
+
+    ``regrid_weights(ds, target).save("weights.npz")``, then ``regrid(ds, weights="weights.npz")``. Reads coordinates
+    only; arguments as in `regrid`.
+    """
+    return _build(read_grid(source), read_grid(target), method, engine)
+
+
+def _build(source: Grid, target: Grid, method: str, engine: str | None) -> Weights:
+    if engine not in (None, "spherely", "xesmf"):
+        raise ValueError(f"The engine is {engine!r}. Needed: None, 'spherely' or 'xesmf'. Leave engine out.")
+    if engine == "xesmf":
+        return _xesmf_weights(source, target, method)
+    return _weights.build(source, target, method, great_circles=engine == "spherely")
+
+
+def _xesmf_weights(source: Grid, target: Grid, method: str) -> Weights:
+    """Weights that xESMF computes, to be applied here like any others."""
+    try:
+        import xesmf
+    except ImportError as error:
+        raise ImportError(
+            f"engine='xesmf' needs xESMF, which cannot be imported here ({error}). ESMF comes with conda: "
+            "conda install -c conda-forge xesmf. Or leave engine out: the results agree (docs/howto/regrid.md)."
+        ) from error
+
+    def dataset(grid: Grid) -> xr.Dataset:
+        coords = {"lat": grid.lat, "lon": grid.lon}
+        if method.startswith("conservative"):
+            lat, lon = grid.bounds()
+            if not grid.rectilinear:  # from four corners a cell to shared corners
+                lat, lon = (np.block([[b[..., 0], b[:, -1:, 1]], [b[-1:, :, 3], b[-1:, -1:, 2]]]) for b in (lat, lon))
+            coords |= {"lat_b": lat, "lon_b": lon}
+        dims = {"lat": ("y", "x"), "lon": ("y", "x"), "lat_b": ("y_b", "x_b"), "lon_b": ("y_b", "x_b")}
+        flat = {"lat": "lat", "lon": "lon", "lat_b": "lat_b", "lon_b": "lon_b"}
+        return xr.Dataset(coords={n: (flat[n] if grid.rectilinear else dims[n], v) for n, v in coords.items()})
+
+    regridder = xesmf.Regridder(
+        dataset(source),
+        dataset(target),
+        "nearest_s2d" if method == "nearest" else method,
+        periodic=not method.startswith("conservative") and _weights.is_global(source),
+    )
+    return Weights(method, source, target, matrix=sparse.csr_array(regridder.weights.data.to_scipy_sparse()))
+
+
+def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: str) -> None:
+    """ValueError where the weights are of other grids or another method."""
+    for side, given, grid in (("source", source, weights.source), ("target", target, weights.target)):
+        if given is None:
+            continue
+        same = given.lat.shape == grid.lat.shape and given.lon.shape == grid.lon.shape
+        if same:
+            turned = np.abs((given.lon - grid.lon + 180.0) % 360.0 - 180.0)
+            same = bool(max(np.abs(given.lat - grid.lat).max(), turned.max()) < 1e-4)
+        if not same:
+            raise ValueError(
+                f"The weights are of another {side} grid: {grid.shape} cells, {grid.spans}; {given.shape} cells, "
+                f"{given.spans} arrived. Needed: the same cells in the same order. Type "
+                "weights=xdeepsd.regrid_weights(ds, target)."
+            )
+    if method not in (weights.method, "conservative"):  # "conservative" is what is not said
+        raise ValueError(
+            f"The weights are {weights.method}, the method is {method!r}. Needed: the same. Type "
+            f"method={weights.method!r}, or weights=xdeepsd.regrid_weights(ds, target, {method!r})."
+        )
+
+
+def _bounds_coordinate(centres: np.ndarray, edges: np.ndarray | None, dim: str, polar: bool) -> xr.DataArray | None:
+    """CF bounds of an axis where they cannot be inferred from its centres; None where they can."""
+    if edges is None:
+        return None
+    inferred = infer_edges(centres)
+    if inferred is not None:
+        inferred = np.clip(inferred, -90.0, 90.0) if polar else inferred
+        if np.allclose(inferred, edges, rtol=0, atol=1e-6 * np.abs(np.diff(edges)).min()):
+            return None
+    return xr.DataArray(np.stack([edges[:-1], edges[1:]], axis=1), dims=(dim, "bnds"))
+
+
+def _coordinates(
+    obj: xr.Dataset | xr.DataArray, weights: Weights, target: xr.Dataset | xr.DataArray | None
+) -> dict[str, xr.DataArray]:
+    """Coordinates of the output: named like the source between 1-D grids, else like the target.
+
+    Bounds are added (to a Dataset) only where they cannot be inferred from the centres.
+    """
+    source, grid = weights.source, weights.target
+    coords: dict[str, xr.DataArray] = {}
+    if not grid.rectilinear:
+        for name, values in ((grid.lat_name, grid.lat), (grid.lon_name, grid.lon)):
+            attrs = {} if target is None else {k: v for k, v in target[name].attrs.items() if k != "bounds"}
+            coords[name] = xr.DataArray(values, dims=grid.dims, attrs=attrs)
+        along = (
+            {}
+            if target is None
+            else {str(n): c for n, c in target.coords.items() if c.dims in {(d,) for d in grid.dims}}
+        )
+        return {n: c.variable for n, c in along.items()} | coords
+    like, named = (obj, source) if source.rectilinear else (target, grid)
+    for name, dim, wanted, centres, edges in (
+        (named.lat_name, named.dims[0], grid.lat_name, grid.lat, grid.lat_bounds),
+        (named.lon_name, named.dims[1], grid.lon_name, grid.lon, grid.lon_bounds),
+    ):
+        attrs = {} if like is None else {k: v for k, v in like[name].attrs.items() if k != "bounds"}
+        bounds = _bounds_coordinate(centres, edges, dim, polar=name == named.lat_name)
+        if bounds is not None:
+            coords[f"{name}_bnds"] = bounds
+            attrs["bounds"] = f"{name}_bnds"
+        # The target's own values: the grid holds its longitudes unwrapped.
+        values = centres if target is None else np.asarray(target[wanted].values)
+        coords[name] = xr.DataArray(values, dims=dim, attrs=attrs)
+    return coords
+
+
+def _output_dims(weights: Weights) -> tuple[str, str]:
+    both = weights.source.rectilinear and weights.target.rectilinear
+    return weights.source.dims if both else weights.target.dims
+
+
+def _apply(
+    da: xr.DataArray,
+    weights: Weights,
+    coords: dict[str, xr.DataArray],
+    skipna: bool,
+    na_thres: float,
+    unmapped_to_nan: bool,
+) -> xr.DataArray:
+    """Regrid one array that holds both dims of the source. Lazy if it is."""
+    dims, new = weights.source.dims, _output_dims(weights)
+    split = [dim for dim in dims if len(da.chunksizes.get(dim, ())) > 1]
+    if split:
+        raise ValueError(
+            f"{da.name!r} is chunked over {split}: {[len(da.chunksizes[dim]) for dim in split]} chunks. Needed: whole "
+            f"maps. Type ds.chunk({{{', '.join(f'{d!r}: -1' for d in dims)}}})."
+        )
+    if da.dtype.kind not in "fiub":
+        raise ValueError(f"{da.name!r} is of dtype {da.dtype}. Needed: numbers. Type ds.drop_vars({da.name!r}).")
+    dtype = da.dtype if da.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    moved = da.astype(dtype, copy=False).transpose(..., *dims)
+    if moved.chunks is None:
+        data = _weights.apply(moved.values, weights, skipna, na_thres, unmapped_to_nan)
+    else:
+        data = dask.array.map_blocks(
+            _weights.apply,
+            moved.data,
+            weights=dask.delayed(weights),  # once in the graph, not in every task
+            skipna=skipna,
+            na_thres=na_thres,
+            unmapped_to_nan=unmapped_to_nan,
+            dtype=dtype,
+            chunks=(*moved.chunks[:-2], *((n,) for n in weights.target.shape)),
+            meta=np.empty((0,) * moved.ndim, dtype),
+        )
+    attrs = da.attrs if weights.source.rectilinear else {k: v for k, v in da.attrs.items() if k != "grid_mapping"}
+    kept = {n: c for n, c in da.coords.items() if not set(c.dims) & set(dims)}
+    out = xr.DataArray(data, dims=(*moved.dims[:-2], *new), coords=kept, attrs=attrs, name=da.name)
+    order = [dict(zip(dims, new, strict=True)).get(str(d), d) for d in da.dims]
+    # A DataArray cannot hold bounds: their second dim is none of its own.
+    return out.transpose(*order).assign_coords({n: c for n, c in coords.items() if set(c.dims) <= set(new)})
+
+
+def _map(
+    obj: XarrayObject,
+    weights: Weights,
+    coords: dict[str, xr.DataArray],
+    skipna: bool,
+    na_thres: float,
+    unmapped_to_nan: bool,
+) -> XarrayObject:
+    """`_apply` to a DataArray, or to each variable of a Dataset that lies on the grid; others are kept or left out."""
+    if isinstance(obj, xr.DataArray):
+        return _apply(obj, weights, coords, skipna, na_thres, unmapped_to_nan)
+    dims = set(weights.source.dims)
+    old = {obj[name].attrs.get("bounds") for name in (weights.source.lat_name, weights.source.lon_name)}
+    if not weights.source.rectilinear:
+        old |= {da.attrs.get("grid_mapping") for da in obj.data_vars.values()}
+    kept = {}
+    for name, da in obj.data_vars.items():
+        if name in old:
+            continue
+        if dims <= set(da.dims):
+            kept[name] = _apply(da, weights, coords, skipna, na_thres, unmapped_to_nan)
+        elif not dims & set(da.dims):
+            kept[name] = da
+    rest = {n: c for n, c in obj.coords.items() if not dims & set(c.dims) and n not in coords and n not in old}
+    return xr.Dataset(kept, attrs=obj.attrs).assign_coords(rest | coords)
+
+
+def block_weights(source: Grid, factor: int) -> Weights:
+    """Conservative weights from a rectilinear grid to its blocks of ``factor`` x ``factor`` cells."""
+    factor = int(factor)
+    if factor < 1:
+        raise ValueError(f"The factor is {factor}. Needed: a whole number of 1 or more. Type coarsen(ds, 2).")
+    nlat, nlon = source.shape
+    if nlat % factor or nlon % factor:
+        raise ValueError(
+            f"A grid of {nlat} x {nlon} cells does not divide into blocks of {factor}. Needed: both sizes a multiple "
+            f"of {factor}. Type ds.isel({source.dims[0]}=slice({nlat - nlat % factor}), "
+            f"{source.dims[1]}=slice({nlon - nlon % factor}))."
+        )
+    lat_edges, lon_edges = (edges[::factor] for edges in source.bounds())
+    lat, lon = ((edges[:-1] + edges[1:]) / 2 for edges in (lat_edges, lon_edges))
+    target = replace(source, lat=lat, lon=lon, lat_bounds=lat_edges, lon_bounds=lon_edges)
+    return Weights("conservative", source, target, *_weights.conservative_axes(source, target))
+
+
+def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
+    """Conservative means of blocks of ``factor`` x ``factor`` cells: area-weighted by sin(lat), NaN left out.
+
+    The same as ``regrid(obj, target, method="conservative", skipna=True)`` onto the grid of the blocks.
+
+    Parameters
+    ----------
+    obj
+        Dataset or DataArray with 1-D latitude and longitude under any names, in any order of dims. Variables of a
+        Dataset without both are kept as they are.
+    factor
+        Fine cells per coarse cell along each axis.
+
+    Returns
+    -------
+    The same names, dims, attributes and dtype (integers become float64), lazy if ``obj`` is; the coordinates are the
+    centres of the blocks. NaN where a block holds nothing else. Raises ValueError where the sizes do not divide, or
+    where latitude or longitude is chunked.
+
+    Examples
+    --------
+    >>> coords = {"lat": [0.5, -0.5], "lon": [0.5, 1.5]}
+    >>> da = xr.DataArray([[1.0, 3.0], [np.nan, 5.0]], coords=coords, dims=("lat", "lon"))
+    >>> float(coarsen(da, 2).item())
+    3.0
+    """
+    source = read_grid(obj)
+    if not source.rectilinear:
+        raise ValueError(
+            f"{source.lat_name} and {source.lon_name} are 2-D: the blocks of a curvilinear grid are no latitude-"
+            "longitude cells. Needed: 1-D coordinates. Type xdeepsd.regrid(ds, target)."
+        )
+    weights = block_weights(source, factor)
+    coords = _coordinates(obj, weights, None)
+    # Where the longitudes jump at the date line, the blocks do too.
+    lon, edges = weights.target.lon, source.bounds()[1]
+    west = float(obj[source.lon_name].min()) - abs(float(edges[1] - edges[0])) / 2
+    wrapped = np.where((lon < west) | (lon >= west + 360.0), west + (lon - west) % 360.0, lon)
+    coords[source.lon_name] = coords[source.lon_name].copy(data=wrapped)
+    return _map(obj, weights, coords, skipna=True, na_thres=1.0, unmapped_to_nan=True)

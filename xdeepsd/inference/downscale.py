@@ -1,0 +1,210 @@
+"""Downscale a coarse Dataset with a stack, lazily: what arrives is checked, computed by blocks, and labelled again."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import cf_xarray  # noqa: F401  (registers the .cf accessor)
+import numpy as np
+import torch
+import xarray as xr
+
+from xdeepsd.grids import axes as _axes
+from xdeepsd.inference.fast.kernels import HAS_BFLOAT16
+from xdeepsd.inference.inputs import align, check_values, choose_variable, static_fields, target_mask
+from xdeepsd.inference.windows import Options, apply, digest
+from xdeepsd.models.stack import StackedSRCNN, copied
+from xdeepsd.models.variable import fill_values, least, rate_factor
+
+PRECISIONS = ("float32", "bfloat16", "float64")
+
+
+def downscale(
+    ds: xr.Dataset | xr.DataArray,
+    model: StackedSRCNN,
+    static: xr.Dataset | xr.DataArray | None = None,
+    *,
+    variable: str | None = None,
+    mask: xr.DataArray | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "float32",
+    batch_size: int | None = None,
+) -> xr.Dataset | xr.DataArray:
+    """Downscale coarse precipitation with a trained stack.
+
+    Parameters
+    ----------
+    ds
+        Coarse daily precipitation with latitude and longitude (found by CF metadata, any names and order) and any
+        other dims; units of precipitation in the attributes; NaN = missing. Dask or numpy.
+    model
+        A `StackedSRCNN` of `train_stack` or `load_model`.
+    static
+        Elevation (DataArray, m) or a Dataset of the model's static fields on the finest grid. Its grid is the target
+        grid: ``model.scale`` times finer than the input. None: those saved with the model.
+    variable
+        Name of the precipitation in a Dataset. None: found by name and standard name.
+    mask
+        ``(lat, lon)`` bool on the target grid, True where values are wanted; elsewhere the output is NaN. None: the
+        model's, where the target grid is the model's.
+    device
+        Torch device of the plain forward, such as ``"cuda"``. None: the CPU.
+    precision
+        ``"float32"``; ``"bfloat16"``: products of 8 bits summed in float32, relative error under 6e-3, sooner, where
+        the processor or GPU has it; ``"float64"``: plain forward in double precision, slow, to check numbers.
+    batch_size
+        Days computed at a time inside a chunk by the plain torch forward; it bounds the memory of the activations and
+        has nothing to do with chunks. None: the fast forward (`xdeepsd.inference.fast.fused`) on a CPU, 16 days on a GPU.
+
+    Returns
+    -------
+    The same type as ``ds``, float32 (float64 with ``precision="float64"``), on the target grid, with the user's names,
+    order, units and attributes. Lazy if the input is: building the graph computes nothing, chunks keep their days and
+    become ``scale`` times larger in space. NaN outside the mask and inside missing coarse cells, on that day only
+    (docs/conventions.md). At least 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before any graph is built, saying what arrived, what is needed and what to type.
+
+    Notes
+    -----
+    Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
+    """
+    _check_options(ds, model, device, precision, batch_size)
+    given = choose_variable(ds, model, variable)
+    name = str(given.name)
+    check_values(name, given)
+    coarse, names = _axes.standardize(given)
+    to_model = rate_factor(coarse, model.units, ds)
+    fields = static_fields(model, static)
+    fields, coarse, turn = align(fields, coarse, model)
+    wanted = target_mask(model, mask, fields)
+    coarse = _axes.chunk_unread(coarse, model.scale)
+
+    # What the graph holds is its own: the user may train on, or change a field in place, before it is computed.
+    model = replace(model, stages=[copied(stage) for stage in model.stages])
+    maps = {str(k): _own(fields[k].data) for k in model.static_names}
+    land = None if wanted is None else _own(wanted.data)
+    options = Options(
+        stages=model.stages,
+        to_model=to_model,
+        device=str(device or "cpu"),
+        precision=precision,
+        batch_size=batch_size,
+        name=name,
+        lowest=least(str(given.attrs["units"])),
+        fills=fill_values(given),
+    )
+    made_with = _made_with(model, options, maps, land)
+    token = digest((made_with, options.to_model, options.lowest, options.fills, coarse.shape[-2:]))
+    data = apply(coarse.data, options, maps, land, token)
+
+    fine = _label(data, coarse, fields, turn)
+    fine = _axes.restore(fine, names)
+    _restore_coords(fine, given, names)
+    fine.name = given.name
+    attrs = {k: v for k, v in given.attrs.items() if k not in ("_FillValue", "missing_value")}  # NaN now
+    fine.attrs = {**attrs, **_provenance(model.scale, made_with["xdeepsd_model"], attrs), **made_with}
+    if isinstance(ds, xr.DataArray):
+        return fine
+    return _into_dataset(ds, given.name, fine, names, made_with)
+
+
+def _own(data: Any) -> Any:
+    """A copy of an array in memory; a lazy one itself."""
+    return data.copy() if isinstance(data, np.ndarray) else data
+
+
+def _check_options(
+    ds: Any, model: Any, device: str | torch.device | None, precision: str, batch_size: int | None
+) -> None:
+    if not isinstance(ds, xr.Dataset | xr.DataArray):
+        raise TypeError(f"downscale got a {type(ds).__name__}; needed: an xarray Dataset or DataArray.")
+    if not isinstance(model, StackedSRCNN):
+        raise TypeError(
+            f"model is a {type(model).__name__}; needed: a StackedSRCNN. Type xdeepsd.load_model('model/')."
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}; needed: one of {', '.join(map(repr, PRECISIONS))}.")
+    try:
+        kind = torch.device(device or "cpu").type
+    except RuntimeError:
+        kind = None
+    if kind not in ("cpu", "cuda", "mps", "xpu"):  # "meta", say, holds no numbers
+        raise ValueError(f"device {device!r}; needed: a device that computes. Type device='cuda', or leave it out.")
+    if precision == "bfloat16" and kind == "cpu":
+        if not HAS_BFLOAT16:
+            raise ValueError(
+                "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks "
+                "one of them. Type precision='float32'."
+            )
+        if batch_size is not None:
+            raise ValueError(
+                f"precision='bfloat16' and batch_size={batch_size}: on a CPU the plain torch forward, which takes a "
+                "batch_size, computes in float32 or float64. Leave batch_size out, or type precision='float32'."
+            )
+        if any(len(stage.config.kernels) < 2 for stage in model.stages):
+            raise ValueError(
+                "precision='bfloat16' and a stage without a hidden layer, which on a CPU is computed in float32 or "
+                "float64. Type precision='float32'."
+            )
+    if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
+        raise ValueError(f"batch_size {batch_size}; needed: a whole number of at least 1, or None.")
+
+
+# --- what goes out ----------------------------------------------------------------------------------------------------
+
+
+def _label(data: Any, coarse: xr.DataArray, fields: xr.Dataset, turn: Mapping[str, slice]) -> xr.DataArray:
+    """Coordinates of the target grid, in the user's order and longitude convention."""
+    coords: dict[Any, Any] = {
+        name: coord for name, coord in coarse.coords.items() if not {"lat", "lon"} & set(coord.dims)
+    }
+    fine_lon = np.asarray(fields["lon"], np.float64)
+    coords["lat"] = ("lat", np.asarray(fields["lat"], np.float64))
+    coords["lon"] = ("lon", _axes.wrap_longitude(fine_lon, near=np.asarray(coarse["lon"], np.float64)))
+    return xr.DataArray(data, coords, coarse.dims).isel(turn)
+
+
+def _restore_coords(fine: xr.DataArray, given: xr.DataArray, names: _axes.Axes) -> None:
+    """Attributes of the user's latitude and longitude; the bounds they name were the coarse cells'."""
+    for name in (names.lat, names.lon):
+        fine[name].attrs = {k: v for k, v in given[name].attrs.items() if k not in {"bounds", "actual_range"}}
+
+
+def _made_with(model: StackedSRCNN, options: Options, maps: Mapping[str, Any], mask: Any) -> dict[str, str]:
+    """Attributes that change with anything that the numbers depend on, but the input."""
+    chosen = {name: getattr(options, name) for name in ("device", "precision", "batch_size")}
+    return {
+        "xdeepsd_model": model.fingerprint(),
+        "xdeepsd_static": digest({name: digest(field) for name, field in maps.items()}) if maps else "none",
+        "xdeepsd_mask": "none" if mask is None else digest(mask),
+        "xdeepsd_options": " ".join(f"{name}={value}" for name, value in chosen.items()),
+    }
+
+
+def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    from xdeepsd import __version__
+
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    line = f"{now}: xdeepsd {__version__} downscale, scale {scale}, model {fingerprint}"
+    history = f"{attrs['history']}\n{line}" if attrs.get("history") else line
+    return {"history": history, "xdeepsd_version": __version__}
+
+
+def _into_dataset(
+    ds: xr.Dataset, name: Hashable, fine: xr.DataArray, names: _axes.Axes, made_with: Mapping[str, str]
+) -> xr.Dataset:
+    """The user's Dataset with the fine variable; whatever lay on the coarse map is left behind."""
+    on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}
+    kept = ds.drop_vars([k for k, v in ds.variables.items() if set(v.dims) & on_map or k in on_map])
+    out = kept.assign({name: fine})
+    out.attrs = {**ds.attrs, **{k: fine.attrs[k] for k in ("xdeepsd_version", *made_with)}}
+    line = str(fine.attrs["history"]).splitlines()[-1]
+    out.attrs["history"] = f"{ds.attrs['history']}\n{line}" if ds.attrs.get("history") else line
+    return out

@@ -1,0 +1,211 @@
+"""What arrives at `downscale`: find precipitation, static fields and mask, and check that they fit the model.
+
+Nothing here touches the values of a lazy array.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import xarray as xr
+
+from xdeepsd.grids import axes as _axes
+from xdeepsd.grids.units import precipitation_factor
+from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.models.variable import find_precipitation
+
+logger = logging.getLogger(__name__)
+
+
+def choose_variable(ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, variable: str | None) -> xr.DataArray:
+    """The precipitation to downscale; a model is never applied unnoticed to something else."""
+    wanted = f"precipitation; the model was trained on {model.variable or 'precipitation'!r} in {model.units}"
+    return find_precipitation(ds, variable, model.variable, wanted)
+
+
+def check_values(name: str, da: xr.DataArray) -> None:
+    """Raise unless ``da`` is of floats, not empty and, where it lies in memory, not of NaN only."""
+    if da.dtype.kind != "f":
+        raise TypeError(
+            f"{name!r} has dtype {da.dtype}; needed: floating point numbers. Packed integers are decoded by "
+            f"xr.open_dataset(..., mask_and_scale=True); else type ds.astype('float32')."
+        )
+    if 0 in da.shape:
+        raise ValueError(f"{name!r} is empty: {dict(da.sizes)}. Needed: at least one day and one cell.")
+    if da.chunks is None and da.variable._in_memory and not np.isfinite(da.values).any():
+        raise ValueError(
+            f"{name!r} has nothing but NaN in its {da.size} values. Needed: observed cells. Look at the file, its "
+            "_FillValue and the selection before it."
+        )
+
+
+# --- static fields, grid and mask -----------------------------------------------------------------------------------
+
+
+def static_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None) -> xr.Dataset:
+    """The static fields the stages need, dims ``lat, lon``, in the order they came; at least the target grid."""
+    needed = model.static_names
+    if static is None:
+        if model.static is None:
+            raise ValueError(
+                f"The model has no grid of its own and no static fields were given. Needed: {list(needed) or 'a grid'} "
+                "on the finest grid. Type ds.deepsd.downscale(model, static=elevation)."
+            )
+        static = model.static
+    if isinstance(static, xr.DataArray):
+        if len(needed) != 1:
+            raise ValueError(
+                f"static is one DataArray; the model needs the static fields {list(needed)}. "
+                "Type static=xr.Dataset({'elevation': elevation, ...})."
+            )
+        static = static.to_dataset(name=needed[0])
+    if not isinstance(static, xr.Dataset):
+        raise TypeError(f"static is a {type(static).__name__}; needed: a DataArray (elevation, m) or a Dataset.")
+    missing = [name for name in needed if name not in static.data_vars]
+    if missing:
+        raise ValueError(
+            f"The static fields {missing} are missing: given are {sorted(map(str, static.data_vars))}, the model "
+            f"needs {list(needed)}. Type static=xr.Dataset({{{missing[0]!r}: ...}}) with all of them."
+        )
+    fields: dict[str, xr.DataArray] = {}
+    for name in needed:
+        # Scalars (a selected time, a band) would clash between fields and mean nothing to the network.
+        da, _ = _axes.standardize(static[name].squeeze().reset_coords(drop=True))
+        if da.dims != ("lat", "lon"):
+            raise ValueError(
+                f"The static field {name!r} has the dims {static[name].dims}; needed: latitude and longitude only. "
+                f"Type static[{name!r}].isel(...) or .mean(...) over the others."
+            )
+        _check_static_units(name, da, model)
+        fields[name] = da
+    if not fields:  # a network of precipitation alone: the grid is all that is asked for
+        found = _axes.find(static)
+        return xr.Dataset(coords={"lat": ("lat", static[found.lat].data), "lon": ("lon", static[found.lon].data)})
+    first = next(iter(fields.values()))
+    for name, da in fields.items():
+        if da.shape != first.shape or not all(np.array_equal(da[c], first[c]) for c in ("lat", "lon")):
+            raise ValueError(
+                f"The static fields {needed[0]!r} {first.shape} and {name!r} {da.shape} lie on different grids. "
+                "Needed: one grid. Type xdeepsd.regrid(field, target) for one of them."
+            )
+    return xr.Dataset(fields)
+
+
+def _check_static_units(name: str, da: xr.DataArray, model: StackedSRCNN) -> None:
+    units = da.attrs.get("units")
+    if name == "elevation" and units is not None and str(units).strip().lower() not in {
+        "m", "metre", "metres", "meter", "meters", "m.", "gpm",
+    }:  # fmt: skip
+        raise ValueError(f"The elevation has units {units!r}; needed: m. Type elevation * FACTOR with units 'm'.")
+    if name == "climatology" and units is not None and not math.isclose(precipitation_factor(units, model.units), 1):
+        raise ValueError(
+            f"The climatology has units {units!r}; needed: {model.units!r}, as the precipitation of the model. "
+            "Convert it and set its units."
+        )
+
+
+def _ascending(coord: xr.DataArray) -> bool:
+    return bool(coord[-1] > coord[0])
+
+
+def align(
+    fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN
+) -> tuple[xr.Dataset, xr.DataArray, dict[str, slice]]:
+    """Turn static fields to the model's order and the input to theirs; check that the grids belong together.
+
+    Returns the fields, the coarse array, and what turns the result to the user's order.
+    """
+    turn: dict[str, slice] = {}
+    backwards = slice(None, None, -1)
+    for dim in ("lat", "lon"):
+        if dim not in fields.indexes or dim not in coarse.indexes:
+            raise ValueError(f"{dim} has no coordinate values along its dim. Needed: cell centres in degrees.")
+        _axes.spacing(fields[dim], f"The {dim} of the static fields")
+        if coarse.sizes[dim] > 1:
+            _axes.spacing(coarse[dim], f"The {dim} of the input")
+        reference = fields if model.static is None else model.static
+        if _ascending(fields[dim]) != _ascending(reference[dim]):
+            fields = fields.isel({dim: backwards})
+        if coarse.sizes[dim] > 1 and _ascending(coarse[dim]) != _ascending(fields[dim]):
+            coarse = coarse.isel({dim: backwards})
+            turn[dim] = backwards
+    _check_scale(fields, coarse, model)
+    return fields, coarse, turn
+
+
+def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) -> None:
+    """The target grid is ``scale`` times the input's, cell by cell, and of the spacing the model was trained for."""
+    scale = model.scale
+    fine_step = {dim: _axes.spacing(fields[dim], dim) for dim in ("lat", "lon")}
+    if model.spacing is not None:
+        for dim, trained in zip(("lat", "lon"), model.spacing, strict=True):
+            given = abs(_axes.spacing(coarse[dim], dim)) if coarse.sizes[dim] > 1 else abs(fine_step[dim]) * model.scale
+            if not math.isclose(given, trained, rel_tol=0.01):
+                raise ValueError(
+                    f"The input's spacing in {dim} is {given:.6g} degrees; the model was trained on {trained:.6g}. "
+                    "A model cannot be applied to another spacing. Type xdeepsd.regrid(ds, target) onto a grid of "
+                    f"{trained:.6g} degrees first."
+                )
+    have, need = (fields.sizes["lat"], fields.sizes["lon"]), (coarse.sizes["lat"] * scale, coarse.sizes["lon"] * scale)
+    if have != need:
+        raise ValueError(
+            f"The static grid is {have[0]} x {have[1]} cells; needed: {scale} times the input's "
+            f"{coarse.sizes['lat']} x {coarse.sizes['lon']}, {need[0]} x {need[1]}. "
+            "Type static.sel(lat=slice(...), lon=slice(...)) or the same on the input, so that both cover one region."
+        )
+    for dim in ("lat", "lon"):
+        fine = np.asarray(fields[dim], np.float64).reshape(-1, scale).mean(axis=1)
+        centres = np.asarray(coarse[dim], np.float64)
+        if dim == "lon":
+            centres = _axes.wrap_longitude(centres, near=fine)
+        off = np.abs(fine - centres).max()
+        if off > 0.05 * abs(fine_step[dim]):
+            raise ValueError(
+                f"The static grid does not lie on the input's grid: in {dim} the blocks of {scale} fine cells have "
+                f"centres {fine[0]:.6g} to {fine[-1]:.6g}, the input's cells {centres[0]:.6g} to {centres[-1]:.6g} "
+                f"(off by up to {off:.3g} degrees). Type xdeepsd.regrid(ds, target) onto those centres first."
+            )
+
+
+def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Dataset) -> xr.DataArray | None:
+    """Mask on the target grid, or None. A given mask must lie on it; of the model's, the part that does is taken."""
+    given = mask is not None
+    if mask is None:
+        mask = model.mask
+        if mask is None:
+            return None
+    if not isinstance(mask, xr.DataArray) or mask.dtype != bool:
+        kind = mask.dtype if isinstance(mask, xr.DataArray) else type(mask).__name__
+        raise ValueError(
+            f"mask is of {kind}; needed: a bool DataArray, True where values are wanted. Type elevation.notnull() or "
+            "land_fraction > 0."
+        )
+    da, _ = _axes.standardize(mask.squeeze().reset_coords(drop=True))
+    if da.dims == ("lat", "lon"):
+        sizes = {dim: da.sizes[dim] for dim in da.dims}
+        picked = {dim: _cells(da[dim], fields[dim], dim) for dim in ("lat", "lon")}
+        if not any((index < 0).any() for index in picked.values()) and (
+            not given or sizes == {dim: index.size for dim, index in picked.items()}
+        ):
+            return da.isel(picked)
+    if given:
+        raise ValueError(
+            f"The mask has {dict(da.sizes)} and does not lie on the target grid of {fields.sizes['lat']} x "
+            f"{fields.sizes['lon']} cells. Type mask.sel(...) or xdeepsd.regrid(mask.astype(float), target) > 0.5."
+        )
+    logger.warning(
+        "The target grid is not part of the model's: its mask is not used, and every cell gets a value. Type mask=..."
+    )
+    return None
+
+
+def _cells(centres: xr.DataArray, wanted: xr.DataArray, dim: str) -> np.ndarray:
+    """Positions along ``centres`` of the cells at ``wanted``, -1 where there is none within a twentieth of a cell."""
+    have, need = np.asarray(centres, np.float64), np.asarray(wanted, np.float64)
+    if dim == "lon":
+        have = have + 360.0 * np.round((need.mean() - have) / 360.0)
+    nearest = np.abs(have[:, None] - need).argmin(axis=0)
+    off = np.abs(have[nearest] - need) >= 0.05 * abs(_axes.spacing(need, dim))
+    return np.where(off, -1, nearest)

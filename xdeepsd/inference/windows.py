@@ -1,0 +1,298 @@
+"""Apply a stack to arrays of coarse days, chunk by chunk: numpy and Dask, no labels.
+
+The graph is one task that prepares the stack (weights, static channels of every level) and one task per chunk.
+A chunk of part of the map is computed on a window: the chunk and the cells around it that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask
+import dask.array
+import numpy as np
+import torch
+from scipy import ndimage
+
+from xdeepsd.grids.missing import fill_nearest
+from xdeepsd.inference.fast import fused
+from xdeepsd.models.stack import StackedSRCNN, Stage, copied
+from xdeepsd.models.static import block_mean, stage_channels
+from xdeepsd.models.threads import torch_threads
+from xdeepsd.models.variable import clean
+
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a worker needs besides the static maps; small, sent once."""
+
+    stages: Sequence[Stage]
+    to_model: float
+    device: str
+    precision: str
+    batch_size: int | None
+    # Of `precipitation.clean`
+    name: str = "precipitation"
+    lowest: float = -math.inf
+    fills: tuple[float, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        """Of the days that come and go."""
+        return "float64" if self.precision == "float64" else "float32"
+
+    @property
+    def scale(self) -> int:
+        """Fine cells per coarse cell along an axis."""
+        return math.prod(s.config.factor for s in self.stages)
+
+    @property
+    def halo(self) -> int:
+        """Coarse cells that the stack reaches to each side."""
+        return StackedSRCNN(self.stages).halo
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """Static channels of each stage on the whole domain, and where each stage's output is wanted."""
+
+    channels: list[np.ndarray]
+    wanted: list[np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Rows and columns of the coarse grid: ``core`` is what is asked for, ``outer`` what is computed for it."""
+
+    core: tuple[slice, slice]
+    outer: tuple[slice, slice]
+
+    def trim(self, scale: int) -> tuple[slice, slice]:
+        """The core's fine cells within the outer window's."""
+        rows, cols = (
+            slice((c.start - o.start) * scale, (c.stop - o.start) * scale)
+            for c, o in zip(self.core, self.outer, strict=True)
+        )
+        return rows, cols
+
+
+def _wanted(mask: np.ndarray, stages: Sequence[Stage]) -> list[np.ndarray]:
+    """Where each stage's output has to be computed, for the last one to be right on ``mask``."""
+    wanted = [np.asarray(mask, bool)]
+    for stage in reversed(stages[1:]):
+        factor, halo = stage.config.factor, stage.config.halo
+        nlat, nlon = wanted[0].shape
+        coarse = wanted[0].reshape(nlat // factor, factor, nlon // factor, factor).any(axis=(1, 3))
+        size = 2 * halo + 1
+        wanted.insert(0, ndimage.maximum_filter(coarse, size=size, mode="constant", cval=False))
+    return wanted
+
+
+def _static_levels(
+    options: Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
+) -> _Levels:
+    """Static channels of each stage from the finest maps (block means), for the whole domain of a coarse ``shape``."""
+    scale = options.scale
+    channels = []
+    coarse = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
+    for stage in options.stages:
+        scale //= stage.config.factor
+        fine = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
+        if stage.config.static:
+            channels.append(stage_channels(fine, coarse, stage.config.static, stage.config.factor))
+        else:
+            factor = options.scale // scale
+            channels.append(np.zeros((0, shape[0] * factor, shape[1] * factor), np.float32))
+        coarse = fine
+    return _Levels(channels, None if mask is None else _wanted(np.asarray(mask), options.stages))
+
+
+class PlainStage:
+    """The plain torch forward of one stage on numpy days, ``batch_size`` days at a time."""
+
+    def __init__(self, stage: Stage, static: np.ndarray, options: Options) -> None:
+        device = self.device = options.device
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():  # here: where it is computed
+            raise ValueError(
+                f"device={device!r}, and torch finds no CUDA on this machine. Leave device out for the CPU."
+            )
+        self.dtype: torch.dtype = getattr(torch, options.dtype)
+        self.batch_size = options.batch_size or (1 if device == "cpu" else 16)
+        self.autocast = device != "cpu" and options.precision == "bfloat16"
+        net = copied(stage).net.to(device=device, dtype=self.dtype)
+        if device != "cpu":
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stage = replace(stage, net=net)
+        self.static = torch.from_numpy(np.ascontiguousarray(static)).to(device=device, dtype=self.dtype)
+
+    def __call__(self, coarse: np.ndarray) -> np.ndarray:
+        """``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``, units of the model, no NaN."""
+        factor = self.stage.config.factor
+        days, nlat, nlon = coarse.shape
+        fine = np.empty((days, nlat * factor, nlon * factor), coarse.dtype)
+        mixed = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
+        with torch_threads(1), torch.inference_mode(), mixed:  # Dask's threads are the parallelism
+            for start in range(0, days, self.batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(coarse[start : start + self.batch_size]))
+                result = self.stage(batch.to(device=self.device, dtype=self.dtype), self.static)
+                fine[start : start + self.batch_size] = result.to(self.dtype).cpu().numpy()
+        return fine
+
+
+def _runner(stage: Stage, static: np.ndarray, wanted: np.ndarray | None, options: Options) -> Runner:
+    """The forward of one stage that fits device and precision: the fast one where it can, else the plain one."""
+    if options.device == "cpu" and options.precision != "float64" and options.batch_size is None:
+        precision: Any = options.precision
+        fast = fused.prepare(stage, static, wanted, precision)
+        if fast is not None:
+            return fast
+    return PlainStage(stage, static, options)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that turns coarse days of one window into fine ones."""
+
+    options: Options
+    window: _Window
+    runners: list[Runner]
+    mask: np.ndarray | None
+
+
+def _prepare(options: Options, levels: _Levels, window: _Window) -> _Prepared:
+    runners, scale = [], 1
+    for i, (stage, channels) in enumerate(zip(options.stages, levels.channels, strict=True)):
+        scale *= stage.config.factor
+        rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.outer)
+        wanted = None if levels.wanted is None else levels.wanted[i][rows, cols]
+        runners.append(_runner(stage, channels[:, rows, cols], wanted, options))
+    mask = None
+    if levels.wanted is not None:
+        rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.core)
+        mask = levels.wanted[-1][rows, cols]
+    return _Prepared(options, window, runners, mask)
+
+
+def _prepare_all(
+    options: Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window
+) -> _Prepared:
+    shape = (window.outer[0].stop, window.outer[1].stop)
+    return _prepare(options, _static_levels(options, maps, mask, shape), window)
+
+
+def _run(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
+    """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units."""
+    options, scale = prepared.options, prepared.options.scale
+    lead = block.shape[:-2]
+    days = _clean(block, options).reshape(-1, *block.shape[-2:])
+    missing = np.isnan(days)
+    if options.to_model != 1:
+        days = days * np.asarray(options.to_model, days.dtype)
+    fine = fill_nearest(days, options.halo)
+    for runner in prepared.runners:
+        fine = runner(fine)
+    window = prepared.window
+    if window.core != window.outer:
+        rows, cols = window.trim(scale)
+        fine = fine[:, rows, cols].copy()  # not a view that keeps the whole window alive
+        missing = missing[:, rows.start // scale : rows.stop // scale, cols.start // scale : cols.stop // scale]
+    if options.to_model != 1:
+        fine /= np.asarray(options.to_model, days.dtype)
+    if missing.any():
+        fine[missing.repeat(scale, axis=1).repeat(scale, axis=2)] = np.nan
+    if prepared.mask is not None:
+        np.copyto(fine, np.nan, where=~prepared.mask)
+    return fine.reshape(*lead, *fine.shape[1:])
+
+
+def _clean(block: np.ndarray, options: Options) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so missing
+        values = np.ascontiguousarray(block, options.dtype)
+    return clean(values, options.name, options.lowest, options.fills)
+
+
+def _run_in_threads(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
+    """`_run` on all cores: groups of days side by side, the same bits as in Dask tasks."""
+    days = block.reshape(-1, *block.shape[-2:])
+    workers = min(os.cpu_count() or 1, len(days)) if prepared.options.device == "cpu" else 1
+    groups = np.array_split(days, workers)
+    with ThreadPoolExecutor(workers) as pool:
+        fine = np.concatenate(list(pool.map(lambda group: _run(group, prepared), groups)))
+    return fine.reshape(*block.shape[:-2], *fine.shape[-2:])
+
+
+def apply(data: Any, options: Options, maps: Mapping[str, Any], mask: Any, token: str) -> Any:
+    """Numpy in, numpy out; dask in, dask out: one task per chunk after one that prepares.
+
+    ``token`` names the tasks: the same in every process for the same model, options and maps, so that `to_zarr` can
+    tell whether a store was begun with the same.
+    """
+    nlat, nlon = data.shape[-2:]
+    everything = (slice(0, nlat), slice(0, nlon))
+    if not dask.is_dask_collection(data):
+        maps, mask = dask.compute(dict(maps), mask)
+        prepared = _prepare_all(options, maps, mask, _Window(everything, everything))
+        return _run_in_threads(_clean(np.asarray(data), options), prepared)  # what it says is of all days
+
+    scale = options.scale
+    if data.numblocks[-2:] == (1, 1):
+        window = _Window(everything, everything)
+        prepared = dask.delayed(_prepare_all)(options, dict(maps), mask, window, dask_key_name=f"prepare-{token}")
+        return _map_window(data, prepared, scale, options)
+    # A filled cell may come from as far as the halo, and the networks reach as far again.
+    reach = 2 * options.halo
+    levels = dask.delayed(_static_levels)(options, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
+    rows = _slices(data.chunks[-2], reach, nlat)
+    cols = _slices(data.chunks[-1], reach, nlon)
+    blocks = []
+    for core_row, outer_row in rows:
+        line = []
+        for core_col, outer_col in cols:
+            window = _Window((core_row, core_col), (outer_row, outer_col))
+            key = f"prepare-{token}-{digest((window, data.shape))}"
+            prepared = dask.delayed(_prepare)(options, levels, window, dask_key_name=key)
+            outer = data[..., outer_row, outer_col]
+            outer = outer.rechunk({outer.ndim - 2: -1, outer.ndim - 1: -1})
+            line.append(_map_window(outer, prepared, scale, options, core=(core_row, core_col)))
+        blocks.append(dask.array.concatenate(line, axis=-1))
+    return dask.array.concatenate(blocks, axis=-2)
+
+
+def _slices(sizes: Sequence[int], reach: int, total: int) -> list[tuple[slice, slice]]:
+    """Each chunk along an axis, and the same with ``reach`` cells around it as far as the domain goes."""
+    ends = np.cumsum(sizes).tolist()
+    return [
+        (slice(end - size, end), slice(max(0, end - size - reach), min(total, end + reach)))
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def _map_window(data: Any, prepared: Any, scale: int, options: Options, core: tuple[slice, slice] | None = None) -> Any:
+    """One task for every chunk of ``data``, whose map is one chunk."""
+    nlat, nlon = data.shape[-2:] if core is None else (s.stop - s.start for s in core)
+    chunks = (*data.chunks[:-2], (nlat * scale,), (nlon * scale,))
+    return dask.array.map_blocks(
+        _run,
+        data,
+        prepared=prepared,
+        chunks=chunks,
+        dtype=options.dtype,
+        meta=np.empty((0,) * data.ndim, options.dtype),
+    )
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits of an array's content (of a lazy one's name), or of anything that prints itself."""
+    if isinstance(value, np.ndarray):
+        content = f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+    else:
+        content = (value.name if dask.is_dask_collection(value) else repr(value)).encode()
+    return hashlib.sha256(content).hexdigest()[:12]

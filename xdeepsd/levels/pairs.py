@@ -1,0 +1,294 @@
+"""A pair of levels to learn from: its checks, its reading by slabs of days, and the normalisers of a stage.
+
+All of it stays lazy; `xdeepsd.levels.patches` cuts what training sees from it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import dask.array
+import numpy as np
+import torch
+import xarray as xr
+
+from xdeepsd.grids.missing import fill_nearest
+from xdeepsd.models.normalize import Normalizer
+from xdeepsd.models.srcnn import SRCNNConfig
+from xdeepsd.models.stack import interpolated_input, transform
+from xdeepsd.models.static import CLIMATOLOGY, stage_channels
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """What one stage learns from: precipitation of two neighbouring levels on the same days. Make it by `make_pair`.
+
+    Parameters
+    ----------
+    coarse, fine
+        ``(time, lat, lon)``, NaN where not observed; lazy if the input is.
+    static
+        ``(static, lat, lon)`` float32 on the fine grid, from `xdeepsd.models.static.stage_channels`, not normalised.
+    mask
+        ``(lat, lon)`` bool of the fine grid, True where values are wanted.
+    config
+        The network that will learn from it.
+    transform
+        Of precipitation, see `xdeepsd.Stage`.
+    """
+
+    coarse: xr.DataArray
+    fine: xr.DataArray
+    static: np.ndarray
+    mask: np.ndarray
+    config: SRCNNConfig
+    transform: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the fine grid."""
+        return self.mask.shape[0], self.mask.shape[1]
+
+    def observed(self, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read some days, given as increasing positions along time.
+
+        Returns
+        -------
+        coarse
+            ``(day, lat, lon)``: coarse precipitation; missing cells filled from the nearest observed one.
+        target
+            ``(day, lat, lon)``: fine precipitation; NaN where the loss must not look: not observed, outside the
+            mask, inside a missing coarse cell.
+        """
+        factor = self.config.factor
+        coarse, target = _values(self.coarse, days), _values(self.fine, days)
+        unusable = np.repeat(np.repeat(np.isnan(coarse), factor, axis=1), factor, axis=2) | ~self.mask
+        return fill_nearest(coarse, self.config.halo), np.where(unusable, np.float32(np.nan), target)
+
+    def read(self, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The network's input before normalisation, and the target, of some days.
+
+        Returns
+        -------
+        interpolated
+            ``(day, lat + 2 radius, lon + 2 radius)``, transformed, no NaN.
+        target
+            As `observed`; not transformed.
+        """
+        coarse, target = self.observed(days)
+        interpolated = interpolated_input(transform(torch.from_numpy(coarse)[:, None], self.transform), self.config)
+        return interpolated[:, 0].numpy(), target
+
+
+def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
+    """``days`` of a lazy array as float32, by one read of the range that holds them."""
+    first, last = int(days[0]), int(days[-1])
+    block = da.isel(time=slice(first, last + 1)).data
+    if isinstance(block, dask.array.Array):
+        # The threads of the loader are the parallelism; inside a Dask worker this must not ask the scheduler.
+        block = block.compute(scheduler="synchronous")
+    return np.asarray(block, np.float32)[days - first]
+
+
+def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_transform: str | None = None) -> Pair:
+    """Check two levels against each other and put them together for training; precipitation stays lazy.
+
+    Parameters
+    ----------
+    coarse, fine
+        Levels as in docs/conventions.md: ``precipitation (time, lat, lon)``, ``mask (lat, lon)`` and the static
+        fields that ``config`` names. Only ``climatology`` is read from ``coarse``.
+    config
+        The network; its factor must be the ratio of the two grids.
+    target_transform
+        None, "sqrt" or "log1p".
+
+    Raises
+    ------
+    ValueError
+        Levels of different days, shapes that do not divide, a grid of the other orientation or moved, a missing
+        static field, no mask.
+    """
+    for name, level in (("coarse", coarse), ("fine", fine)):
+        if "precipitation" not in level:
+            raise ValueError(
+                f"The {name} level has the variables {sorted(map(str, level.data_vars))}. Needed: 'precipitation'. "
+                "Type level.rename(NAME='precipitation')."
+            )
+    low, high = (level["precipitation"].transpose("time", "lat", "lon") for level in (coarse, fine))
+    _check_grids(low, high, config.factor)
+    if not np.array_equal(low["time"].values, high["time"].values):
+        raise ValueError(
+            f"Levels of different days: the coarse one has {_days(low)}, the fine one {_days(high)}. Needed: the same "
+            "days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
+        )
+    for name in config.static:
+        if name not in fine:
+            raise ValueError(
+                f"The fine level has no {name!r} (it has {sorted(map(str, fine.data_vars))}), which the network takes "
+                f"as a static field. Add level[{name!r}] (lat, lon), or leave it out: TrainConfig(static="
+                f"{tuple(n for n in config.static if n in fine)!r})."
+            )
+    if "mask" not in fine:
+        raise ValueError(
+            "The fine level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
+            "level['mask'] = level['precipitation'].notnull().any('time')."
+        )
+    # Not by the cluster's scheduler: this may run inside one of its tasks.
+    fine = fine[[*config.static, "mask"]].compute(scheduler="threads")
+    maps = {name: np.asarray(fine[name].transpose("lat", "lon"), np.float64) for name in config.static}
+    below = {}
+    if CLIMATOLOGY in config.static:
+        if CLIMATOLOGY not in coarse:
+            raise ValueError("The coarse level has no 'climatology'. Add the block means of the fine one.")
+        climatology = coarse[CLIMATOLOGY].transpose("lat", "lon").compute(scheduler="threads")
+        below[CLIMATOLOGY] = np.asarray(climatology, np.float64)
+    static = stage_channels(maps, below, config.static, config.factor)
+    mask = np.asarray(fine["mask"].transpose("lat", "lon"), bool)
+    return Pair(low, high, static, mask, config, target_transform)
+
+
+def _days(da: xr.DataArray) -> str:
+    if not da.sizes["time"]:
+        return "no day"
+    first, last = (str(da["time"].values[i])[:10] for i in (0, -1))
+    return f"{da.sizes['time']} from {first} to {last}"
+
+
+def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
+    sizes = [(da.sizes["lat"], da.sizes["lon"]) for da in (coarse, fine)]
+    if sizes[1] != (factor * sizes[0][0], factor * sizes[0][1]):
+        raise ValueError(
+            f"The fine level has {sizes[1][0]} x {sizes[1][1]} cells, the coarse one {sizes[0][0]} x {sizes[0][1]}. "
+            f"Needed: {factor} times as many along each axis. Type ds.isel(lat=slice(...), lon=slice(...)) to crop "
+            "the finest grid to a multiple of the scale, and make the levels from it."
+        )
+    for name in ("lat", "lon"):
+        if name in coarse.coords and name in fine.coords:
+            low, high = (np.asarray(da[name], np.float64) for da in (coarse, fine))
+            middle = high.reshape(-1, factor).mean(axis=1)
+            cell = abs(high[-1] - high[0]) / max(high.size - 1, 1) * factor
+            if np.abs(low - middle).max() > 0.02 * cell:
+                raise ValueError(
+                    f"The two levels do not lie on each other: {name} of the coarse one is {low[0]:g} to {low[-1]:g}, "
+                    f"the middles of the fine one's blocks are {middle[0]:g} to {middle[-1]:g}. Needed: centres of "
+                    f"the same cells in the same order. Type level.sortby({name!r}) where only the order differs."
+                )
+
+
+def _chunk_edges(da: xr.DataArray) -> list[int]:
+    """Where the chunks along time begin and end; the two ends only if the array has no chunks."""
+    size = da.sizes["time"]
+    if da.chunks is not None:
+        chunks = list(da.chunks[da.get_axis_num("time")])
+    else:
+        preferred = da.encoding.get("preferred_chunks", {}).get("time", size)
+        chunks = [preferred] * -(-size // preferred)
+    return [min(int(edge), size) for edge in np.cumsum([0, *chunks])]
+
+
+def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
+    """Split ``days`` (increasing positions along time) at the chunks of the pair.
+
+    Each slab is read at once. It holds whole chunks of both levels, unless they fit together so badly that a slab
+    would be larger than ``limit`` days: then whole chunks of the fine one. Arrays in memory are cut into slabs of
+    at most ``limit`` days.
+    """
+    if not len(days):
+        return []
+    fine = _chunk_edges(pair.fine)
+    common = sorted(set(fine) & set(_chunk_edges(pair.coarse)))
+    edges = common if max(b - a for a, b in pairwise(common)) <= limit else fine
+    if len(edges) == 2 and pair.fine.chunks is None and "preferred_chunks" not in pair.fine.encoding:
+        edges = [*range(0, edges[-1], limit), edges[-1]]
+    parts = np.split(days, np.searchsorted(days, edges[1:-1]))
+    return [part for part in parts if len(part)]
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations, to be merged exactly (Chan et al. 1979)."""
+
+    size: int = 0
+    mean: float = 0.0
+    deviations: float = 0.0
+
+    def merge(self, values: np.ndarray) -> Moments:
+        """With more ``values`` (no NaN) taken in, float64."""
+        if not values.size:
+            return self
+        values = values.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # infinite values are found by whoever looks at the result
+            mean = float(values.mean())
+            deviations = float(np.square(values - mean).sum())
+        size = self.size + values.size
+        apart = mean - self.mean
+        return Moments(
+            size,
+            self.mean + apart * values.size / size,
+            self.deviations + deviations + apart**2 * self.size * values.size / size,
+        )
+
+    def normalizer(self) -> Normalizer:
+        """Mean and standard deviation; 1 where all values are the same."""
+        std = float(np.sqrt(self.deviations / max(self.size, 1)))
+        return Normalizer(self.mean, std if std > 0 else 1.0)
+
+
+@dataclass(frozen=True)
+class Normalizers:
+    """Those of a stage, as `xdeepsd.Stage` takes them."""
+
+    precipitation: Normalizer
+    static: Mapping[str, Normalizer]
+    target: Normalizer
+
+
+def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> Normalizers:
+    """Exact means and standard deviations over the cells that count in the loss, a slab of days at a time.
+
+    Raises ValueError where the days hold no observed cell, or an infinite value.
+    """
+    radius, residual = pair.config.radius, pair.config.residual
+
+    def read(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        interpolated, target = pair.read(slab)
+        inner = interpolated[:, radius:-radius, radius:-radius] if radius else interpolated
+        valid = ~np.isnan(target)
+        wanted = transform(torch.from_numpy(target[valid]), pair.transform).numpy()
+        return inner[valid], wanted - inner[valid] if residual else wanted
+
+    moments = [Moments(), Moments()]
+    with ThreadPoolExecutor(workers) as pool:
+        for values in _in_order(pool, read, days, ahead=workers):
+            moments = [m.merge(v) for m, v in zip(moments, values, strict=True)]
+    if not moments[0].size:
+        raise ValueError(
+            f"The {sum(map(len, days))} training days have no observed cell inside the mask. Look at "
+            "level['precipitation'].notnull() and level['mask'] (True is land)."
+        )
+    if not np.isfinite([m.deviations for m in moments]).all():
+        raise ValueError(
+            "The precipitation of the training days holds infinite values. Type "
+            "ds['precipitation'].where(np.isfinite(ds['precipitation']))."
+        )
+    static = {
+        name: Moments().merge(channel[pair.mask]).normalizer()
+        for name, channel in zip(pair.config.static, pair.static, strict=True)
+    }
+    return Normalizers(moments[0].normalizer(), static, moments[1].normalizer())
+
+
+def _in_order(pool: ThreadPoolExecutor, function, items, ahead: int) -> Iterator:  # type: ignore[no-untyped-def]
+    """``map`` of a pool that runs at most ``ahead`` items before they are asked for, so that memory is bounded."""
+    pending: deque[Future] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

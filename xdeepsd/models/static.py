@@ -1,0 +1,86 @@
+"""Static fields (elevation, climatology, ...) at each level, as a stage wants them (numpy).
+
+The same functions serve training and inference, so that a field is resampled in one way only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from xdeepsd.grids.interpolate import upsample
+
+CLIMATOLOGY = "climatology"
+
+
+def block_mean(field: np.ndarray, factor: int) -> np.ndarray:
+    """Mean of blocks of ``factor`` x ``factor`` cells, NaN left out; NaN where a block holds nothing else.
+
+    ``(..., lat, lon)`` to ``(..., lat / factor, lon / factor)``, same units, float64. Raises ValueError where the
+    size does not divide.
+
+    >>> block_mean(np.array([[1.0, 3.0], [np.nan, 5.0]]), 2)
+    array([[3.]])
+    """
+    nlat, nlon = field.shape[-2:]
+    if nlat % factor or nlon % factor:
+        raise ValueError(
+            f"A field of {nlat} x {nlon} cells does not divide into blocks of {factor}. Needed: both sizes a multiple "
+            f"of {factor}. Type field.isel(lat=slice({nlat - nlat % factor}), lon=slice({nlon - nlon % factor}))."
+        )
+    blocks = np.asarray(field, np.float64).reshape(*field.shape[:-2], nlat // factor, factor, nlon // factor, factor)
+    valid = np.isfinite(blocks)
+    count = valid.sum(axis=(-3, -1))
+    total = np.where(valid, blocks, 0.0).sum(axis=(-3, -1))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def fill(field: np.ndarray) -> np.ndarray:
+    """Fill NaN of a static map ``(lat, lon)`` from the nearest known cell; a map of NaN only raises ValueError."""
+    missing = ~np.isfinite(field)
+    if not missing.any():
+        return field
+    if missing.all():
+        raise ValueError("A static field has no finite value. Needed: at least one known cell.")
+    rows, cols = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
+    return field[rows, cols]
+
+
+def climatology_ratio(fine: np.ndarray, coarse: np.ndarray, factor: int) -> np.ndarray:
+    """``log(clip(fine / upsample(coarse), 1/5, 5))``, dimensionless (SPEC 1, "Static fields").
+
+    Where both are 0 the ratio is 1; the climatologies must be filled.
+    """
+    between = upsample(np.asarray(coarse, np.float64), factor)
+    fine = np.asarray(fine, np.float64)
+    ratio = np.where(between > 0, fine / np.where(between > 0, between, 1.0), np.where(fine > 0, 5.0, 1.0))
+    return np.log(np.clip(ratio, 0.2, 5.0))
+
+
+def stage_channels(
+    fine: Mapping[str, np.ndarray], coarse: Mapping[str, np.ndarray], names: Sequence[str], factor: int
+) -> np.ndarray:
+    """Static channels of one stage, in the order of ``names``, not normalised.
+
+    Parameters
+    ----------
+    fine, coarse
+        Maps ``(lat, lon)`` of the stage's output level and input level by name; NaN is filled here. Only
+        ``climatology`` is read from ``coarse``.
+    names, factor
+        From the stage's `SRCNNConfig`.
+
+    Returns
+    -------
+    ``(len(names), lat, lon)`` float32: metres for elevation, the log ratio for climatology, and so on.
+    """
+    channels = []
+    for name in names:
+        if name == CLIMATOLOGY:
+            channels.append(climatology_ratio(fill(fine[name]), fill(coarse[name]), factor))
+        else:
+            channels.append(fill(np.asarray(fine[name], np.float64)))
+    shape = next(iter(fine.values())).shape if fine else (0, 0)
+    return np.stack(channels).astype(np.float32) if channels else np.zeros((0, *shape), np.float32)

@@ -1,0 +1,268 @@
+"""What is taken for precipitation, in which units, and which of its values count.
+
+Stated once for `downscale`, the resolution ladder and training.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xdeepsd.grids import axes
+from xdeepsd.grids.units import is_amount, precipitation_factor
+
+logger = logging.getLogger(__name__)
+
+STANDARD_NAMES = {
+    "precipitation_flux",
+    "precipitation_amount",
+    "lwe_precipitation_rate",
+    "lwe_thickness_of_precipitation_amount",
+    "rainfall_flux",
+    "rainfall_rate",
+    "thickness_of_rainfall_amount",
+}
+NAMES = {"precipitation", "precip", "pr", "ppt", "prcp", "prec", "tp", "pre", "rain", "rainfall"}
+
+# mm day-1: the least that a rain gauge tells from nothing. Rounding and packing stay far above it.
+_LEAST = -0.1
+
+
+def _meaning(da: xr.DataArray, trained_on: str | None) -> bool | None:
+    """True where the metadata say precipitation, False where they say something else, None where they do not tell."""
+    standard_name = str(da.attrs.get("standard_name", "")).strip().lower().replace(" ", "_")
+    if standard_name in STANDARD_NAMES | NAMES:
+        return True
+    # Names of the CF table are words joined by underscores; files also hold "pr", "Rain rate" and the like there.
+    if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+", standard_name) and " " not in str(da.attrs["standard_name"]):
+        return False
+    return True if str(da.name).lower() in NAMES or (trained_on is not None and da.name == trained_on) else None
+
+
+def _named_something_else(da: xr.DataArray) -> bool:
+    """True where the standard name is a CF name of anything but precipitation or a part of it (convective, say)."""
+    return _meaning(da, None) is False and not re.search("precipitation|rain", str(da.attrs["standard_name"]))
+
+
+def _has_units(da: xr.DataArray) -> bool:
+    try:
+        precipitation_factor(da.attrs.get("units"))
+    except ValueError:
+        return False
+    return True
+
+
+def find_precipitation(
+    ds: xr.Dataset | xr.DataArray,
+    variable: str | None = None,
+    trained_on: str | None = None,
+    wanted: str = "daily precipitation",
+) -> xr.DataArray:
+    """The precipitation of ``ds``; reads metadata only.
+
+    Parameters
+    ----------
+    ds
+        A Dataset, or the DataArray itself.
+    variable
+        Its name. It is taken unless its standard name is a CF name of something else.
+    trained_on
+        Name of the variable that a model was trained on: preferred where several could be meant.
+    wanted
+        What is needed, in words for messages.
+
+    Returns
+    -------
+    The variable that is named; else the one whose standard name or name tells; else the only map there is, which the
+    log says.
+
+    Raises
+    ------
+    ValueError
+        None or several could be meant, or ``variable`` is not there or is something else.
+    """
+    candidates = _candidates(ds, variable)
+    if variable is not None or isinstance(ds, xr.DataArray):
+        found = {name: da for name, da in candidates.items() if not _named_something_else(da)}
+    else:
+        found = {name: da for name, da in candidates.items() if _meaning(da, trained_on)}
+        if not found:
+            found = _only_map(ds, {name: da for name, da in candidates.items() if _meaning(da, trained_on) is None})
+        if len(found) > 1 and trained_on in found:
+            found = {trained_on: found[trained_on]}
+    if not found:
+        described = {name: da.attrs.get("standard_name") for name, da in candidates.items()}
+        raise ValueError(
+            f"No precipitation among the variables (with their standard names) {described}. Needed: {wanted}. "
+            "Type variable=NAME for precipitation of another name; where the standard name is wrong, type "
+            "ds['NAME'].attrs['standard_name'] = 'precipitation_flux'."
+        )
+    if len(found) > 1:
+        names = sorted(map(str, found))
+        raise ValueError(f"Two candidates or more for precipitation: {names}. Needed: {wanted}. Type variable=NAME.")
+    return next(iter(found.values()))
+
+
+def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray]) -> dict[Hashable, xr.DataArray]:
+    """Of variables whose metadata do not tell, those on latitude, longitude and time, if possible in fitting units."""
+    try:
+        found = axes.find(ds)
+    except ValueError:  # what is wrong with the coordinates is told by whoever needs them
+        return silent
+    maps = {name: da for name, da in silent.items() if {found.lat_dim, found.lon_dim} <= set(da.dims)}
+    maps = {name: da for name, da in maps.items() if found.time in da.dims} or maps
+    if len(maps) > 1:
+        maps = {name: da for name, da in maps.items() if _has_units(da)} or maps
+    if len(maps) == 1:
+        logger.info("%r is taken for precipitation: the only map there is.", next(iter(maps)))
+    return maps
+
+
+def _candidates(ds: xr.Dataset | xr.DataArray, variable: str | None) -> dict[Hashable, xr.DataArray]:
+    """Variables that may be meant, by name: the one that is named, or all maps."""
+    if isinstance(ds, xr.DataArray):
+        if variable is not None and variable != ds.name:
+            raise ValueError(
+                f"variable={variable!r} is not there: the DataArray is named {ds.name!r}. "
+                f"Leave variable out, or type da.rename({variable!r})."
+            )
+        return {ds.name: ds}
+    if variable is None:
+        return {name: da for name, da in ds.data_vars.items() if da.ndim >= 2}
+    if variable not in ds.data_vars:
+        raise ValueError(
+            f"variable={variable!r} is not there. The Dataset has {sorted(map(str, ds.data_vars))}. "
+            "Type variable=NAME with one of them."
+        )
+    return {variable: ds[variable]}
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+
+def rate_factor(da: xr.DataArray, units: str = "mm day-1", ds: xr.Dataset | xr.DataArray | None = None) -> float:
+    """Number that turns ``da`` into ``units``. Amounts (``mm``) must be those of a day.
+
+    Parameters
+    ----------
+    da
+        Precipitation after `axes.standardize`.
+    units
+        Those wanted; an amount means that of a day.
+    ds
+        Where ``da`` comes from: its bounds of time or its ``frequency`` tell the period of a single step.
+
+    Raises
+    ------
+    ValueError
+        Units that are missing or not precipitation's; amounts of another period than a day, or of one not known.
+    """
+    given = da.attrs.get("units")
+    factor = precipitation_factor(given, units)
+    if not is_amount(str(given)):
+        return factor
+    period = _period(da, ds)
+    if period is None:
+        raise ValueError(
+            f"The units {given!r} are an amount, and nothing tells the period it was collected in: there are no two "
+            "steps of time. Needed: two days or more, or a rate. Type ds['NAME'].attrs['units'] = 'mm day-1' where it "
+            "is that of a day."
+        )
+    if not math.isclose(period, 1.0, rel_tol=1e-6):
+        raise ValueError(
+            f"The units {given!r} are an amount, and the steps of time are {period:g} days. Needed: daily data, or "
+            "a rate. Type ds.resample(time='1D').sum() for steps shorter than a day; else ds['NAME'] / days with units "
+            "'mm day-1'."
+        )
+    return factor
+
+
+def _period(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> float | None:
+    """Days that an amount was collected in, by the steps of time; None where they do not tell."""
+    found = {name: days for name, index in da.indexes.items() if (days := axes.days_since_first(index)) is not None}
+    # Of a forecast, the lead time: it runs within each start.
+    lead = [name for name in found if da.indexes[name].dtype.kind == "m"]
+    for name in lead or list(found):
+        steps = np.diff(np.sort(found[name]))
+        steps = steps[steps > 0]
+        if steps.size:
+            shortest = float(steps.min())  # a longer one may be a gap
+            return shortest if shortest < 1 + 1e-6 else float(np.median(steps))
+    for name in found:
+        bounds = None if ds is None else ds[name].attrs.get("bounds") if name in ds.coords else None
+        if bounds is not None and isinstance(ds, xr.Dataset) and bounds in ds.variables and ds[bounds].ndim == 2:
+            length = axes.days_since_first(ds[bounds].values.ravel())
+            return None if length is None else float(length[1] - length[0])
+    return 1.0 if ds is not None and ds.attrs.get("frequency") == "day" else None
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def fill_values(da: xr.DataArray) -> tuple[float, ...]:
+    """Numbers that stand for missing by the attributes or the encoding of ``da``."""
+    named = [a[key] for a in (da.attrs, da.encoding) for key in ("_FillValue", "missing_value") if key in a]
+    numbers = [np.asarray(value).ravel() for value in named]
+    return tuple({float(n) for array in numbers if array.dtype.kind in "fiu" for n in array if np.isfinite(n)})
+
+
+def least(units: str) -> float:
+    """The least that may pass for no rain, in ``units``."""
+    return _LEAST / precipitation_factor(units)
+
+
+def clean(values: np.ndarray, name: str, lowest: float, fills: tuple[float, ...] = ()) -> np.ndarray:
+    """Precipitation as a network may see it: at least 0, NaN where missing.
+
+    Parameters
+    ----------
+    values
+        Any shape, floats.
+    name
+        Of the variable, for messages.
+    lowest
+        From `least`: values down to it, negative by rounding, become 0.
+    fills
+        From `fill_values`: they become NaN, as infinite values do.
+
+    Returns
+    -------
+    ``values`` itself where nothing is to be done, else a copy. Raises ValueError for values below ``lowest``.
+    """
+    if not values.size:
+        return values
+    low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # NaN is passed over
+    if low >= 0 and np.isfinite(high) and not any(low <= fill <= high for fill in fills):
+        return values
+    values = values.copy()
+    for fill in fills:
+        values[values == values.dtype.type(fill)] = np.nan
+    infinite = np.isinf(values)
+    if infinite.any():
+        logger.warning("%d of %d values of %r are infinite: taken as missing.", infinite.sum(), values.size, name)
+        values[infinite] = np.nan
+    negative = values < 0
+    too_low = values < lowest
+    if too_low.any():
+        raise ValueError(
+            f"{name!r} has values down to {np.nanmin(values):g}: {too_low.mean():.2g} of them are below {lowest:.3g}. "
+            "Needed: precipitation of at least 0, NaN where it is missing. Type ds.where(ds['NAME'] != VALUE) where "
+            "VALUE stands for missing; else ds.clip(min=0)."
+        )
+    values[negative] = 0
+    return values
+
+
+def cleaned(da: xr.DataArray) -> xr.DataArray:
+    """`clean` of a DataArray in its units, lazily where it is lazy."""
+    arguments: Any = (str(da.name), least(str(da.attrs["units"])), fill_values(da))
+    if da.chunks is None:
+        return da.copy(data=clean(da.values, *arguments))
+    data = da.data.map_blocks(clean, *arguments, dtype=da.dtype, meta=np.empty((0,) * da.ndim, da.dtype))
+    return da.copy(data=data)

@@ -1,0 +1,383 @@
+"""PRISM files as they lie on disk, of every form, to one lazy Dataset."""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from glob import glob
+from io import BytesIO
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import rasterio
+import rioxarray
+import xarray as xr
+
+from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, Grid, Source, days_text, parse_name, skeleton, snap
+
+logger = logging.getLogger(__name__)
+
+_ADVICE = "Leave it out of paths; fetch it again if it is broken."
+_RASTERS = {".tif", ".bil", ".asc", ".nc"}
+
+
+def zip_sources(path: Path, content: bytes | None = None) -> list[Source]:
+    """The rasters in a zip, by the names of its members; ``content`` where it is not the file at ``path``.
+
+    Raises ValueError where the file is no zip (quoting what it says), has no members, or a BIL in it is cut.
+    """
+    with BytesIO(content) if content is not None else path.open("rb") as file:
+        start = file.read(200)
+        if not start.startswith(b"PK"):
+            text = start.decode(errors="replace").strip()
+            raise ValueError(f"{path} is no zip; it starts with {text!r}.")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                if not members:
+                    raise ValueError(f"{path} is an empty zip.")
+                sources = []
+                for member in members:
+                    if PurePosixPath(member.filename).suffix.lower() in _RASTERS:
+                        source = parse_name(path, member.filename)
+                        if source is not None:
+                            sources.append(_with_facts(source, archive, member))
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is a broken zip ({error}).") from error
+    return sources
+
+
+def _with_facts(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Source:
+    """Check the length of a BIL and take release and day from the text files beside a raster in its zip."""
+    stem = member.filename.rpartition(".")[0]
+    beside = {name.lower(): name for name in archive.namelist()}
+    header = beside.get(f"{stem}.hdr".lower())
+    if member.filename.lower().endswith(".bil") and header:
+        facts = _key_values(archive.read(header), None)
+        needed = int(facts["NROWS"]) * int(facts["NCOLS"]) * int(facts.get("NBITS", "32")) // 8
+        if member.file_size < needed:
+            raise ValueError(f"{source} is cut: {member.file_size} bytes of {needed}.")
+    info = beside.get(f"{stem}.info.txt".lower())
+    return _apply_tags(source, _key_values(archive.read(info), ":") if info else {})
+
+
+def _key_values(text: bytes, separator: str | None) -> dict[str, str]:
+    """Lines of ``key separator value``."""
+    lines = (line.split(separator, 1) for line in text.decode(errors="replace").splitlines() if line.strip())
+    return {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
+
+
+def _apply_tags(source: Source, tags: dict[str, str]) -> Source:
+    """Release number from PRISM's tags; ValueError where they name another day than the file."""
+    dates = set(re.findall(r"(?<!\d)(\d{8})(?!\d)", tags.get("PRISM_DATASET_FILENAME", "")))
+    if source.day is not None and dates and f"{source.day:%Y%m%d}" not in dates:
+        raise ValueError(
+            f"{source} holds another day than it says: its tag PRISM_DATASET_FILENAME is "
+            f"{tags['PRISM_DATASET_FILENAME']!r}."
+        )
+    number = tags.get("PRISM_DATASET_RELEASE_NUMBER", "")
+    return replace(source, release=int(number)) if number.isdigit() and not source.release else source
+
+
+def raster_grid(source: Source) -> tuple[Grid, Source]:
+    """Grid of a raster from its header, and the source with what its tags say. Reads no map.
+
+    Raises ValueError, naming the file, where it cannot be opened or is not on a PRISM grid.
+    """
+    if PurePosixPath(source.uri).suffix.lower() == ".nc":
+        with _open_netcdf(source) as ds:
+            lat, lon = ds["lat"].values.astype(float), ds["lon"].values.astype(float)
+        north, south = max(lat[0], lat[-1]), min(lat[0], lat[-1])
+        step = (south - north) / (lat.size - 1)
+        return snap(north, lon[0], step, (lon[-1] - lon[0]) / (lon.size - 1), (lat.size, lon.size), str(source)), source
+    try:
+        with rasterio.open(source.uri) as raster:
+            transform, shape, tags = raster.transform, raster.shape, raster.tags()
+    except rasterio.errors.RasterioIOError as error:
+        raise ValueError(f"{source} cannot be read ({error}).") from error
+    # GDAL's transform is that of the outer corner, also for BIL, whose header names the centre (ULXMAP).
+    grid = snap(
+        transform.f + transform.e / 2, transform.c + transform.a / 2, transform.e, transform.a, shape, str(source)
+    )
+    return grid, _apply_tags(source, tags)
+
+
+def _open_netcdf(source: Source) -> xr.Dataset:
+    """A NetCDF file, also inside a zip (in memory, nothing is unpacked), with ``lat`` and ``lon``. Lazy."""
+    file: Path | BytesIO = source.path
+    if source.member:
+        with zipfile.ZipFile(source.path) as archive:
+            file = BytesIO(archive.read(source.member))
+    with file.open("rb") if isinstance(file, Path) else BytesIO(file.getbuffer()) as beginning:
+        classic = beginning.read(3) == b"CDF"
+    try:
+        # Not the netcdf4 engine: its library crashes when several threads open files.
+        ds = xr.open_dataset(file, engine="scipy" if classic else "h5netcdf", cache=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{source} cannot be read as NetCDF ({error}).") from error
+    names = {"latitude": "lat", "longitude": "lon", "y": "lat", "x": "lon"}
+    return ds.rename({old: new for old, new in names.items() if old in ds.dims and new not in ds.variables})
+
+
+def read_map(source: Source, grid: Grid) -> np.ndarray:
+    """The map of a source, ``(lat, lon)`` from north to south, float32; NaN where there is no value.
+
+    Raises ValueError, naming the file, where it cannot be read or is not on ``grid``.
+    """
+    if PurePosixPath(source.uri).suffix.lower() == ".nc":
+        with _open_netcdf(source) as ds:
+            name = source.variable if source.variable in ds else "Band1"
+            array = ds[name] if source.index is None else ds[name].isel({_time_dim(ds[name]): source.index})
+            values = array.squeeze(drop=True).transpose("lat", "lon").sortby("lat", ascending=False).values
+    else:
+        try:
+            raster: Any = rioxarray.open_rasterio(source.uri, masked=True, cache=False)
+            with raster:
+                values = raster.values[0]
+        except rasterio.errors.RasterioIOError as error:
+            raise ValueError(f"{source} cannot be read ({error}).") from error
+    if values.shape != grid.shape:
+        raise ValueError(f"{source} has {values.shape[0]} x {values.shape[1]} cells. Needed: {grid}.")
+    values = values.astype(np.float32)
+    # Some files hold a nodata value that their header does not name.
+    values[~np.isfinite(values) | (values <= -9990) | (values >= 1e20)] = np.nan
+    return values
+
+
+def _time_dim(array: xr.DataArray) -> str | None:
+    return next((str(dim) for dim in ("time", "day") if dim in array.dims), None)
+
+
+def _netcdf_sources(path: Path) -> list[Source]:
+    """Sources of a NetCDF file whose name is not PRISM's: its variables that are named as PRISM names them."""
+    with _open_netcdf(Source(path, None, "", None)) as ds:
+        sources = [Source(path, None, "elevation", None)] if "elevation" in ds else []
+        for variable in (name for name in VARIABLES if name in ds):
+            dim = _time_dim(ds[variable])
+            if dim is None:
+                raise ValueError(f"{path}: {variable} has no time. Needed: the date in the file's name or a time axis.")
+            days = pd.DatetimeIndex(ds[dim].values).floor("D")
+            sources += [Source(path, None, variable, day, index=i) for i, day in enumerate(days)]
+    return sources
+
+
+def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Source]:
+    """Every map in files, folders (searched to the bottom) and glob patterns, in the order of their names.
+
+    Text and header files beside rasters are passed over; a raster or zip of another kind is passed over in a folder
+    (with a warning) and is an error where it is named itself. Raises ValueError listing every file that is bad.
+    """
+    given = [paths] if isinstance(paths, str | PathLike) else list(paths)
+    files: dict[Path, bool] = {}  # and whether the file was named itself
+    for item in map(str, given):
+        path = Path(item).expanduser()
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.suffix.lower() in _RASTERS | {".zip"} and file.is_file():
+                    files.setdefault(file.resolve(), False)
+        elif path.is_file():
+            files[path.resolve()] = True
+        else:
+            found = sorted(Path(name) for name in glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
+            if not found:
+                raise FileNotFoundError(
+                    f"No file or folder {item}. Needed: PRISM files, a folder of them or a pattern."
+                )
+            files.update({file.resolve(): False for file in found if file.suffix.lower() in _RASTERS | {".zip"}})
+
+    sources: list[Source] = []
+    problems: list[str] = []
+    for file, named in files.items():
+        try:
+            if file.suffix.lower() == ".zip":
+                found_here = zip_sources(file)
+            elif (source := parse_name(file)) is not None:
+                found_here = [source]
+            else:
+                found_here = _netcdf_sources(file) if file.suffix.lower() == ".nc" else []
+        except ValueError as error:
+            problems.append(f"{error} {_ADVICE}")
+            continue
+        if not found_here and named:
+            problems.append(
+                f"{file} has no PRISM name, nor has anything in it. Needed: names such as "
+                "prism_ppt_us_25m_20251103.tif or PRISM_ppt_stable_4kmD2_20110101_bil.bil."
+            )
+        elif not found_here:
+            logger.warning("%s is passed over: no PRISM name, nor in it", file)
+        sources += found_here
+    _raise_all(problems)
+    if not sources:
+        raise ValueError(f"No PRISM grid in {', '.join(map(str, given))}. Needed: zips, .tif, .bil, .asc or .nc.")
+    return sources
+
+
+def _raise_all(problems: list[str]) -> None:
+    if problems:
+        more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError("\n".join(problems[:20]) + more)
+
+
+def open_prism(
+    paths: str | PathLike[str] | Iterable[str | PathLike[str]], *, allow_missing: bool = False
+) -> xr.Dataset:
+    """Open PRISM files as they lie on disk, lazily, one task per map.
+
+    Zips (of BIL, ASCII grid, GeoTIFF or NetCDF, one map or several in a zip) are read in place; unpacked BIL, ASCII,
+    GeoTIFF and NetCDF too, in any mixture. A NetCDF file of many days needs variables named as PRISM names them and a
+    time axis.
+
+    Parameters
+    ----------
+    paths : path, folder, glob pattern, or several of them
+        Folders are searched to the bottom. Or the store of `xdeepsd fetch`, of which the days that are there come.
+    allow_missing : bool
+        Go on where days between the first and the last are missing. With one variable these days are not in the
+        result; with several, days that one of them lacks are NaN there, and its release is 0.
+
+    Returns
+    -------
+    xarray.Dataset
+        Each variable (``ppt`` in mm day-1; ``tmin``, ``tmax``, ``tmean``, ``tdmean`` in degC; ``vpdmin``, ``vpdmax``
+        in hPa) is ``(time, lat, lon)``, float32, lazy, a chunk per day; NaN is nodata (ocean), whatever number the
+        file has for it. ``lat`` (descending) and ``lon`` are cell centres, whole parts of a degree to the last bit.
+        ``time`` is the date; ``time_bnds`` the 24 hours that end at 12 UTC of it. ``ppt_release`` ``(time)`` is 1
+        (early) to 8 (stable), 0 if not known. ``elevation`` ``(lat, lon)``, m, where a file of it is given.
+
+    Raises
+    ------
+    ValueError
+        For normals, monthly grids, broken files and zips (all of them are listed), grids that differ, a day that two
+        files of the same release have with different data, and missing days. Where two files have the same day, the
+        more final release is taken; only such files are read at this point.
+    """
+    if isinstance(paths, str | PathLike) and (Path(paths) / "zarr.json").is_file():
+        return _open_store(Path(paths), allow_missing)
+    sources = find_sources(paths)
+    # Opening a header takes about a millisecond, and GDAL does it without the lock of the interpreter.
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(_grid_or_error, sources))
+    _raise_all([str(item) for item in opened if isinstance(item, ValueError)])
+    grids = [item for item in opened if not isinstance(item, ValueError)]
+    grid, first = grids[0]
+    others = [(g, s) for g, s in grids if g != grid]
+    _raise_all(
+        [
+            f"{source} is on another grid: {other}. Needed: {grid}, as in {first}. Open them apart."
+            for other, source in others
+        ]
+    )
+
+    by_day: dict[tuple[str, pd.Timestamp | None], list[Source]] = defaultdict(list)
+    for _, source in grids:
+        by_day[source.variable, source.day].append(source)
+    with ThreadPoolExecutor() as pool:
+        chosen = dict(zip(by_day, pool.map(lambda same: _most_final(same, grid), by_day.values()), strict=True))
+    days = pd.DatetimeIndex(sorted({day for _, day in chosen if day is not None}))
+    variables = [name for name in VARIABLES if any(name == variable for variable, _ in chosen)]
+    held = {name: pd.DatetimeIndex([day for day in days if (name, day) in chosen]) for name in variables}
+    if not allow_missing:
+        _refuse_gaps(held)
+
+    ds = skeleton(grid, days)
+    for name in variables:
+        maps = [chosen.get((name, day)) for day in days]
+        ds[name] = (
+            ("time", "lat", "lon"),
+            _lazy(maps, grid),
+            VARIABLES[name] | {"ancillary_variables": f"{name}_release"},
+        )
+        releases = np.array([item.release if item else 0 for item in maps], dtype=np.int8)
+        ds[f"{name}_release"] = ("time", releases, RELEASE_ATTRS | {"long_name": f"release of {name}"})
+    if ("elevation", None) in chosen:
+        ds["elevation"] = (("lat", "lon"), _lazy([chosen["elevation", None]], grid)[0], ELEVATION)
+    return ds
+
+
+def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
+    """The days that a store of `xdeepsd fetch` holds; its axis also has those that are not fetched yet."""
+    ds = xr.open_zarr(path)
+    variables = [name for name in VARIABLES if f"{name}_release" in ds]
+    if not variables:
+        raise ValueError(f"{path} is no store of xdeepsd fetch: none of its variables has a release. Use xr.open_zarr.")
+    there = np.stack([ds[f"{name}_release"].values > 0 for name in variables])
+    days = pd.DatetimeIndex(ds["time"].values)
+    if not allow_missing:
+        _refuse_gaps({name: days[mine] for name, mine in zip(variables, there, strict=True)})
+    return ds.isel(time=np.flatnonzero(there.any(axis=0)))
+
+
+def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
+    """ValueError where a variable lacks days between the first and the last of all."""
+    days = pd.DatetimeIndex([]).append(list(held.values()))
+    if len(days) == 0:
+        return
+    full = pd.date_range(days.min(), days.max())
+    gaps = {name: full.difference(mine) for name, mine in held.items()}
+    _raise_all(
+        [
+            f"{name} lacks {len(gap)} of the {len(full)} days from {full[0]:%Y-%m-%d} to {full[-1]:%Y-%m-%d}: "
+            f"{days_text(gap)}. Needed: every day. Fetch them, or go on with allow_missing=True (--allow-missing)."
+            for name, gap in gaps.items()
+            if len(gap)
+        ]
+    )
+
+
+def _grid_or_error(source: Source) -> tuple[Grid, Source] | ValueError:
+    try:
+        return raster_grid(source)
+    except ValueError as error:
+        return ValueError(f"{error} {_ADVICE}")
+
+
+def _most_final(sources: list[Source], grid: Grid) -> Source:
+    """The source to take of several for the same map; reads them where their releases cannot decide."""
+    final, *others = sorted(sources, key=lambda source: -source.release)
+    for other in others:
+        known = 0 < other.release < final.release
+        if known:
+            logger.info("%s (release %d) is taken, not %s (release %d)", final, final.release, other, other.release)
+        elif not np.array_equal(read_map(final, grid), read_map(other, grid), equal_nan=True):
+            what = f"{final.variable} of {final.day:%Y-%m-%d}" if final.day is not None else final.variable
+            raise ValueError(
+                f"{what} comes twice with different data, and neither release is the later one: {final} (release "
+                f"{final.release or 'not known'}) and {other} (release {other.release or 'not known'}). Needed: one. "
+                "Leave one of them out of paths."
+            )
+    return final
+
+
+def _lazy(sources: list[Source | None], grid: Grid) -> da.Array:
+    """Maps of the sources, ``(time, lat, lon)``, a chunk and a task for each; None gives NaN."""
+    items = np.empty((len(sources), 1, 1), dtype=object)
+    items[:, 0, 0] = sources
+    name = f"open-prism-{dask_token(sources, grid)}"
+    chunks = ((1,) * len(sources), (grid.shape[0],), (grid.shape[1],))
+    return da.from_array(items, chunks=1, name=f"{name}-files").map_blocks(
+        _read_block, grid, name=name, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32)
+    )
+
+
+def dask_token(sources: list[Source | None], grid: Grid) -> str:
+    """A name for the same maps, so that Dask knows them again: paths, members, sizes and times of change."""
+    from dask.base import tokenize
+
+    stats = [s and (str(s), s.variable, s.index, s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in sources]
+    return str(tokenize(stats, grid))
+
+
+def _read_block(block: np.ndarray, grid: Grid) -> np.ndarray:
+    source = block[0, 0, 0]
+    if source is None:
+        return np.full((1, *grid.shape), np.nan, np.float32)
+    return read_map(source, grid)[None]

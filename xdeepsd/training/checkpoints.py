@@ -1,0 +1,87 @@
+"""Checkpoints of a stage in training: written whole or not at all, read back to the same bits."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xdeepsd.stores.whole import partial_of, write_whole
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+KEEP = 2  # the newest, and the one before it in case the newest was damaged afterwards
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+def _write_file(path: Path, content: bytes, name: str, kept: str) -> None:
+    """`write_whole`; OSError with the ``name`` of the file in words and what is ``kept``."""
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{name} could not be written ({error.strerror}). {kept}. Free some space ({len(content) / 2**20:.1f} MiB "
+            "are needed) and train again with resume=True",
+            str(path),
+        ) from error
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first; none where the folder does not exist."""
+    return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
+
+
+def write_table(path: Path, content: bytes) -> None:
+    """Write what stands beside the checkpoints, whole or not at all; OSError as of `write_checkpoint`."""
+    _write_file(path, content, path.name, _kept(path.parent))
+
+
+def _kept(folder: Path) -> str:
+    last = checkpoints(folder)
+    return f"{last[-1]} is whole and stays" if last else "There is no checkpoint before it"
+
+
+def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the state after ``step`` steps and remove all but the newest checkpoints.
+
+    ``state`` holds tensors, numbers, text, lists and dicts only, so that reading it runs no code. Raises OSError
+    where the disk is full or may not be written; the checkpoints before it stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if _NAME.fullmatch(partial_of(file.name) or ""):  # of a process killed as it wrote
+            file.unlink(missing_ok=True)
+    path = folder / f"step-{step:09d}.pt"
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, "step": step} | state, content)
+    _write_file(path, content.getvalue(), f"The checkpoint after {step} steps", _kept(folder))
+    for old in checkpoints(folder)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """State of the newest checkpoint that can be read; None where there is none.
+
+    A damaged checkpoint is passed over with a warning. Raises ValueError where all are damaged, or where the newest
+    comes from a newer xdeepsd.
+    """
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            logger.warning("%s cannot be read (%s): taking the one before it.", path, error)
+            continue
+        if state["format"] > FORMAT:
+            raise ValueError(f"{path} was written by a newer xdeepsd. Type pip install -U xdeepsd.")
+        return state
+    if paths:
+        raise ValueError(f"None of {[p.name for p in paths]} in {folder} can be read. Remove them to start again.")
+    return None

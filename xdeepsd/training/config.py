@@ -1,0 +1,188 @@
+"""How a stage is trained: `TrainConfig`, its presets and its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from xdeepsd.levels.splits import Split, split_days
+from xdeepsd.losses.density import DenseWeight
+from xdeepsd.models.srcnn import SRCNNConfig
+
+TRANSFORMS = (None, "sqrt", "log1p")  # those of `xdeepsd.Stage`
+LOSSES = ("mse", "denseloss")
+SCHEDULES = ("constant", "cosine", "exponential")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a stage is trained. The defaults are the paper's (Vandal et al., KDD 2017; SPEC 1); see `default`.
+
+    Parameters
+    ----------
+    channels, kernels, static, residual
+        The network, as in `SRCNNConfig`.
+    patch
+        Rows and columns of the network's input window, fine cells. The loss is taken in its 'valid' output, which
+        is smaller by twice the radius: 26 of 38 for kernels 9-1-5.
+    stride
+        Step between patches, fine cells. The last patch of each axis ends at the edge of the map.
+    min_land
+        Smallest share of wanted cells (the level's mask) in the output window.
+    batch, steps
+        Patches in a batch, and batches.
+    learning_rate, last_layer_rate
+        Of Adam; the last layer learns at ``last_layer_rate`` times the rate.
+    schedule
+        "constant", "cosine" (to 0 at the last step) or "exponential" (times 0.96 every 100,000 steps, as deepsd).
+    clip_gradient
+        Largest norm of the gradient; None: not clipped.
+    loss, alpha, wet_threshold, density_transform
+        "mse", or "denseloss" with weights from `xdeepsd.DenseWeight` fitted on the training days' fine values.
+    target_transform
+        None, "sqrt" or "log1p": network and loss work on transformed precipitation; inverted exactly on output.
+    train, validation, test
+        Which days: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
+        ``validation`` and ``test`` a fraction of the days at the end. ``train`` None: all that are in neither of the
+        others. Test days are never read.
+    validate_every, validation_days
+        Steps between validations, and how many of the validation days (spread evenly) are looked at.
+    patience
+        Stop after so many validations without a better one; None: go on to the last step. The stage that comes out
+        is always the best one on the validation days.
+    seed
+        Everything random follows from it.
+    buffer, workers
+        MiB and threads of the loader. ``workers`` changes only the speed.
+    checkpoint_every
+        Steps.
+    device, precision, threads
+        "cpu", "cuda", ...; None: a GPU if there is one. "float32" or "bfloat16" (mixed precision). CPU threads of
+        torch; None: as they are.
+    tensorboard
+        Write events (scalars, maps, histograms of the weights) to ``tensorboard`` in the checkpoint folder.
+
+    Raises
+    ------
+    ValueError
+        A value that makes no sense, named with what is needed.
+    """
+
+    channels: tuple[int, ...] = (64, 32)
+    kernels: tuple[int, ...] = (9, 1, 5)
+    static: tuple[str, ...] = ("elevation",)
+    residual: bool = False
+    patch: int = 38
+    stride: int = 20
+    min_land: float = 0.5
+    batch: int = 200
+    steps: int = 100_000
+    learning_rate: float = 1e-4
+    last_layer_rate: float = 0.1
+    schedule: str = "constant"
+    clip_gradient: float | None = None
+    loss: str = "mse"
+    alpha: float = 1.0
+    wet_threshold: float | None = None
+    density_transform: Literal["log1p", "sqrt"] | None = None
+    target_transform: str | None = None
+    train: tuple[int | str, ...] | None = None
+    validation: tuple[int | str, ...] | float | None = 0.1
+    test: tuple[int | str, ...] | float | None = None
+    validate_every: int = 250
+    validation_days: int = 60
+    patience: int | None = None
+    seed: int = 0
+    buffer: float = 1024
+    workers: int = 2
+    checkpoint_every: int = 1000
+    device: str | None = None
+    precision: str = "float32"
+    threads: int | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "kernels", "static", "train", "validation", "test"):
+            value = getattr(self, name)
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; needed: a list, such as {name}=({value!r},).")
+            if isinstance(value, list | tuple | np.ndarray):
+                object.__setattr__(self, name, tuple(value))
+        network = self.network(2)
+        if self.patch <= 2 * network.radius:
+            raise ValueError(
+                f"patch {self.patch} leaves nothing of the output: the kernels {self.kernels} take {network.radius} "
+                f"cells off each side. Needed: more than {2 * network.radius}, such as 38."
+            )
+        for name, least in (
+            ("stride", 1), ("batch", 1), ("steps", 1), ("validate_every", 1), ("validation_days", 1), ("workers", 1),
+            ("checkpoint_every", 1), ("seed", 0), ("patience", 1), ("threads", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and (int(value) != value or value < least):
+                raise ValueError(f"{name} is {value}; needed: a whole number of at least {least}.")
+        for name in ("learning_rate", "last_layer_rate", "clip_gradient", "buffer"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}; needed: a number above 0.")
+        if not 0 <= self.min_land <= 1:
+            raise ValueError(f"min_land is {self.min_land}; needed: a share from 0 to 1.")
+        for name in ("validation", "test"):
+            value = getattr(self, name)
+            if isinstance(value, float) and not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}; needed: a fraction of the days from 0 to below 1, or a list.")
+        for name, choices in (
+            ("loss", LOSSES), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("target_transform", TRANSFORMS),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; needed: one of {', '.join(map(repr, choices))}.")
+
+        if self.loss == "denseloss":
+            self.dense_weight()
+
+    @classmethod
+    def paper(cls, **changes: Any) -> TrainConfig:
+        """As published: 9-1-5, 64-32-1, elevation, Adam 1e-4 and 1e-5, batches of 200, 100,000 steps."""
+        return cls(**changes)
+
+    @classmethod
+    def default(cls, **changes: Any) -> TrainConfig:
+        """What works better on a short budget (SPEC 1): residual, climatology, square root, 3e-3 with cosine decay."""
+        return dataclasses.replace(
+            cls(
+                static=("elevation", "climatology"), residual=True, batch=32, steps=2000, learning_rate=3e-3,
+                last_layer_rate=1.0, schedule="cosine", clip_gradient=1.0, target_transform="sqrt",
+            ),
+            **changes,
+        )  # fmt: skip
+
+    def network(self, factor: int) -> SRCNNConfig:
+        """Configuration of a stage's network."""
+        return SRCNNConfig(self.channels, self.kernels, factor, self.static, self.residual)
+
+    def dense_weight(self) -> DenseWeight:
+        """Weights of DenseLoss, not fitted."""
+        return DenseWeight(self.alpha, wet_threshold=self.wet_threshold, transform=self.density_transform)
+
+    def split(self, time: xr.DataArray) -> Split:
+        """Days of ``time`` for training, validation and test (`xdeepsd.levels.splits.split_days`)."""
+        return split_days(time, self.train, self.validation, self.test)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of the step (from 0).
+
+    >>> learning_rate(500, TrainConfig(learning_rate=1e-3, schedule="cosine", steps=1000))
+    0.0005
+    """
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    if config.schedule == "exponential":
+        return config.learning_rate * 0.96 ** (step / 1e5)
+    return config.learning_rate

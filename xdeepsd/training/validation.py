@@ -1,0 +1,91 @@
+"""The error of a stage in training on the validation days, beside that of interpolation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xdeepsd.levels.pairs import Pair, slabs
+from xdeepsd.models.stack import Stage, interpolated_input, transform
+
+# Prediction, target and mask in normalised space, and the fine precipitation in its units, to a loss
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Validation:
+    """Some validation days in memory.
+
+    Parameters
+    ----------
+    pair
+        Levels of the stage.
+    days
+        Positions along time of all validation days, increasing, at least one.
+    limit
+        Days to look at, spread evenly over ``days``.
+    device
+        Where the stage is.
+    """
+
+    def __init__(self, pair: Pair, days: np.ndarray, limit: int, device: torch.device) -> None:
+        self.days = days[np.unique(np.linspace(0, len(days) - 1, min(len(days), limit)).round().astype(int))]
+        parts = [pair.observed(slab) for slab in slabs(pair, self.days, limit=len(self.days))]
+        coarse = torch.from_numpy(np.concatenate([coarse for coarse, _ in parts])).to(device)
+        target = torch.from_numpy(np.concatenate([target for _, target in parts])).to(device)
+        # Days at a time: 64 MiB for the widest layer
+        at_once = max(1, 2**24 // (pair.mask.size * max(pair.config.channels, default=1)))
+        self._parts = list(zip(coarse.split(at_once), target.split(at_once), strict=True))
+        self._static = torch.from_numpy(pair.static).to(device)
+        self._config = pair.config
+        self.rmse_interpolation = self._rmse(self._interpolated)
+
+    def _interpolated(self, coarse: Tensor) -> Tensor:
+        radius = self._config.radius
+        fine = interpolated_input(coarse[:, None], self._config)[:, 0]
+        return fine[:, radius:-radius, radius:-radius] if radius else fine
+
+    def _rmse(self, predict: Callable[[Tensor], Tensor]) -> float:
+        total, count = 0.0, 0
+        for coarse, target in self._parts:
+            errors = (predict(coarse) - target).double()
+            total += float(errors.square().nansum())
+            count += int((~errors.isnan()).sum())
+        return math.sqrt(total / max(count, 1))
+
+    @torch.inference_mode()
+    def rmse(self, stage: Stage) -> float:
+        """Root mean square error of whole maps, as at inference, units of precipitation. NaN stays NaN."""
+        predictions = [stage(coarse, self._static) for coarse, _ in self._parts]
+        if not all(bool(p.isfinite().all()) for p in predictions):
+            return math.nan
+        remaining = iter(predictions)
+        return self._rmse(lambda coarse: next(remaining))
+
+    @torch.inference_mode()
+    def loss(self, stage: Stage, loss: LossFunction) -> float:
+        """The loss of training on whole maps, the mean over the days' batches weighted by their cells."""
+        total, count = 0.0, 0
+        for coarse, values in self._parts:
+            mask = ~values.isnan()
+            before = self._interpolated(transform(coarse, stage.transform)) if self._config.residual else 0.0
+            target, predicted = (
+                stage.target.apply(transform(fine, stage.transform) - before)
+                for fine in (values.nan_to_num(), stage(coarse, self._static))
+            )
+            cells = int(mask.sum())
+            total += float(loss(predicted, target, mask, values.nan_to_num())) * cells
+            count += cells
+        return total / max(count, 1)
+
+    @torch.inference_mode()
+    def maps(self, stage: Stage) -> np.ndarray:
+        """``(3, lat, lon)``: interpolation, the stage and the truth on the wettest day; NaN where not wanted."""
+        coarse, target = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        day = int(target.nan_to_num().mean((1, 2)).argmax())
+        coarse, target = coarse[day : day + 1], target[day : day + 1]
+        maps = torch.cat([self._interpolated(coarse), stage(coarse, self._static), target])
+        return maps.where(~target.isnan(), math.nan).cpu().numpy()
