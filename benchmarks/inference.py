@@ -38,7 +38,7 @@ import xdeepsd.stores.write
 from xdeepsd.inference.fast import fused, kernels
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
-from xdeepsd.models.stack import Stage
+from xdeepsd.models.stage import Stage
 
 CORES = 2
 OPERATIONS = 36 * 64 + 64 * 32 + 32 * 25  # multiply-adds left per fine cell, 9-1-5 and 64-32-1 at factor 2

@@ -23,10 +23,10 @@ import torch
 import xarray as xr
 from _report import figure, parser, report
 
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.levels.pairs import fit_normalizers, make_pair, slabs
 from xdeepsd.levels.patches import MIB, PatchLoader, patch_origins
 from xdeepsd.models.srcnn import SRCNN
-from xdeepsd.models.static import block_mean
 from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stack import train_stack
 from xdeepsd.training.stage import initialize, train_stage

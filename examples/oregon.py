@@ -27,7 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 import xdeepsd
-from xdeepsd.evaluation.errors import baselines, bin_errors, compare, significance
+from xdeepsd.evaluation.baselines import baselines
+from xdeepsd.evaluation.errors import bin_errors, compare
+from xdeepsd.evaluation.significance import significance
 from xdeepsd.training.stack import train_stacks
 
 TEST = ("2000-08", "2000-09")

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import xdeepsd
-from xdeepsd.evaluation.errors import baselines, compare
+from xdeepsd.evaluation.baselines import baselines
+from xdeepsd.evaluation.errors import compare
 from xdeepsd.prism.files import open_prism
 from xdeepsd.training.stack import train_stacks
 

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
-from xdeepsd.inference import downscale
-from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.stores.write import StoreLike, to_zarr
-
 if TYPE_CHECKING:
     import torch
+
+    from xdeepsd.models.stack import StackedSRCNN
+    from xdeepsd.stores.write import StoreLike
 
 
 @xr.register_dataset_accessor("deepsd")
 @xr.register_dataarray_accessor("deepsd")
 class DeepSDAccessor:
-    """Downscaling of the object it hangs on. Stores the object and calls functions of the same names."""
+    """The functions of xdeepsd for a Dataset or DataArray. Stores the object and calls functions of the same names."""
 
     def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
         self._obj = obj
@@ -35,6 +34,8 @@ class DeepSDAccessor:
         batch_size: int | None = None,
     ) -> xr.Dataset | xr.DataArray:
         """``xdeepsd.downscale(ds, model, static, ...)``: see there."""
+        from xdeepsd.inference.downscale import downscale
+
         options = {"device": device, "precision": precision, "batch_size": batch_size}
         return downscale(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]
 
@@ -52,6 +53,8 @@ class DeepSDAccessor:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """``xdeepsd.to_zarr(ds, store, ...)``: see there."""
+        from xdeepsd.stores.write import to_zarr
+
         how = {"group": group, "resume": resume, "overwrite": overwrite, "same_input": same_input, "progress": progress}
         what = {"encoding": encoding, "zarr_format": zarr_format, "storage_options": storage_options}
         to_zarr(self._obj, store, **how, **what)  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ import xdeepsd
 from xdeepsd import TrainConfig
 from xdeepsd.cli import app
 from xdeepsd.evaluation import sweep
-from xdeepsd.evaluation.errors import bin_errors, significance
+from xdeepsd.evaluation.errors import bin_errors
+from xdeepsd.evaluation.significance import significance
 from xdeepsd.evaluation.sweep import choose_alpha, parse_alphas, report, run_sweep, summarize
 from xdeepsd.levels.climate import make_climate
 from xdeepsd.training import stack as stack_training

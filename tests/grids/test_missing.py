@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.interpolate import interpolate, upsample
 from xdeepsd.grids.missing import fill_nearest, nearest_observed
 from xdeepsd.models import srcnn
-from xdeepsd.models.static import block_mean, climatology_ratio, fill, stage_channels
+from xdeepsd.models.static import climatology_ratio, fill, stage_channels
 
 
 def brute_force(missing, reach):

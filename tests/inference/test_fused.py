@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from xdeepsd.inference.fast import fused, kernels
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
-from xdeepsd.models.stack import Stage
+from xdeepsd.models.stage import Stage
 
 
 def make_stage(config: SRCNNConfig, seed: int = 0, transform: str | None = None) -> Stage:

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xdeepsd
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.regrid import coarsen
 from xdeepsd.levels import disk as levels_module
 from xdeepsd.levels.disk import build_levels, open_levels
 from xdeepsd.levels.memory import fit_edges, make_levels
-from xdeepsd.models.static import block_mean
 
 
 def days(n, start="2000-01-01"):

@@ -11,14 +11,14 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.interpolate import upsample
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.levels.pairs import Moments, Normalizers, fit_normalizers, make_pair, slabs
 from xdeepsd.levels.patches import PatchLoader, bytes_per_day, origins_along, patch_origins
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
-from xdeepsd.models.stack import Stage
-from xdeepsd.models.static import block_mean
+from xdeepsd.models.stage import Stage
 
 SMALL = SRCNNConfig(channels=(4, 3), kernels=(5, 1, 3), factor=2, static=("elevation",))
 

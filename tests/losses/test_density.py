@@ -552,7 +552,7 @@ def test_warns_where_the_grid_is_coarser_than_the_bandwidth():
         ({"eps": 1.0}, "eps is 1.0; needed"),
         ({"eps": np.nan}, "eps is nan; needed"),
         ({"wet_threshold": np.nan}, "wet_threshold is nan; needed: a finite number in the units of the values"),
-        ({"transform": "log"}, "transform is 'log'; needed: 'log1p', 'sqrt' or None"),
+        ({"transform": "log"}, "transform is 'log'; needed: one of None, 'sqrt', 'log1p'"),
     ],
 )
 def test_bad_parameters(parameters, message):

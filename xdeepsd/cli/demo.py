@@ -1,137 +1,28 @@
-"""``xdeepsd demo``: the whole path on a small generated climate, in a few minutes on a laptop."""
+"""``xdeepsd demo``."""
 
 from __future__ import annotations
 
-import math
-import shutil
-import time
 from pathlib import Path
+from typing import Annotated
 
-import pandas as pd
-import xarray as xr
-from dask.distributed import Client, LocalCluster
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+import typer
 
-from xdeepsd.evaluation.errors import compare
-from xdeepsd.evaluation.plot import plot_maps
-from xdeepsd.grids.interpolate import interpolate
-from xdeepsd.inference import downscale
-from xdeepsd.levels.climate import make_climate
-from xdeepsd.levels.disk import build_levels, open_levels
-from xdeepsd.models.stack import load_model, save_model
-from xdeepsd.stores.write import to_zarr
-from xdeepsd.training.config import TrainConfig
-from xdeepsd.training.stack import train_stack
-
-FACTORS = (2, 2, 2)
-# All that the demo writes, and the file that says so.
-_MADE = ("fine.zarr", "levels.zarr", "model", "coarse.zarr", "downscaled.zarr", "maps.png")
-_MARK = ".made-by-xdeepsd-demo"
-COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}
+from xdeepsd.cli.terminal import check_writable, consoles, told
 
 
-def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd.DataFrame:
-    """Generate, write, coarsen, train, downscale and compare; everything lies in the folder ``out`` afterwards.
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the climate and of the training.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each stage.")] = 400,
+) -> None:
+    """Generate a small climate, train a stack on it, downscale a held-out year and compare."""
+    from rich.console import Console
 
-    Returns the table of errors on the held-out year (rows: xdeepsd, bilinear interpolation).
-    """
-    started = time.perf_counter()
-    _make_room(out, console)
+    from xdeepsd.cli.demo_run import run_demo
 
-    console.print("[bold]1[/] A generated climate: terrain, an ocean, three years of daily rain")
-    climate = make_climate(seed)
-    years = sorted({int(y) for y in climate["time"].dt.year})
-    to_zarr(climate.chunk(time=180), out / "fine.zarr")
-
-    console.print("[bold]2[/] The resolution ladder: three levels above the finest, each of half the resolution")
-    fine = xr.open_zarr(out / "fine.zarr")
-    static = fine[["elevation"]].compute()
-    build_levels(
-        fine["precipitation"], static, FACTORS, out / "levels.zarr", climatology=slice(str(years[0]), str(years[-2]))
-    )
-    levels = open_levels(out / "levels.zarr")
-
-    console.print(f"[bold]3[/] Training three stages on {years[0]} and {years[1]}; {years[2]} is held out")
-    seen = [level.sel(time=slice(None, str(years[-2]))) for level in levels]
-    model = train_stack(seen, TrainConfig.default(steps=steps, seed=seed))
-    save_model(model, out / "model")
-
-    console.print(f"[bold]4[/] Downscaling {years[2]}, Zarr to Zarr, on a local Dask cluster")
-    held_out = levels[0][["precipitation"]].sel(time=str(years[-1]))
-    to_zarr(held_out.drop_encoding().chunk(time=30), out / "coarse.zarr")
-    downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
-    columns = (TextColumn("chunks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    cluster = LocalCluster(processes=False, threads_per_worker=2, dashboard_address="127.0.0.1:0")
-    with cluster, Client(cluster), Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
-        to_zarr(
-            downscaled,
-            out / "downscaled.zarr",
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-
-    console.print("[bold]5[/] Beside the truth")
-    table = _evaluate(out, years[-1], console)
-    console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {out}/; look at {out}/maps.png.")
-    return table
-
-
-def _make_room(out: Path, console: Console) -> None:
-    """An empty folder, or one that a demo made: of it, what that demo wrote is taken away."""
-    mark = out / _MARK
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file. Needed: a folder. Type --out NAME.")
-    if out.exists() and any(out.iterdir()) and not mark.exists():
-        raise FileExistsError(
-            f"{out} was not made by the demo: it holds {sorted(file.name for file in out.iterdir())[:5]}. It is left "
-            "alone. Type --out NAME for a new folder."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    mark.write_text("Made by xdeepsd demo, which replaces " + ", ".join(_MADE) + " here when it runs again.\n")
-    old = [out / name for name in _MADE if (out / name).exists()]
-    if old:
-        console.print(f"What an earlier demo made is replaced: {', '.join(path.name for path in old)} in {out}/")
-    for path in old:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _evaluate(out: Path, year: int, console: Console) -> pd.DataFrame:
-    """Table and maps of the held-out year."""
-    truth = xr.open_zarr(out / "fine.zarr")["precipitation"].sel(time=str(year)).chunk(time=30)
-    coarse = xr.open_zarr(out / "coarse.zarr")["precipitation"]
-    model = xr.open_zarr(out / "downscaled.zarr")["precipitation"].assign_coords(lat=truth.lat, lon=truth.lon)
-    between = interpolate(coarse, truth)
-    table = compare({"xdeepsd": model, "bilinear interpolation": between}, truth)
-    console.print(_as_table(table, f"{year}, land, {truth.sizes['time']} days, scale {math.prod(FACTORS)}"))
-    rmse = table["rmse"].astype(float)
-    better = 1 - float(rmse["xdeepsd"]) / float(rmse["bilinear interpolation"])
-    if better > 0:
-        console.print(f"The model's RMSE is [bold]{better:.0%} lower[/] than that of interpolation.")
-    else:
-        console.print(f"[bold red]The model does not beat interpolation[/]: its RMSE is {-better:.0%} higher.")
-
-    day = int(truth.mean(("lat", "lon")).compute().argsort()[-8])
-    maps = {
-        "coarse input": coarse,
-        "bilinear interpolation": between.where(truth.notnull()),
-        "xdeepsd": model,
-        "truth": truth,
-    }
-    date = str(truth["time"][day].dt.strftime("%Y-%m-%d").item())
-    figure = plot_maps(
-        {k: v.isel(time=day) for k, v in maps.items()}, f"Daily precipitation, {date} (generated climate)"
-    )
-    figure.savefig(out / "maps.png", dpi=110)
-    return table
-
-
-def _as_table(errors: pd.DataFrame, title: str) -> Table:
-    table = Table(title=title)
-    table.add_column("mm day-1")
-    for name in errors.columns:
-        table.add_column(COLUMNS[str(name)], justify="right")
-    for row, values in errors.iterrows():
-        table.add_row(str(row), *(f"{value:.3f}" for value in values))
-    return table
+    _, errors = consoles()
+    with told(errors, (ValueError, OSError), "Give the same command again: it begins anew."):
+        check_writable(out)
+        table = run_demo(out, Console(), seed, steps)
+    if float(table["rmse"]["xdeepsd"]) >= float(table["rmse"]["bilinear interpolation"]):
+        raise typer.Exit(1)

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -59,33 +60,42 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def told(
-    errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, why: Callable[[Any], str] = str
-) -> Iterator[None]:
-    """End the command with a sentence: exit status 1 for one of these errors, 130 where the user stops it."""
+def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less_memory: str = "") -> Iterator[None]:
+    """End the command with a sentence: exit status 1 for one of these errors, 130 where the user stops it.
+
+    Also where a cluster gives up; ``less_memory`` says which flags make its workers need less.
+    """
     try:
         yield
     except KeyboardInterrupt:
         errors.print(f"Stopped. {stopped}", markup=False)
         raise typer.Exit(130) from None
-    except kinds as error:
-        errors.print(with_flags(why(error)), markup=False)
+    except Exception as error:
+        text = str(error)
+        if type(error).__name__ == "KilledWorker":  # by name: distributed may not be there
+            text = f"Workers kept dying, probably out of memory: {less_memory}. {text}"
+        elif isinstance(error, CancelledError):
+            text = f"The scheduler is lost. What is done is kept. {text}"
+        elif not isinstance(error, kinds):
+            raise
+        errors.print(with_flags(text), markup=False)
         raise typer.Exit(1) from None
 
 
 @contextlib.contextmanager
 def connected(workers: int, scheduler: str | None, threads: int = 1) -> Iterator[Any]:
     """A Dask client of a running scheduler or of local processes; None for neither."""
+    if scheduler is None and not workers:
+        yield None
+        return
     from distributed import Client, LocalCluster
 
     if scheduler is not None:
         with Client(scheduler, timeout=30) as client:
             yield client
-    elif workers:
+    else:
         local = LocalCluster(
             n_workers=workers, threads_per_worker=threads, dashboard_address=":0", silence_logs=logging.ERROR
         )
         with local as cluster, Client(cluster) as client:
             yield client
-    else:
-        yield None

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import dask
 import dask.array
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
-
-from xdeepsd.grids.interpolate import interpolate, upsample
-from xdeepsd.models.static import fill
 
 BINS = 5
 
@@ -149,70 +144,3 @@ def _histogram(values: np.ndarray | dask.array.Array, edges: np.ndarray, weights
     if weights is not None:
         weights = dask.array.asarray(weights).rechunk(values.chunks)
     return dask.array.histogram(values, edges, weights=weights)[0]
-
-
-def climatology_ratio(
-    coarse: xr.DataArray, like: xr.DataArray, fine_mean: xr.DataArray, coarse_mean: xr.DataArray
-) -> xr.DataArray:
-    """Bilinear interpolation times the ratio of the training means: the strongest simple baseline.
-
-    ``interpolate(coarse) * fine_mean / upsample(coarse_mean)``: what is fixed in the fine pattern is known already.
-
-    Parameters
-    ----------
-    coarse, like
-        As in `xdeepsd.grids.interpolate.interpolate`.
-    fine_mean, coarse_mean
-        ``(lat, lon)`` means of the training days on both grids (not of the days that are tested), units of ``coarse``.
-
-    Returns
-    -------
-    As `xdeepsd.grids.interpolate.interpolate`; lazy if ``coarse`` is. The means are computed. The ratio is 1 where the
-    interpolated mean is 0.
-    """
-    fine, below = (np.asarray(da.transpose("lat", "lon").values, np.float64) for da in (fine_mean, coarse_mean))
-    between = upsample(fill(below), fine.shape[0] // below.shape[0])
-    ratio = np.where(between > 0, fill(fine) / np.where(between > 0, between, 1.0), 1.0).astype(coarse.dtype)
-    result = interpolate(coarse, like)
-    return (result * xr.DataArray(ratio, dims=("lat", "lon"))).assign_attrs(coarse.attrs)
-
-
-def baselines(
-    coarse: xr.DataArray,
-    like: xr.DataArray,
-    fine_mean: xr.DataArray | None = None,
-    coarse_mean: xr.DataArray | None = None,
-) -> dict[str, xr.DataArray]:
-    """What a model has to beat: "bilinear", "bicubic" and, where the training means are given, "climatology ratio".
-
-    Arguments as in `climatology_ratio`; lazy if ``coarse`` is.
-    """
-    fields = {"bilinear": interpolate(coarse, like), "bicubic": interpolate(coarse, like, method="cubic")}
-    if fine_mean is not None and coarse_mean is not None:
-        fields["climatology ratio"] = climatology_ratio(coarse, like, fine_mean, coarse_mean)
-    return fields
-
-
-def significance(
-    errors: Sequence[float] | np.ndarray,
-    reference: Sequence[float] | np.ndarray,
-    alternative: Literal["two-sided", "less", "greater"] = "two-sided",
-) -> dict[str, float]:
-    """Whether the errors of some runs differ from those of the reference runs with the same seeds, in the same order.
-
-    Returns ``relative`` (mean error over mean reference error), ``p_mannwhitney`` (scipy's ``mannwhitneyu``: two
-    independent groups) and ``p_wilcoxon`` (``wilcoxon``: pairs of the same seed; 1 where all pairs are equal, NaN for
-    fewer than two pairs). ``alternative="less"`` asks if the errors are smaller.
-    """
-    ours, theirs = np.asarray(errors, np.float64), np.asarray(reference, np.float64)
-    if ours.shape != theirs.shape or ours.ndim != 1 or not ours.size:
-        raise ValueError(
-            f"{ours.shape} errors and {theirs.shape} of the reference. Needed: one of each for every seed, in the same "
-            "order."
-        )
-    result = {"relative": float(ours.mean() / theirs.mean()), "p_mannwhitney": np.nan, "p_wilcoxon": np.nan}
-    if ours.size > 1:
-        same = bool((ours == theirs).all())
-        result["p_mannwhitney"] = float(stats.mannwhitneyu(ours, theirs, alternative=alternative).pvalue)
-        result["p_wilcoxon"] = 1.0 if same else float(stats.wilcoxon(ours, theirs, alternative=alternative).pvalue)
-    return result

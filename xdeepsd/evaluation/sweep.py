@@ -27,11 +27,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from xdeepsd.evaluation.errors import BINS, bin_edges, bin_errors, significance
+from xdeepsd.evaluation.errors import BINS, bin_edges, bin_errors
 from xdeepsd.evaluation.plot import plot_sweep
+from xdeepsd.evaluation.significance import significance
 from xdeepsd.grids.interpolate import interpolate
-from xdeepsd.inference import downscale
-from xdeepsd.models.stack import StackedSRCNN, load_model, save_model
+from xdeepsd.inference.downscale import downscale
+from xdeepsd.models.files import load_model, save_model
+from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stack import Levels, open_ladder, train_stacks
 

@@ -6,6 +6,7 @@ This is the only module that looks for coordinates. Everything after it may rely
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -142,15 +143,18 @@ def restore(da: xr.DataArray, axes: Axes) -> xr.DataArray:
     return da.transpose(*[d for d in axes.dims if d in da.dims])
 
 
-def chunk_unread(da: xr.DataArray, scale: int = 1) -> xr.DataArray:
+def chunk_unread(da: xr.DataArray, scale: int = 1, days: int | None = None) -> xr.DataArray:
     """Chunk along time what xarray opened without chunks and has not read yet, lest it be read whole.
 
-    ``scale`` times finer maps (along each axis) of a chunk take up to 128 MiB. What lies in memory, and Dask, stay.
+    Chunks are of so many ``days``; by default ``scale`` times finer maps (along each axis) of a chunk take up to 128
+    MiB. What lies in memory, and Dask, stay.
     """
     if da.chunks is not None or da.variable._in_memory:
         return da
-    days = days_in_chunk(da.sizes["lat"] * da.sizes["lon"] * scale**2)
-    chunks = {dim: -1 if dim in ("lat", "lon") else days if dim == "time" else 1 for dim in da.dims}
+    axes = find(da)
+    maps = {axes.lat_dim, axes.lon_dim}
+    days = days or days_in_chunk(math.prod(da.sizes[dim] for dim in maps) * scale**2)
+    chunks = {dim: -1 if dim in maps else days if dim == axes.time else 1 for dim in da.dims}
     name = f"{da.name}-{sources.stamp(da.variable)}"  # the same in the next process, for a store to be resumed
     return da.chunk(chunks, name_prefix=f"{name}-", token=name)
 

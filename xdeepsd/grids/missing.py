@@ -22,7 +22,7 @@ def nearest_observed(missing: np.ndarray, reach: int) -> np.ndarray:
         ``(lat, lon)`` bool, True where the cell is missing.
     reach
         Cells looked at on each side. A missing cell without an observed one within ``reach`` keeps its own index:
-        it cannot reach any valid output (SPEC 1, "Missing is not dry").
+        it cannot reach any valid output (docs/method.md, "Missing is not dry").
 
     Returns
     -------

@@ -16,7 +16,8 @@ from xdeepsd.grids import axes as _axes
 from xdeepsd.inference.fast.kernels import HAS_BFLOAT16
 from xdeepsd.inference.inputs import align, check_values, choose_variable, static_fields, target_mask
 from xdeepsd.inference.windows import Options, apply, digest
-from xdeepsd.models.stack import StackedSRCNN, copied
+from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.models.stage import copied
 from xdeepsd.models.variable import fill_values, least, rate_factor
 
 PRECISIONS = ("float32", "bfloat16", "float64")
@@ -53,11 +54,11 @@ def downscale(
     device
         Torch device of the plain forward, such as ``"cuda"``. None: the CPU.
     precision
-        ``"float32"``; ``"bfloat16"``: products of 8 bits summed in float32, relative error under 6e-3, sooner, where
+        ``"float32"``; ``"bfloat16"``: products of 8 bits summed in float32, relative error under 6e-3, faster, where
         the processor or GPU has it; ``"float64"``: plain forward in double precision, slow, to check numbers.
     batch_size
         Days computed at a time inside a chunk by the plain torch forward; it bounds the memory of the activations and
-        has nothing to do with chunks. None: the fast forward (`xdeepsd.inference.fast.fused`) on a CPU, 16 days on a GPU.
+        has nothing to do with chunks. None: the fast forward on a CPU, 16 days on a GPU.
 
     Returns
     -------
@@ -79,12 +80,11 @@ def downscale(
     given = choose_variable(ds, model, variable)
     name = str(given.name)
     check_values(name, given)
-    coarse, names = _axes.standardize(given)
+    coarse, names = _axes.standardize(_axes.chunk_unread(given, model.scale))
     to_model = rate_factor(coarse, model.units, ds)
     fields = static_fields(model, static)
     fields, coarse, turn = align(fields, coarse, model)
     wanted = target_mask(model, mask, fields)
-    coarse = _axes.chunk_unread(coarse, model.scale)
 
     # What the graph holds is its own: the user may train on, or change a field in place, before it is computed.
     model = replace(model, stages=[copied(stage) for stage in model.stages])

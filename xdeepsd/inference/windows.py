@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.inference.fast import fused
-from xdeepsd.models.stack import StackedSRCNN, Stage, copied
-from xdeepsd.models.static import block_mean, stage_channels
+from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.models.stage import Stage, copied
+from xdeepsd.models.static import stage_channels
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.models.variable import clean
 

@@ -10,10 +10,11 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.grids import axes
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import coarsen
 from xdeepsd.grids.units import precipitation_factor
-from xdeepsd.models.static import CLIMATOLOGY, block_mean
+from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.models.variable import cleaned, find_precipitation, rate_factor
 
 logger = logging.getLogger(__name__)

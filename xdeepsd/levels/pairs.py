@@ -20,8 +20,9 @@ import xarray as xr
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNNConfig
-from xdeepsd.models.stack import interpolated_input, transform
+from xdeepsd.models.stage import interpolated_input
 from xdeepsd.models.static import CLIMATOLOGY, stage_channels
+from xdeepsd.models.transform import transform
 
 
 @dataclass(frozen=True, eq=False)

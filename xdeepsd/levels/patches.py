@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from xdeepsd.levels.pairs import Normalizers, Pair
-from xdeepsd.models.stack import transform
+from xdeepsd.models.transform import transform
 
 logger = logging.getLogger(__name__)
 

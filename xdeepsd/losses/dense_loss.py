@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from xdeepsd.models.transform import transform
+
 if TYPE_CHECKING:
     from xdeepsd.losses.density import DenseWeight
     from xdeepsd.models.normalize import Normalizer
@@ -106,8 +108,7 @@ class DenseLoss(nn.Module):
         # In place on new tensors: this runs in every step.
         position = values.nan_to_num(0.0)
         if self.transform is not None:
-            position = position.clamp_(min=0.0)
-            position = position.log1p_() if self.transform == "log1p" else position.sqrt_()
+            position = transform(position, self.transform)
         position = position.sub_(self.start).div_(self.step).clamp_(0.0, self.table.numel() - 1.0)
         left = position.long()
         density = self.table[left].addcmul_(position.sub_(left), self.slope[left])

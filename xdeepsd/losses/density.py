@@ -19,9 +19,8 @@ import xarray as xr
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve
 
-from xdeepsd.losses.histogram import Moments, Transform, linear_binning, look_up, moments
-
-_INVERSE: dict[Transform | None, Callable[[float], float]] = {None: float, "log1p": math.expm1, "sqrt": np.square}
+from xdeepsd.losses.histogram import Moments, linear_binning, look_up, moments
+from xdeepsd.models.transform import Transform, check, invert
 
 
 def _reach(bandwidth: float) -> float:
@@ -178,8 +177,7 @@ class DenseWeight:
                 f"wet_threshold is {self.wet_threshold}; needed: a finite number in the units of the values, such as "
                 "wet_threshold=0.1, or None."
             )
-        if self.transform not in _INVERSE:
-            raise ValueError(f"transform is {self.transform!r}; needed: 'log1p', 'sqrt' or None.")
+        check(self.transform)
 
     @property
     def _threshold(self) -> float:
@@ -277,7 +275,7 @@ class DenseWeight:
             )
         if found.minimum == found.maximum:
             which = "finite" if self.wet_threshold is None else "wet"
-            value = _INVERSE[self.transform](found.minimum)
+            value = invert(found.minimum, self.transform)
             raise ValueError(
                 f"All {found.n} {which} values are {value:g}: a density of one value has no shape. Needed: values "
                 "that differ. For equal weights type DenseWeight(alpha=0) and fit it on any data, or leave DenseLoss "
@@ -391,7 +389,7 @@ class DenseWeight:
                 transformed = 0.0  # known exactly
             at[f"{tenth}0%"] = transformed
         at["maximum"] = histogram.maximum
-        values = {name: float(_INVERSE[self.transform](transformed)) for name, transformed in at.items()}
+        values = {name: float(invert(transformed, self.transform)) for name, transformed in at.items()}
         weights = self.weights(np.array(list(values.values())))
         summary = {
             "n": histogram.n,

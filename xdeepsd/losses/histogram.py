@@ -20,16 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
-from typing import Any, Literal
+from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask.system import CPU_COUNT
 from numba import njit
 
-Transform = Literal["log1p", "sqrt"]
+from xdeepsd.models.transform import TRANSFORMS, Transform, transform_number
 
-_CODES: dict[Transform | None, int] = {None: 0, "log1p": 1, "sqrt": 2}
 _BLOCK = 1024  # values: a block and its scratch arrays stay in the first-level cache
 _PIECE = 2**19  # values that a thread takes at a time from an array in memory
 
@@ -50,6 +49,8 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 
     return decorate
 
+
+_transform_number = njit(transform_number)
 
 # --- One block of values --------------------------------------------------------------------------------------------
 # Small loops without branches, so that the compiler makes SIMD code of them.
@@ -78,12 +79,9 @@ def _transform(values, threshold, transform, out):
     for i in range(values.size):
         v = np.float64(values[i])
         out[i] = v if (abs(v) < math.inf) & (v >= threshold) else math.nan
-    if transform == 1:
+    if transform:
         for i in range(values.size):
-            out[i] = math.log1p(out[i]) if out[i] > 0.0 else out[i]
-    elif transform == 2:
-        for i in range(values.size):
-            out[i] = math.sqrt(out[i]) if out[i] > 0.0 else out[i]
+            out[i] = _transform_number(out[i], transform) if out[i] > 0.0 else out[i]
 
 
 @_compiled()
@@ -210,10 +208,8 @@ def _look_up(values, threshold, transform, dry, start, inverse_step, table, out)
         elif v < threshold:
             out[i] = dry
         else:
-            if transform == 1:
-                v = math.log1p(max(v, 0.0))
-            elif transform == 2:
-                v = math.sqrt(max(v, 0.0))
+            if transform:
+                v = _transform_number(max(v, 0.0), transform)
             p = min(max((v - start) * inverse_step, 0.0), last + 1.0)
             k = min(int(p), last)
             out[i] = table[k] + (p - k) * (table[k + 1] - table[k])
@@ -326,7 +322,9 @@ def moments(
     >>> moments(np.array([0.0, 1.0, 5.0, np.nan])).mean
     2.0
     """
-    return _total(values, partial(_block_moments, threshold=threshold, transform=_CODES[transform]), scheduler)
+    return _total(
+        values, partial(_block_moments, threshold=threshold, transform=TRANSFORMS.index(transform)), scheduler
+    )
 
 
 def linear_binning(
@@ -347,7 +345,7 @@ def linear_binning(
     array([0.75, 0.25, 1.  ])
     """
     return _total(
-        values, partial(_block_counts, threshold=threshold, transform=_CODES[transform], grid=grid), scheduler
+        values, partial(_block_counts, threshold=threshold, transform=TRANSFORMS.index(transform), grid=grid), scheduler
     )
 
 
@@ -370,5 +368,5 @@ def look_up(
     out = np.empty(values.shape)
     inverse_step = (grid.size - 1) / (grid[-1] - grid[0])
     flat = _floats(values).reshape(-1)
-    _look_up(flat, threshold, _CODES[transform], dry, grid[0], inverse_step, table, out.reshape(-1))
+    _look_up(flat, threshold, TRANSFORMS.index(transform), dry, grid[0], inverse_step, table, out.reshape(-1))
     return out

@@ -11,8 +11,8 @@ from typing import Any
 class Normalizer:
     """``(value - mean) / std`` with a mean and std fixed at training.
 
-    Not batch norm: two constants, so that it folds into the convolutions (SPEC: what the originals got wrong, 1 and
-    2). Works on numbers, numpy and dask arrays, DataArrays and tensors; NaN stays NaN; lazy where its input is.
+    Not batch norm: two constants, so that it folds into the convolutions (docs/method.md). Works on
+    numbers, numpy and dask arrays, DataArrays and tensors; NaN stays NaN; lazy where its input is.
 
     >>> n = Normalizer(mean=2.0, std=4.0)
     >>> n.apply(10.0), n.invert(2.0)

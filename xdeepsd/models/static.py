@@ -15,28 +15,6 @@ from xdeepsd.grids.interpolate import upsample
 CLIMATOLOGY = "climatology"
 
 
-def block_mean(field: np.ndarray, factor: int) -> np.ndarray:
-    """Mean of blocks of ``factor`` x ``factor`` cells, NaN left out; NaN where a block holds nothing else.
-
-    ``(..., lat, lon)`` to ``(..., lat / factor, lon / factor)``, same units, float64. Raises ValueError where the
-    size does not divide.
-
-    >>> block_mean(np.array([[1.0, 3.0], [np.nan, 5.0]]), 2)
-    array([[3.]])
-    """
-    nlat, nlon = field.shape[-2:]
-    if nlat % factor or nlon % factor:
-        raise ValueError(
-            f"A field of {nlat} x {nlon} cells does not divide into blocks of {factor}. Needed: both sizes a multiple "
-            f"of {factor}. Type field.isel(lat=slice({nlat - nlat % factor}), lon=slice({nlon - nlon % factor}))."
-        )
-    blocks = np.asarray(field, np.float64).reshape(*field.shape[:-2], nlat // factor, factor, nlon // factor, factor)
-    valid = np.isfinite(blocks)
-    count = valid.sum(axis=(-3, -1))
-    total = np.where(valid, blocks, 0.0).sum(axis=(-3, -1))
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
 def fill(field: np.ndarray) -> np.ndarray:
     """Fill NaN of a static map ``(lat, lon)`` from the nearest known cell; a map of NaN only raises ValueError."""
     missing = ~np.isfinite(field)
@@ -49,7 +27,7 @@ def fill(field: np.ndarray) -> np.ndarray:
 
 
 def climatology_ratio(fine: np.ndarray, coarse: np.ndarray, factor: int) -> np.ndarray:
-    """``log(clip(fine / upsample(coarse), 1/5, 5))``, dimensionless (SPEC 1, "Static fields").
+    """``log(clip(fine / upsample(coarse), 1/5, 5))``, dimensionless (docs/method.md).
 
     Where both are 0 the ratio is 1; the climatologies must be filled.
     """

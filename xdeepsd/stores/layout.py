@@ -1,6 +1,6 @@
 """What a Zarr store will hold, before anything is computed: encodings, chunks, metadata; and in what two stores differ.
 
-The whole layout is made in a store in memory. `xdeepsd.stores.write` copies it, or compares a store to be resumed with it.
+The whole layout is made in a store in memory. `write` copies it, or compares a store to be resumed with it.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import xarray as xr
 from xdeepsd.levels.splits import Split, split_days
 from xdeepsd.losses.density import DenseWeight
 from xdeepsd.models.srcnn import SRCNNConfig
+from xdeepsd.models.transform import check
 
-TRANSFORMS = (None, "sqrt", "log1p")  # those of `xdeepsd.Stage`
 LOSSES = ("mse", "denseloss")
 SCHEDULES = ("constant", "cosine", "exponential")
 PRECISIONS = ("float32", "bfloat16")
@@ -22,7 +22,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a stage is trained. The defaults are the paper's (Vandal et al., KDD 2017; SPEC 1); see `default`.
+    """How a stage is trained. The defaults are the paper's (Vandal et al., KDD 2017); see `default`.
 
     Parameters
     ----------
@@ -138,11 +138,11 @@ class TrainConfig:
             if isinstance(value, float) and not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; needed: a fraction of the days from 0 to below 1, or a list.")
         for name, choices in (
-            ("loss", LOSSES), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("target_transform", TRANSFORMS),
+            ("loss", LOSSES), ("schedule", SCHEDULES), ("precision", PRECISIONS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; needed: one of {', '.join(map(repr, choices))}.")
-
+        check(self.target_transform, "target_transform")
         if self.loss == "denseloss":
             self.dense_weight()
 
@@ -153,7 +153,7 @@ class TrainConfig:
 
     @classmethod
     def default(cls, **changes: Any) -> TrainConfig:
-        """What works better on a short budget (SPEC 1): residual, climatology, square root, 3e-3 with cosine decay."""
+        """What works better on a short budget: residual, climatology, square root, 3e-3 with cosine decay."""
         return dataclasses.replace(
             cls(
                 static=("elevation", "climatology"), residual=True, batch=32, steps=2000, learning_rate=3e-3,

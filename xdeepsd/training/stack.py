@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.levels.disk import open_levels
 from xdeepsd.losses.density import DenseWeight
 from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.models.static import CLIMATOLOGY, block_mean
+from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stage import (
     TrainedStage,

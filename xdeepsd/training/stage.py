@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.levels.pairs import Normalizers, Pair, fit_normalizers, make_pair, slabs
 from xdeepsd.levels.patches import MIB, Batch, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.splits import Split
@@ -27,8 +28,8 @@ from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
 from xdeepsd.losses.density import DenseWeight
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN
-from xdeepsd.models.stack import Stage
-from xdeepsd.models.static import CLIMATOLOGY, block_mean
+from xdeepsd.models.stage import Stage
+from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.training.checkpoints import checkpoints, read_checkpoint, write_checkpoint
 from xdeepsd.training.config import TrainConfig, learning_rate

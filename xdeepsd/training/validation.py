@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from xdeepsd.levels.pairs import Pair, slabs
-from xdeepsd.models.stack import Stage, interpolated_input, transform
+from xdeepsd.models.stage import Stage, interpolated_input
+from xdeepsd.models.transform import transform
 
 # Prediction, target and mask in normalised space, and the fine precipitation in its units, to a loss
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]

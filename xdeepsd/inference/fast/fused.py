@@ -1,9 +1,9 @@
-"""The fast forward of one trained stage on a processor: the numbers of `xdeepsd.models.stack.Stage.__call__`, much sooner.
+"""The fast forward of one trained stage on a CPU: the numbers of the plain one (`xdeepsd.Stage`), many times faster.
 
 Two facts take away most of the work of the plain forward: upsampling is linear, so that it and the first convolution
 are, for each sub-pixel phase, one small convolution on the coarse grid (6 x 6 instead of 9 x 9 at factor 2); and the
 static fields never change, so that their share of the first convolution is computed once for all days. What remains
-streams through the cache row by row (`xdeepsd.inference.fast.kernels`). Cells outside ``wanted`` are not computed.
+streams through the cache row by row (`kernels`). Cells outside ``wanted`` are not computed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy as np
 from scipy import ndimage
 
 from xdeepsd.inference.fast import kernels
+from xdeepsd.models.transform import TRANSFORMS, transform
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from xdeepsd.models.stack import Stage
+    from xdeepsd.models.stage import Stage
 
 Tile = tuple[tuple[int, int], tuple[int, int]]  # first and last of the coarse rows, and of the columns
 
@@ -68,7 +69,7 @@ class FusedStage:
         return tuple(reach)
 
     def __call__(self, coarse: np.ndarray, threads: int = 1) -> np.ndarray:
-        """Fine precipitation of some days, as `xdeepsd.models.stack.Stage.__call__` defines it.
+        """Fine precipitation of some days, as `xdeepsd.Stage.__call__` defines it.
 
         Parameters
         ----------
@@ -99,7 +100,7 @@ class FusedStage:
         wanted = np.zeros((0, 0), bool) if self.wanted is None else _writeable(self.wanted)
         for day in range(0, len(coarse), _DAYS):
             days = slice(day, day + _DAYS)
-            x = _padded(_transformed(np.asarray(coarse[days], np.float32), self.transform), plan.x_pad)
+            x = _padded(transform(np.asarray(coarse[days], np.float32), self.transform), plan.x_pad)
             source = x
             if pairs:
                 source = np.zeros_like(x)
@@ -146,7 +147,7 @@ def prepare(
     Parameters
     ----------
     stage
-        A trained `xdeepsd.models.stack.Stage`.
+        A trained `xdeepsd.Stage`.
     static
         ``(static, factor * lat, factor * lon)`` from `xdeepsd.models.static.stage_channels`: float32, not normalised.
     wanted
@@ -245,13 +246,6 @@ def _upsampling(radius: int, phase: int, factor: int) -> tuple[np.ndarray, np.nd
     weights[rows, left - left[0] + 1] += position - left
     used = weights.any(axis=0)
     return cells[used], weights[:, used]
-
-
-def _transformed(coarse: np.ndarray, transform: str | None) -> np.ndarray:
-    """`xdeepsd.models.stack.transform` of numpy arrays."""
-    if transform is None:
-        return coarse
-    return (np.sqrt if transform == "sqrt" else np.log1p)(np.maximum(coarse, 0))
 
 
 def _by_tap(weights: np.ndarray) -> np.ndarray:
@@ -461,7 +455,7 @@ def _plan(stage: FusedStage, columns: int, days: int) -> kernels.Plan:
         last_weight_at=layers_at[-1],
         last_bias=np.float32(stage.last_bias),  # type: ignore[arg-type]
         residual=stage.residual,
-        transform=(None, "sqrt", "log1p").index(stage.transform),
+        transform=TRANSFORMS.index(stage.transform),
         weights=np.concatenate(weights),
         bias=np.repeat(np.concatenate(stage.biases), kernels.PANEL),
         offset=np.concatenate(tables),

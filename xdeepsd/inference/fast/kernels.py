@@ -1,4 +1,4 @@
-"""The compiled core of `xdeepsd.inference.fast.fused`: register-blocked vector code, written once for every processor (numba, LLVM).
+"""The compiled core of `fused`: register-blocked vector code, written once for every processor (numba, LLVM).
 
 One building block does all convolutions: `_product` keeps ``outputs x vectors`` accumulators in registers and adds
 ``weight[tap, output] * x[offset[tap] + column]`` for all taps. An offset table makes it a 9 x 9 convolution of the
@@ -19,6 +19,8 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
+
+from xdeepsd.models.transform import invert_number
 
 
 def _features() -> set[str]:
@@ -86,7 +88,7 @@ class Plan(NamedTuple):
     last_weight_at: int
     last_bias: float
     residual: bool
-    transform: int  # 0: none; 1: square root; 2: log1p
+    transform: int  # its place in TRANSFORMS
     weights: np.ndarray
     bias: np.ndarray  # every bias repeated for a panel
     offset: np.ndarray  # from a position in the source to each tap
@@ -112,6 +114,9 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # numba found no folder for its cache
         return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+_invert = numba.njit(invert_number)
 
 
 class _BFloat16(ir.Type):
@@ -327,10 +332,7 @@ def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):  
                 value += upper * (np.float32(1) - weight_row) + lower * weight_row
             if value < 0:  # not max(), which may lose a NaN
                 value = np.float32(0)
-            if plan.transform == 1:
-                value *= value
-            elif plan.transform == 2:
-                value = np.expm1(value)
+            value = _invert(value, plan.transform)
             column = factor * (first + j) + q
             if wanted.size and not wanted[row, column]:
                 value = np.float32(0)

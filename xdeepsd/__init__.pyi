@@ -1,0 +1,65 @@
+from ._version import __version__ as __version__
+from .evaluation.baselines import baselines, climatology_ratio
+from .evaluation.errors import bin_edges, bin_errors, compare
+from .evaluation.significance import significance
+from .evaluation.sweep import run_sweep
+from .grids.interpolate import interpolate
+from .grids.regrid import coarsen, regrid, regrid_weights
+from .grids.regrid_weights import Weights
+from .inference.downscale import downscale
+from .levels.climate import make_climate
+from .levels.disk import build_levels, open_levels
+from .levels.memory import make_levels
+from .losses.dense_loss import DenseLoss, masked_mse
+from .losses.density import DenseWeight
+from .models.files import load_model, save_model
+from .models.normalize import Normalizer
+from .models.srcnn import SRCNN, SRCNNConfig
+from .models.stack import StackedSRCNN
+from .models.stage import Stage
+from .prism.fetch import FetchReport, fetch_prism
+from .prism.files import open_prism
+from .stores.write import to_zarr
+from .training.config import TrainConfig
+from .training.stack import train_stack, train_stacks
+from .training.stage import TrainedStage, train_stage
+
+__all__ = [
+    "SRCNN",
+    "DenseLoss",
+    "DenseWeight",
+    "FetchReport",
+    "Normalizer",
+    "SRCNNConfig",
+    "StackedSRCNN",
+    "Stage",
+    "TrainConfig",
+    "TrainedStage",
+    "Weights",
+    "__version__",
+    "baselines",
+    "bin_edges",
+    "bin_errors",
+    "build_levels",
+    "climatology_ratio",
+    "coarsen",
+    "compare",
+    "downscale",
+    "fetch_prism",
+    "interpolate",
+    "load_model",
+    "make_climate",
+    "make_levels",
+    "masked_mse",
+    "open_levels",
+    "open_prism",
+    "regrid",
+    "regrid_weights",
+    "run_sweep",
+    "save_model",
+    "significance",
+    "to_zarr",
+    "train_stack",
+    "train_stacks",
+    "train_stage",
+]

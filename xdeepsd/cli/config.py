@@ -1,0 +1,38 @@
+"""``xdeepsd config``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xdeepsd.cli.terminal import consoles, told
+
+app = typer.Typer(no_args_is_help=True, help="Configuration files.")
+
+
+@app.callback()
+def config_main() -> None:
+    """Configuration files."""
+
+
+@app.command("from-ini")
+def config_from_ini(
+    ini: Annotated[Path, typer.Argument(help="Old config.ini of deepsd or DenseLoss.")],
+    out: Annotated[Path | None, typer.Option(help="TOML file to write; beside the old one by default.")] = None,
+) -> None:
+    """Convert an old config.ini to a TOML file and say what was repaired, added or not kept."""
+    from xdeepsd.cli.ini import convert_ini
+
+    console, errors = consoles()
+    target = out or ini.with_suffix(".toml")
+    with told(errors, (ValueError, OSError), "Nothing is written."):
+        text, notes = convert_ini(ini)
+        if target.exists():
+            raise FileExistsError(f"{target} exists. Remove it, or type --out NAME.")
+        with target.open("x") as file:
+            file.write(text)
+    for note in notes:
+        console.print(f"* {note}", markup=False)
+    console.print(f"{target}: look through it, then type xdeepsd train {target}", markup=False)

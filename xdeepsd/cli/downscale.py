@@ -1,0 +1,121 @@
+"""``xdeepsd downscale``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, told
+
+
+def downscale(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Coarse precipitation: Zarr store or NetCDF file.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model, as xdeepsd train writes it.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
+    ],
+    variable: Annotated[str | None, typer.Option(help="Name of precipitation. Found by itself if left out.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Group of INPUT to read, such as level_0. Default: its root.")
+    ] = None,
+    out_group: Annotated[str | None, typer.Option(help="Group of OUTPUT. Default: its root.")] = None,
+    static: Annotated[
+        str | None,
+        typer.Option(help="File or store of the static fields on the target grid. Default: the model's."),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="File or store of a bool map, True where values are wanted. Default: the model's."),
+    ] = None,
+    chunk_days: Annotated[
+        int | None, typer.Option(min=1, help="Days in a chunk of the output. Default: 30, fewer on large maps.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16 (faster, relative error under 6e-3) or float64.")
+    ] = "float32",
+    device: Annotated[str | None, typer.Option(help="cuda to compute on a GPU. Default: the CPU.")] = None,
+    scale_factor: Annotated[
+        float | None,
+        typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an output that the same command began.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    same_input: Annotated[
+        bool, typer.Option("--same-input", help="Resume although the input was moved or touched: it is the same data.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes of a local Dask cluster. 0: threads of this process.")
+    ] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (of each worker). Default: all cores.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+) -> None:
+    """Downscale a store with a trained model, Zarr to Zarr. Stopped, killed, disk full: give the same command again."""
+    import xdeepsd
+    from xdeepsd.cli.inputs import open_coarse, open_mask, open_static
+
+    console, errors = consoles()
+    stops = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+    with (
+        logged(console),
+        told(errors, stops, "What is written is kept: the same command goes on from there.",
+             "fewer --threads or --chunk-days"),
+    ):  # fmt: skip
+        if scale_factor is not None and not scale_factor > 0:
+            raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
+        if scheduler is not None and workers:
+            raise ValueError("--scheduler and --workers exclude each other: the address is that of a running cluster.")
+        if "://" not in out:
+            check_writable(Path(out))
+        trained = xdeepsd.load_model(model)
+        coarse, name, days = open_coarse(source, group, trained, variable, chunk_days)
+        fine = xdeepsd.downscale(
+            coarse, trained, None if static is None else open_static(static, trained.static_names),
+            variable=name, mask=None if mask is None else open_mask(mask), precision=precision, device=device,
+        )  # fmt: skip
+        packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
+        with _computing(workers, scheduler, threads), _bar(console, days) as progress:
+            xdeepsd.to_zarr(
+                fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
+                encoding=None if scale_factor is None else {name: packing}, progress=progress,
+            )  # fmt: skip
+        console.print(f"{out} is complete: {days} days.", markup=False)
+
+
+@contextlib.contextmanager
+def _computing(workers: int, scheduler: str | None, threads: int | None) -> Iterator[None]:
+    """On a cluster, or on threads of this process."""
+    import dask
+    from dask.system import CPU_COUNT
+
+    each = threads or max(1, CPU_COUNT // max(workers, 1))
+    with connected(workers, scheduler, each) as client:
+        how: dict[str, Any] = {} if client is not None else {"scheduler": "threads", "num_workers": each}
+        with dask.config.set(**how):
+            yield
+
+
+@contextlib.contextmanager
+def _bar(console: Any, days: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar of days done and time left, shown from its first step on: before, the output may be refused."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[days]}"), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("Downscaling", total=None, days="")
+
+    def progress(done: int, total: int) -> None:
+        bar.start()
+        text = f"{days * done // max(total, 1)} of {days} days"
+        bar.update(task, completed=done, total=total, days=text)
+
+    try:
+        yield progress
+    finally:
+        bar.stop()

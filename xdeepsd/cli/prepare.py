@@ -1,0 +1,98 @@
+"""``xdeepsd prepare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xdeepsd.cli.terminal import consoles, logged, told
+
+
+def prepare(
+    fine: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Daily precipitation: a Zarr store (of fetch, say), NetCDF files, or PRISM files or folders."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Zarr store of levels to make, to go on with or to append days to.")],
+    elevation: Annotated[
+        Path | None, typer.Option(help="Elevation (m) on the fine grid or more; default: that in FINE, if any.")
+    ] = None,
+    static: Annotated[Path | None, typer.Option(help="Further static maps on the fine grid (NetCDF or Zarr).")] = None,
+    variable: Annotated[str | None, typer.Option(help="Name of the precipitation, where there are several.")] = None,
+    factors: Annotated[str, typer.Option(help="Fine cells per coarse cell of each stage, coarsest first.")] = "2,2,2",
+    climatology: Annotated[Path | None, typer.Option(help="Mean precipitation on the fine grid, given.")] = None,
+    climatology_years: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="First and last training year: their mean precipitation is the climatology."),
+    ] = None,
+    edges: Annotated[str, typer.Option(help="Sizes that do not divide: pad, crop or error.")] = "pad",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on without days that are missing.")
+    ] = False,
+    chunk_mb: Annotated[float, typer.Option(help="Size of a chunk of the finest level, MB.", min=0.01)] = 64.0,
+) -> None:
+    """Write the resolution ladder that training reads; run it again to go on, or with later days to append them."""
+    import xarray as xr
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from xdeepsd.grids.axes import find
+    from xdeepsd.levels.disk import build_levels
+    from xdeepsd.models.variable import find_precipitation
+    from xdeepsd.prism.files import open_prism
+
+    console, errors = consoles()
+
+    def open_maps(path: Path) -> xr.Dataset:
+        if (path / "zarr.json").exists() or (path / ".zgroup").exists():
+            return xr.open_zarr(path)
+        return xr.open_dataset(path) if path.suffix in (".nc", ".nc4", ".h5") else open_prism(path, allow_missing=True)
+
+    def open_days(paths: list[Path]) -> xr.Dataset:
+        absent = [str(path) for path in paths if not path.exists()]
+        if absent:
+            raise ValueError(f"Not there: {', '.join(absent)}. Needed: files or folders that exist.")
+        if paths[0].suffix not in (".nc", ".nc4", ".h5"):
+            return open_maps(paths[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
+        with xr.open_dataset(paths[0]) as first:
+            da = find_precipitation(first, variable)
+            found = find(da)
+            days = max(1, int(chunk_mb * 1e6 // (4 * da[found.lat].size * da[found.lon].size)))
+        chunks = {found.lat_dim: -1, found.lon_dim: -1, found.time: days}
+        return xr.open_mfdataset(paths, combine="by_coords", chunks=chunks)
+
+    with logged(console), told(errors, (ValueError, OSError), "What is written is kept: the same command goes on."):
+        try:
+            numbers = [int(number) for number in factors.replace(",", " ").split()]
+        except ValueError:
+            raise ValueError(f"--factors is {factors!r}. Needed: whole numbers. Type --factors 2,2,2.") from None
+        if climatology is not None and climatology_years is not None:
+            raise ValueError("--climatology and --climatology-years arrived. Needed: one of them.")
+        ds = open_days(fine)
+        maps = xr.Dataset() if static is None else open_maps(static)
+        if elevation is not None:
+            height = open_maps(elevation)
+            if len(height.data_vars) != 1 and "elevation" not in height:
+                raise ValueError(f"{elevation} holds {sorted(map(str, height.data_vars))}. Needed: elevation alone.")
+            name = "elevation" if "elevation" in height else next(iter(height.data_vars))
+            maps["elevation"] = height[name]
+        elif "elevation" not in maps and "elevation" in ds:
+            maps["elevation"] = ds["elevation"]
+        given = None if climatology is None else open_maps(climatology)
+        with Progress(
+            TextColumn("days"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+            disable=not console.is_terminal,
+        ) as bar:  # fmt: skip
+            task = bar.add_task("days", total=None)
+            levels = build_levels(
+                ds, maps if maps.data_vars else None, numbers, out, variable=variable,
+                climatology=slice(*climatology_years) if climatology_years else given,
+                edges=edges,  # type: ignore[arg-type]
+                allow_missing=allow_missing, chunk_mb=chunk_mb,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )  # fmt: skip
+    sizes = ", ".join(f"{level.sizes['lat']} x {level.sizes['lon']}" for level in levels)
+    console.print(f"{out}: {levels[0].sizes['time']} days in {len(levels)} levels of {sizes} cells.", markup=False)

@@ -1,0 +1,163 @@
+"""A model on disk: ``model.safetensors`` and a ``model.json`` that describes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+import xarray as xr
+
+from xdeepsd._version import __version__
+from xdeepsd.models.normalize import Normalizer
+from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
+from xdeepsd.models.stack import StackedSRCNN, describe, level_grids, weights
+from xdeepsd.models.stage import Stage
+from xdeepsd.stores.whole import partial_of, write_whole
+
+FORMAT = 1  # raised when an older xdeepsd could not read the files any more
+_JSON, _TENSORS, _NEW_TENSORS = "model.json", "model.safetensors", "model.safetensors.new"
+
+
+def _arrays(model: StackedSRCNN) -> dict[str, np.ndarray]:
+    arrays = weights(model)
+    for kind, data in (("static", model.static), ("mask", model.mask)):
+        if data is None:
+            continue
+        for name in ("lat", "lon"):
+            arrays[f"{kind}.{name}"] = np.asarray(data[name], np.float64)
+        if isinstance(data, xr.DataArray):
+            arrays["mask.mask"] = np.asarray(data.transpose("lat", "lon"), bool)
+        else:
+            for variable in data.data_vars:
+                arrays[f"static.{variable}"] = np.asarray(data[variable].transpose("lat", "lon"))
+    return arrays
+
+
+def _static_attrs(model: StackedSRCNN) -> dict[str, dict[str, Any]]:
+    fields = {} if model.static is None else model.static.data_vars
+    return {str(name): dict(variable.attrs) for name, variable in fields.items()}
+
+
+def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Raise FileExistsError where `save_model` would not write: before a training, not after it."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
+    begun = path.is_dir() and all(_NEW_TENSORS in (file.name, partial_of(file.name)) for file in path.iterdir())
+    if not path.exists() or begun:  # empty, or what a first call left that was stopped
+        return
+    try:
+        ours = "tensors_sha256" in json.loads((path / _JSON).read_text())
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(f"{path} exists and is no model of xdeepsd. It is left alone: type another path.")
+
+
+def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Write a model to the folder ``path``: ``model.safetensors`` and a ``model.json`` that describes it.
+
+    Raises FileExistsError where ``path`` exists and ``overwrite`` is False, or where it is anything but a model. Of a
+    model, these two files are replaced and nothing else; stopped at any moment, the old or the new one is there, whole.
+    Static fields that are lazy are computed.
+    """
+    path = Path(path)
+    check_model_folder(path, overwrite)
+    tensors = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in _arrays(model).items()})
+    description = {
+        "format": FORMAT,
+        "xdeepsd_version": __version__,
+        **describe(model),
+        "grids": level_grids(model),
+        "has_mask": model.mask is not None,
+        "static_fields": _static_attrs(model),
+        "training": dict(model.training),
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    # The new tensors beside the old ones; then the description, which from then on is theirs; then their name.
+    write_whole(path / _NEW_TENSORS, tensors)
+    write_whole(path / _JSON, (json.dumps(description, indent=2, default=str) + "\n").encode())
+    (path / _NEW_TENSORS).replace(path / _TENSORS)
+
+
+def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
+    """Read a model written by `save_model`.
+
+    Raises FileNotFoundError where the folder or one of its two files is missing, and ValueError where a file is
+    truncated or changed, or comes from a newer version of xdeepsd.
+    """
+    path = Path(path)
+    new = path / _NEW_TENSORS  # where `save_model` was stopped: before its description was written, or after
+    tensors = next((file for file in (path / _TENSORS, new) if file.exists()), path / _TENSORS)
+    for file in (path, path / _JSON, tensors):
+        if not file.exists():
+            raise FileNotFoundError(
+                f"No model at {path}: {file.name} is missing. Needed: a folder with {_JSON} and {_TENSORS}, "
+                "as xdeepsd.save_model(model, path) writes it."
+            )
+    again = "Copy the model again, or save it again with xdeepsd.save_model(model, path)."
+    try:
+        description = json.loads((path / _JSON).read_text())
+        found = int(description["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / _JSON} is truncated or not a model's description ({error}). {again}") from error
+    if found > FORMAT:
+        raise ValueError(
+            f"{path} has format {found}, written by a newer xdeepsd {description.get('xdeepsd_version')}; this "
+            f"xdeepsd {__version__} reads up to format {FORMAT}. Type pip install -U xdeepsd."
+        )
+    content, wanted = tensors.read_bytes(), description.get("tensors_sha256")
+    if hashlib.sha256(content).hexdigest() != wanted and new.exists():
+        content = new.read_bytes()
+    if hashlib.sha256(content).hexdigest() != wanted:
+        raise ValueError(
+            f"{path / _TENSORS} is truncated or changed ({len(content)} bytes): its checksum is not the one in "
+            f"{_JSON}. {again}"
+        )
+    try:
+        arrays = safetensors.numpy.load(content)
+        return _build(description, arrays)
+    except (KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path} is not a whole model: {error}. {again}") from error
+
+
+def _build(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> StackedSRCNN:
+    stages = []
+    for i, entry in enumerate(description["stages"]):
+        net = SRCNN(SRCNNConfig(**entry["config"]))
+        prefix = f"stages.{i}."
+        net.load_state_dict(
+            {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)}
+        )
+        stages.append(
+            Stage(
+                net.eval(),
+                Normalizer(**entry["precipitation"]),
+                {name: Normalizer(**n) for name, n in entry["static"].items()},
+                Normalizer(**entry["target"]),
+                entry.get("transform"),
+            )
+        )
+    static = mask = None
+    if "static.lat" in arrays:
+        coords = {"lat": arrays["static.lat"], "lon": arrays["static.lon"]}
+        fields = {
+            name: (("lat", "lon"), arrays[f"static.{name}"], attrs)
+            for name, attrs in description["static_fields"].items()
+        }
+        static = xr.Dataset(fields, coords)
+    if description.get("has_mask"):
+        coords = {"lat": arrays["mask.lat"], "lon": arrays["mask.lon"]}
+        mask = xr.DataArray(arrays["mask.mask"], coords, ("lat", "lon"), name="mask")
+    return StackedSRCNN(
+        stages, description["units"], description["variable"], static, mask, description.get("training", {})
+    )

@@ -1,0 +1,97 @@
+"""One trained stage: a network with its normalisers, and the plain forward that defines its numbers (torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from xdeepsd.models import transform as transforms
+from xdeepsd.models.normalize import Normalizer
+from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
+
+
+def interpolated_input(coarse: Tensor, config: SRCNNConfig) -> Tensor:
+    """What the network of a stage reaches of the interpolated precipitation: the fine map and `radius` cells around it.
+
+    ``(batch, channel, lat, lon)`` to ``(batch, channel, factor * lat + 2 radius, factor * lon + 2 radius)``, edges
+    replicated before the interpolation. The same in training and at inference.
+    """
+    fine = upsample(pad_edges(coarse, config.halo), config.factor)
+    margin = config.halo * config.factor - config.radius
+    return fine[..., margin:-margin, margin:-margin] if margin else fine
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One network with its normalisers.
+
+    Parameters
+    ----------
+    net
+        The trained `SRCNN`.
+    precipitation
+        Normaliser of the interpolated input, units of the model.
+    static
+        Normaliser of each static field by name, exactly those of ``net.config.static``.
+    target
+        Normaliser of the fine precipitation; of its difference to the interpolated input if ``residual``.
+    transform
+        "sqrt" or "log1p": the coarse precipitation is transformed first, and the output back at last; what lies in
+        between (interpolation, normalisers, residual) is of the transformed values. None: precipitation as it is.
+    """
+
+    net: SRCNN
+    precipitation: Normalizer
+    static: Mapping[str, Normalizer]
+    target: Normalizer
+    transform: str | None = None
+
+    def __post_init__(self) -> None:
+        transforms.check(self.transform)
+        wanted, given = self.net.config.static, tuple(self.static)
+        if sorted(wanted) != sorted(given):
+            raise ValueError(
+                f"The network takes the static fields {wanted}, the normalisers given are for {given}. "
+                "Needed: one Normalizer for each, Stage(net, precipitation, {name: Normalizer(mean, std)}, target)."
+            )
+        object.__setattr__(self, "static", {name: self.static[name] for name in wanted})
+
+    @property
+    def config(self) -> SRCNNConfig:
+        """Configuration of the network."""
+        return self.net.config
+
+    def __call__(self, coarse: Tensor, static: Tensor) -> Tensor:
+        """Fine precipitation of a batch of days: the plain forward, the definition that the fast path must meet.
+
+        Parameters
+        ----------
+        coarse
+            ``(batch, lat, lon)``, units of the model, no NaN.
+        static
+            ``(static, factor * lat, factor * lon)`` from `xdeepsd.models.static.stage_channels`, not normalised.
+
+        Returns
+        -------
+        ``(batch, factor * lat, factor * lon)``, same units, at least 0 (docs/method.md).
+        """
+        config, radius = self.config, self.config.radius
+        fine = interpolated_input(transforms.transform(coarse[:, None], self.transform), config)
+        channels = [self.precipitation.apply(fine)]
+        if config.static:
+            normalized = torch.stack([n.apply(static[i]) for i, n in enumerate(self.static.values())])
+            channels.append(pad_edges(normalized[None], radius).expand(len(coarse), -1, -1, -1))
+        result = self.target.invert(self.net(torch.cat(channels, dim=1)))
+        if config.residual:
+            result = result + (fine[..., radius:-radius, radius:-radius] if radius else fine)
+        return transforms.invert(result[:, 0].clamp_min(0.0), self.transform)
+
+
+def copied(stage: Stage) -> Stage:
+    """The same stage with its own network, on the CPU, which later changes of the first one's weights do not reach."""
+    net = SRCNN(stage.config)
+    net.load_state_dict(stage.net.state_dict())
+    return replace(stage, net=net.eval())

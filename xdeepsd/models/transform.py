@@ -1,0 +1,65 @@
+"""Transforms of precipitation: the spaces in which networks and densities work. Stated once, for tensors, arrays and
+compiled code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+Transform = Literal["sqrt", "log1p"]
+
+# A name's place is the number by which compiled code knows it.
+TRANSFORMS: tuple[Transform | None, ...] = (None, "sqrt", "log1p")
+_INVERSE = {"sqrt": "square", "log1p": "expm1"}  # of numpy and of tensors alike
+
+
+def transform(values: Any, name: Transform | str | None) -> Any:
+    """Precipitation in another space; what is below 0 counts as 0 there, NaN stays NaN. Tensors or numpy.
+
+    >>> transform(np.array([4.0, -1.0]), "sqrt")
+    array([2., 0.])
+    """
+    return values if name is None else _call(name, values.clip(min=0))
+
+
+def invert(values: Any, name: Transform | str | None) -> Any:
+    """The inverse of `transform` for values of at least 0.
+
+    >>> float(invert(2.0, "sqrt"))
+    4.0
+    """
+    return values if name is None else _call(_INVERSE[name], values)
+
+
+def _call(name: str, values: Any) -> Any:
+    method = getattr(values, name, None)  # tensors have one
+    return getattr(np, name)(values) if method is None else method()
+
+
+def check(name: str | None, argument: str = "transform") -> None:
+    """Raise ValueError for anything but one of `TRANSFORMS`."""
+    if name not in TRANSFORMS:
+        raise ValueError(f"{argument} is {name!r}; needed: one of {', '.join(map(repr, TRANSFORMS))}.")
+
+
+# For numba, which compiles them into its callers.
+
+
+def transform_number(value: Any, number: int) -> Any:
+    """`transform` of a number of at least 0, by its place in `TRANSFORMS`."""
+    if number == 1:
+        return np.sqrt(value)
+    if number == 2:
+        return np.log1p(value)
+    return value
+
+
+def invert_number(value: Any, number: int) -> Any:
+    """`invert` of a number, by its place in `TRANSFORMS`."""
+    if number == 1:
+        return value * value
+    if number == 2:
+        return np.expm1(value)
+    return value
