@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-import xdeepsd.cli.demo
+import xdeepsd.cli.demo_run
 from xdeepsd.cli import app
 from xdeepsd.training.stack import train_stack
 
@@ -19,7 +19,7 @@ def test_a_model_that_does_not_beat_interpolation_is_named(tmp_path, monkeypatch
         wet = [dataclasses.replace(s, target=xdeepsd.Normalizer(s.target.mean + 1, s.target.std)) for s in model.stages]
         return dataclasses.replace(model, stages=wet)
 
-    monkeypatch.setattr(xdeepsd.cli.demo, "train_stack", too_wet)
+    monkeypatch.setattr(xdeepsd.cli.demo_run, "train_stack", too_wet)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"], terminal_width=120)
     assert result.exit_code == 1, result.output
     assert "does not beat interpolation" in result.output

@@ -3,9 +3,12 @@
 import dataclasses
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import dask
 import dask.array
@@ -478,3 +481,44 @@ def test_input_opened_without_chunks_is_not_read_whole(case, tmp_path, engine, n
     assert touched["pr"].data.name != fine["pr"].data.name
     eager = opened.load().deepsd.downscale(model, elevation)
     assert eager["pr"].chunks is None, "numpy in, numpy out"
+
+
+# --- without the fast forward -----------------------------------------------------------------------------------------
+
+WITHOUT = """
+import sys, warnings
+sys.path.insert(0, {here!r})
+if {how!r} == "no numba":
+    sys.modules["numba"] = None
+else:
+    import numba
+    def broken(*arguments, **options):
+        return lambda function: (_ for _ in ()).throw(numba.NumbaError("LLVM says no"))
+    numba.njit = broken
+import numpy as np
+from builders import make_coarse, make_stack, make_static
+model, coarse = make_stack(2, channels=(8, 4)), make_coarse()
+elevation = make_static(coarse, model.scale)["elevation"]
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    fine = [days.deepsd.downscale(model, elevation).compute() for days in (coarse, coarse.chunk(time=1))]
+texts = [str(w.message) for w in seen if "fast forward" in str(w.message)]
+assert len(texts) == 1 and "pip install xdeepsd[fast]" in texts[0], texts
+np.testing.assert_array_equal(*(f.values for f in fine))
+np.save(sys.argv[1], fine[0].values)
+try:
+    coarse.deepsd.downscale(model, elevation, precision="bfloat16")
+except ValueError as error:
+    assert "precision='bfloat16' needs" in str(error)
+else:
+    raise SystemExit("bfloat16 was neither done nor refused")
+"""
+
+
+@pytest.mark.parametrize("how", ["no numba", "numba cannot compile"])
+def test_without_numba_the_plain_forward_answers(case, tmp_path, how):
+    model, coarse, elevation = case
+    code = WITHOUT.format(here=str(Path(__file__).parents[1]), how=how)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "fine.npy")], check=True, timeout=300)
+    expected = coarse.deepsd.downscale(model, elevation).values
+    assert relative(np.load(tmp_path / "fine.npy"), expected) < 2e-6

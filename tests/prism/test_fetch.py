@@ -28,7 +28,7 @@ from xdeepsd.prism import files as prism
 from xdeepsd.prism import names as prism_names
 from xdeepsd.prism.fetch import fetch_prism
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DAYS = pd.date_range("2011-01-01", "2011-01-08")
 
 

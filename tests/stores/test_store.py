@@ -350,7 +350,7 @@ def test_files_without_bytes_and_left_overs(tmp_path):
     assert (path / "notes.partial").exists()
 
 
-PACKAGE = str(Path(stores.__file__).parent)
+PACKAGE = str(Path(stores.__file__).parents[1])
 SCRIPT = """
 import sys, time, types
 from pathlib import Path
@@ -1065,7 +1065,7 @@ def test_the_howto_runs(tmp_path, monkeypatch):
     stack = make_stack(1, channels=(3,), kernels=(3, 3))
     xdeepsd.save_model(xdeepsd.StackedSRCNN(stack.stages, static=make_static(coarse, 2)), "model")
     coarse.to_dataset().to_zarr("coarse.zarr")
-    text = (Path(__file__).parents[1] / "docs/howto/zarr.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/howto/zarr.md").read_text()
     blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     assert len(blocks) == 6
     exec("\n".join(blocks), {})

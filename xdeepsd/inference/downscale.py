@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from xdeepsd._version import __version__
 from xdeepsd.grids import axes as _axes
-from xdeepsd.inference.fast.kernels import HAS_BFLOAT16
-from xdeepsd.inference.inputs import align, check_values, choose_variable, static_fields, target_mask
-from xdeepsd.inference.windows import Options, apply, digest
+from xdeepsd.inference.inputs import check_values, choose_variable, fit, static_fields, target_mask
+from xdeepsd.inference.windows import Options, apply, digest, has_bfloat16
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import copied
 from xdeepsd.models.variable import fill_values, least, rate_factor
@@ -83,7 +83,7 @@ def downscale(
     coarse, names = _axes.standardize(_axes.chunk_unread(given, model.scale))
     to_model = rate_factor(coarse, model.units, ds)
     fields = static_fields(model, static)
-    fields, coarse, turn = align(fields, coarse, model)
+    fields, coarse, turn = fit(fields, coarse, model)
     wanted = target_mask(model, mask, fields)
 
     # What the graph holds is its own: the user may train on, or change a field in place, before it is computed.
@@ -138,7 +138,7 @@ def _check_options(
     if kind not in ("cpu", "cuda", "mps", "xpu"):  # "meta", say, holds no numbers
         raise ValueError(f"device {device!r}; needed: a device that computes. Type device='cuda', or leave it out.")
     if precision == "bfloat16" and kind == "cpu":
-        if not HAS_BFLOAT16:
+        if not has_bfloat16():
             raise ValueError(
                 "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks "
                 "one of them. Type precision='float32'."
@@ -189,8 +189,6 @@ def _made_with(model: StackedSRCNN, options: Options, maps: Mapping[str, Any], m
 
 
 def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    from xdeepsd import __version__
-
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     line = f"{now}: xdeepsd {__version__} downscale, scale {scale}, model {fingerprint}"
     history = f"{attrs['history']}\n{line}" if attrs.get("history") else line

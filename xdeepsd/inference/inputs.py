@@ -11,6 +11,7 @@ import math
 import numpy as np
 import xarray as xr
 
+from xdeepsd.grids import align
 from xdeepsd.grids import axes as _axes
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.stack import StackedSRCNN
@@ -110,7 +111,7 @@ def _ascending(coord: xr.DataArray) -> bool:
     return bool(coord[-1] > coord[0])
 
 
-def align(
+def fit(
     fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN
 ) -> tuple[xr.Dataset, xr.DataArray, dict[str, slice]]:
     """Turn static fields to the model's order and the input to theirs; check that the grids belong together.
@@ -142,7 +143,7 @@ def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) 
     if model.spacing is not None:
         for dim, trained in zip(("lat", "lon"), model.spacing, strict=True):
             given = abs(_axes.spacing(coarse[dim], dim)) if coarse.sizes[dim] > 1 else abs(fine_step[dim]) * model.scale
-            if not math.isclose(given, trained, rel_tol=0.01):
+            if not align.same_step(given, trained):
                 raise ValueError(
                     f"The input's spacing in {dim} is {given:.6g} degrees; the model was trained on {trained:.6g}. "
                     "A model cannot be applied to another spacing. Type xdeepsd.regrid(ds, target) onto a grid of "
@@ -156,16 +157,15 @@ def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) 
             "Type static.sel(lat=slice(...), lon=slice(...)) or the same on the input, so that both cover one region."
         )
     for dim in ("lat", "lon"):
-        fine = np.asarray(fields[dim], np.float64).reshape(-1, scale).mean(axis=1)
-        centres = np.asarray(coarse[dim], np.float64)
-        if dim == "lon":
-            centres = _axes.wrap_longitude(centres, near=fine)
-        off = np.abs(fine - centres).max()
-        if off > 0.05 * abs(fine_step[dim]):
+        off = align.off_blocks(fields[dim], coarse[dim], dim)
+        if off > align.LIES_ON:
+            middles = np.asarray(fields[dim], np.float64).reshape(-1, scale).mean(axis=1)
+            centres = np.asarray(coarse[dim], np.float64)
             raise ValueError(
                 f"The static grid does not lie on the input's grid: in {dim} the blocks of {scale} fine cells have "
-                f"centres {fine[0]:.6g} to {fine[-1]:.6g}, the input's cells {centres[0]:.6g} to {centres[-1]:.6g} "
-                f"(off by up to {off:.3g} degrees). Type xdeepsd.regrid(ds, target) onto those centres first."
+                f"centres {middles[0]:.6g} to {middles[-1]:.6g}, the input's cells {centres[0]:.6g} to "
+                f"{centres[-1]:.6g} (off by up to {off * abs(fine_step[dim]):.3g} degrees). Type xdeepsd.regrid(ds, "
+                "target) onto those centres first."
             )
 
 
@@ -185,7 +185,7 @@ def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Datas
     da, _ = _axes.standardize(mask.squeeze().reset_coords(drop=True))
     if da.dims == ("lat", "lon"):
         sizes = {dim: da.sizes[dim] for dim in da.dims}
-        picked = {dim: _cells(da[dim], fields[dim], dim) for dim in ("lat", "lon")}
+        picked = {dim: align.cells_at(da[dim], fields[dim], dim) for dim in ("lat", "lon")}
         if not any((index < 0).any() for index in picked.values()) and (
             not given or sizes == {dim: index.size for dim, index in picked.items()}
         ):
@@ -199,13 +199,3 @@ def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Datas
         "The target grid is not part of the model's: its mask is not used, and every cell gets a value. Type mask=..."
     )
     return None
-
-
-def _cells(centres: xr.DataArray, wanted: xr.DataArray, dim: str) -> np.ndarray:
-    """Positions along ``centres`` of the cells at ``wanted``, -1 where there is none within a twentieth of a cell."""
-    have, need = np.asarray(centres, np.float64), np.asarray(wanted, np.float64)
-    if dim == "lon":
-        have = have + 360.0 * np.round((need.mean() - have) / 360.0)
-    nearest = np.abs(have[:, None] - need).argmin(axis=0)
-    off = np.abs(have[nearest] - need) >= 0.05 * abs(_axes.spacing(need, dim))
-    return np.where(off, -1, nearest)

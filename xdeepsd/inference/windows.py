@@ -6,9 +6,12 @@ A chunk of part of the map is computed on a window: the chunk and the cells arou
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
+import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +25,6 @@ from scipy import ndimage
 
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
-from xdeepsd.inference.fast import fused
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import Stage, copied
 from xdeepsd.models.static import stage_channels
@@ -149,13 +151,47 @@ class PlainStage:
         return fine
 
 
+_lock = threading.Lock()
+
+
+@functools.cache
+def _import_fast() -> Any:
+    try:
+        from xdeepsd.inference.fast import fused
+
+        fused.try_out()
+    except Exception as error:  # no numba, or one that cannot compile here: LLVM raises many kinds
+        warnings.warn(
+            f"The fast forward cannot be had ({type(error).__name__}: {error}): the plain one of torch gives the same "
+            "numbers, several times slower. Type pip install xdeepsd[fast].",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return fused
+
+
+def fast_forward() -> Any:
+    """The module `fast.fused`; None, with a warning once, where it cannot be had."""
+    with _lock:  # compiled once, whichever thread comes first
+        return _import_fast()
+
+
+def has_bfloat16() -> bool:
+    """Whether the fast forward has instructions for bfloat16 here."""
+    fused = fast_forward()
+    return fused is not None and fused.kernels.HAS_BFLOAT16
+
+
 def _runner(stage: Stage, static: np.ndarray, wanted: np.ndarray | None, options: Options) -> Runner:
     """The forward of one stage that fits device and precision: the fast one where it can, else the plain one."""
     if options.device == "cpu" and options.precision != "float64" and options.batch_size is None:
-        precision: Any = options.precision
-        fast = fused.prepare(stage, static, wanted, precision)
+        fused = fast_forward()
+        fast = None if fused is None else fused.prepare(stage, static, wanted, options.precision)
         if fast is not None:
             return fast
+        if options.precision == "bfloat16":  # asked for on a machine that has it, computed on one that has not
+            raise ValueError("precision='bfloat16' cannot be computed on this worker. Type precision='float32'.")
     return PlainStage(stage, static, options)
 
 

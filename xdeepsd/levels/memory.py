@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from xdeepsd.grids import axes
+from xdeepsd.grids import align, axes
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import coarsen
@@ -119,15 +119,12 @@ def _on_grid(da: xr.DataArray, like: xr.DataArray, name: str) -> xr.DataArray:
         )
     if da.dims != ("lat", "lon"):
         raise ValueError(f"{name} has the dims {da.dims}. Needed: lat and lon. Select one map with ds.isel.")
-    lon = np.asarray(da["lon"].values, np.float64)
-    lon = lon + 360.0 * np.round((float(like["lon"].mean()) - lon) / 360.0)
-    da = da.assign_coords(lon=("lon", lon)).sortby(["lat", "lon"])
     picked = {}
     for dim in ("lat", "lon"):
         wanted = np.asarray(like[dim].values, np.float64)
-        index = da.indexes[dim].get_indexer(wanted, method="nearest", tolerance=0.02 * abs(axes.spacing(wanted, dim)))
+        index = align.cells_at(da[dim], wanted, dim)
         if (index < 0).any():
-            have = da[dim].values
+            have = np.asarray(da[dim].values)
             raise ValueError(
                 f"{name} is on another grid: no cell at {dim} {wanted[index < 0][0]:.5f} "
                 f"({np.count_nonzero(index < 0)} of {wanted.size} are missing). It holds {have.size} from "

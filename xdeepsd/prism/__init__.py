@@ -1,1 +1,4 @@
-"""Room."""
+"""PRISM: the names of its files, reading them, the store that ``fetch`` fills, and the web service.
+
+Knows nothing of networks, and imports nothing of the package but its version.
+"""

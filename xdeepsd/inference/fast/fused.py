@@ -206,6 +206,19 @@ def prepare(
     return fused
 
 
+def try_out() -> None:
+    """Compute a tiny stage, which compiles the kernels; raises whatever numba and LLVM raise where they cannot."""
+    one = np.ones((1, 1, 1), np.float32)
+    tiny = FusedStage(
+        shape=(1, 1), factor=1, channels=(1,), kernels=(1, 1), residual=False,
+        first=((np.zeros(1, np.intp), np.zeros(1, np.intp), one),), static_weights=one[:, :0], weights=(one,),
+        biases=(np.zeros(1, np.float32),), last_bias=0.0, static=np.zeros((0, 1, 1, 1, 1 + _RIGHT), np.float32),
+        wanted=None,
+    )  # fmt: skip
+    if tiny(one).item() != 1.0:
+        raise RuntimeError(f"a stage that gives back its input gave {tiny(one).item()} for 1")
+
+
 def _check_precision(precision: str) -> None:
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}; needed: 'float32' or 'bfloat16'.")
