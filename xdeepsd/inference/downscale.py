@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,12 @@ import torch
 import xarray as xr
 
 from xdeepsd._version import __version__
-from xdeepsd.grids import axes as _axes
-from xdeepsd.inference.inputs import check_values, choose_variable, fit, static_fields, target_mask
-from xdeepsd.inference.windows import Options, apply, digest, has_bfloat16
+from xdeepsd.grids import axes
+from xdeepsd.inference.inputs import Prepared, prepare
+from xdeepsd.inference.windows import Job, Options, apply, digest, has_bfloat16
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import copied
-from xdeepsd.models.variable import fill_values, least, rate_factor
+from xdeepsd.models.variable import FILL_ATTRIBUTES
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 
@@ -77,47 +77,16 @@ def downscale(
     Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
     """
     _check_options(ds, model, device, precision, batch_size)
-    given = choose_variable(ds, model, variable)
-    name = str(given.name)
-    check_values(name, given)
-    coarse, names = _axes.standardize(_axes.chunk_unread(given, model.scale))
-    to_model = rate_factor(coarse, model.units, ds)
-    fields = static_fields(model, static)
-    fields, coarse, turn = fit(fields, coarse, model)
-    wanted = target_mask(model, mask, fields)
-
-    # What the graph holds is its own: the user may train on, or change a field in place, before it is computed.
-    model = replace(model, stages=[copied(stage) for stage in model.stages])
-    maps = {str(k): _own(fields[k].data) for k in model.static_names}
-    land = None if wanted is None else _own(wanted.data)
-    options = Options(
-        stages=model.stages,
-        to_model=to_model,
-        device=str(device or "cpu"),
-        precision=precision,
-        batch_size=batch_size,
-        name=name,
-        lowest=least(str(given.attrs["units"])),
-        fills=fill_values(given),
-    )
-    made_with = _made_with(model, options, maps, land)
-    token = digest((made_with, options.to_model, options.lowest, options.fills, coarse.shape[-2:]))
-    data = apply(coarse.data, options, maps, land, token)
-
-    fine = _label(data, coarse, fields, turn)
-    fine = _axes.restore(fine, names)
-    _restore_coords(fine, given, names)
-    fine.name = given.name
-    attrs = {k: v for k, v in given.attrs.items() if k not in ("_FillValue", "missing_value")}  # NaN now
-    fine.attrs = {**attrs, **_provenance(model.scale, made_with["xdeepsd_model"], attrs), **made_with}
-    if isinstance(ds, xr.DataArray):
-        return fine
-    return _into_dataset(ds, given.name, fine, names, made_with)
-
-
-def _own(data: Any) -> Any:
-    """A copy of an array in memory; a lazy one itself."""
-    return data.copy() if isinstance(data, np.ndarray) else data
+    prepared = prepare(ds, model, static, variable, mask)
+    # A copy: the user may train on before the graph is computed. The static fields and the mask go their own way.
+    model = replace(model, stages=[copied(stage) for stage in model.stages], static=None, mask=None, training={})
+    job = Job(model, prepared.values, Options(str(device or "cpu"), precision, batch_size))
+    made_with = _made_with(job, prepared)
+    token = digest((made_with, prepared.values, prepared.coarse.shape[-2:]))
+    data = apply(prepared.coarse.data, job, prepared.maps, prepared.mask, token)
+    fine = _label(data, prepared)
+    fine.attrs |= _provenance(model.scale, made_with["xdeepsd_model"], fine.attrs) | made_with
+    return fine if isinstance(ds, xr.DataArray) else _into_dataset(ds, fine, prepared.names, made_with)
 
 
 def _check_options(
@@ -160,31 +129,30 @@ def _check_options(
 # --- what goes out ----------------------------------------------------------------------------------------------------
 
 
-def _label(data: Any, coarse: xr.DataArray, fields: xr.Dataset, turn: Mapping[str, slice]) -> xr.DataArray:
-    """Coordinates of the target grid, in the user's order and longitude convention."""
+def _label(data: Any, prepared: Prepared) -> xr.DataArray:
+    """Coordinates of the target grid, in the user's names, order and longitude convention."""
+    coarse, given, names = prepared.coarse, prepared.given, prepared.names
     coords: dict[Any, Any] = {
         name: coord for name, coord in coarse.coords.items() if not {"lat", "lon"} & set(coord.dims)
     }
-    fine_lon = np.asarray(fields["lon"], np.float64)
-    coords["lat"] = ("lat", np.asarray(fields["lat"], np.float64))
-    coords["lon"] = ("lon", _axes.wrap_longitude(fine_lon, near=np.asarray(coarse["lon"], np.float64)))
-    return xr.DataArray(data, coords, coarse.dims).isel(turn)
-
-
-def _restore_coords(fine: xr.DataArray, given: xr.DataArray, names: _axes.Axes) -> None:
-    """Attributes of the user's latitude and longitude; the bounds they name were the coarse cells'."""
-    for name in (names.lat, names.lon):
+    lon = axes.wrap_longitude(np.asarray(prepared.grid["lon"], np.float64), near=np.asarray(coarse["lon"], np.float64))
+    coords |= {"lat": ("lat", np.asarray(prepared.grid["lat"], np.float64)), "lon": ("lon", lon)}
+    fine = axes.restore(xr.DataArray(data, coords, coarse.dims).isel(prepared.turn), names)
+    for name in (names.lat, names.lon):  # the bounds they name were the coarse cells'
         fine[name].attrs = {k: v for k, v in given[name].attrs.items() if k not in {"bounds", "actual_range"}}
+    fine.name = given.name
+    fine.attrs = {k: v for k, v in given.attrs.items() if k not in FILL_ATTRIBUTES}  # NaN is missing now
+    return fine
 
 
-def _made_with(model: StackedSRCNN, options: Options, maps: Mapping[str, Any], mask: Any) -> dict[str, str]:
+def _made_with(job: Job, prepared: Prepared) -> dict[str, str]:
     """Attributes that change with anything that the numbers depend on, but the input."""
-    chosen = {name: getattr(options, name) for name in ("device", "precision", "batch_size")}
+    maps = {name: digest(field) for name, field in prepared.maps.items()}
     return {
-        "xdeepsd_model": model.fingerprint(),
-        "xdeepsd_static": digest({name: digest(field) for name, field in maps.items()}) if maps else "none",
-        "xdeepsd_mask": "none" if mask is None else digest(mask),
-        "xdeepsd_options": " ".join(f"{name}={value}" for name, value in chosen.items()),
+        "xdeepsd_model": job.model.fingerprint(),
+        "xdeepsd_static": digest(maps) if maps else "none",
+        "xdeepsd_mask": "none" if prepared.mask is None else digest(prepared.mask),
+        "xdeepsd_options": " ".join(f"{name}={value}" for name, value in vars(job.options).items()),
     }
 
 
@@ -195,13 +163,11 @@ def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[
     return {"history": history, "xdeepsd_version": __version__}
 
 
-def _into_dataset(
-    ds: xr.Dataset, name: Hashable, fine: xr.DataArray, names: _axes.Axes, made_with: Mapping[str, str]
-) -> xr.Dataset:
+def _into_dataset(ds: xr.Dataset, fine: xr.DataArray, names: axes.Axes, made_with: Mapping[str, str]) -> xr.Dataset:
     """The user's Dataset with the fine variable; whatever lay on the coarse map is left behind."""
     on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}
     kept = ds.drop_vars([k for k, v in ds.variables.items() if set(v.dims) & on_map or k in on_map])
-    out = kept.assign({name: fine})
+    out = kept.assign({fine.name: fine})
     out.attrs = {**ds.attrs, **{k: fine.attrs[k] for k in ("xdeepsd_version", *made_with)}}
     line = str(fine.attrs["history"]).splitlines()[-1]
     out.attrs["history"] = f"{ds.attrs['history']}\n{line}" if ds.attrs.get("history") else line

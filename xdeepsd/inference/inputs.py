@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xdeepsd.grids import align
-from xdeepsd.grids import axes as _axes
+from xdeepsd.grids import align, axes
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.models.variable import find_precipitation
+from xdeepsd.models.variable import Values, find_precipitation
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,44 @@ def choose_variable(ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, variable
     """The precipitation to downscale; a model is never applied unnoticed to something else."""
     wanted = f"precipitation; the model was trained on {model.variable or 'precipitation'!r} in {model.units}"
     return find_precipitation(ds, variable, model.variable, wanted)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Input that fits its model."""
+
+    given: xr.DataArray  # the precipitation as it came
+    names: axes.Axes  # its names, to be put back
+    coarse: xr.DataArray  # in our names, turned to the order of the static fields
+    values: Values
+    grid: xr.Dataset  # coordinates of the target
+    turn: Mapping[str, slice]  # what turns the result to the user's order
+    maps: Mapping[str, Any]  # static fields on the target grid, arrays
+    mask: Any  # array of the target grid, or None
+
+
+def prepare(
+    ds: xr.Dataset | xr.DataArray,
+    model: StackedSRCNN,
+    static: xr.Dataset | xr.DataArray | None,
+    variable: str | None,
+    mask: xr.DataArray | None,
+) -> Prepared:
+    """Find everything and check that it fits; arguments and errors as of `downscale`."""
+    given = choose_variable(ds, model, variable)
+    check_values(str(given.name), given)
+    coarse, names = axes.standardize(axes.chunk_unread(given, model.scale))
+    values = Values.of(coarse, model.units, ds)
+    fields, coarse, turn = fit(target_fields(model, static), coarse, model)
+    wanted = target_mask(model, mask, fields)
+    maps = {name: _own(fields[name].data) for name in model.static_names}
+    land = None if wanted is None else _own(wanted.data)
+    return Prepared(given, names, coarse, values, fields.coords.to_dataset(), turn, maps, land)
+
+
+def _own(data: Any) -> Any:
+    """A copy of an array in memory, which its owner may change before the graph is computed; a lazy one itself."""
+    return data.copy() if isinstance(data, np.ndarray) else data
 
 
 def check_values(name: str, da: xr.DataArray) -> None:
@@ -45,7 +85,7 @@ def check_values(name: str, da: xr.DataArray) -> None:
 # --- static fields, grid and mask -----------------------------------------------------------------------------------
 
 
-def static_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None) -> xr.Dataset:
+def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None) -> xr.Dataset:
     """The static fields the stages need, dims ``lat, lon``, in the order they came; at least the target grid."""
     needed = model.static_names
     if static is None:
@@ -73,7 +113,7 @@ def static_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
     fields: dict[str, xr.DataArray] = {}
     for name in needed:
         # Scalars (a selected time, a band) would clash between fields and mean nothing to the network.
-        da, _ = _axes.standardize(static[name].squeeze().reset_coords(drop=True))
+        da, _ = axes.standardize(static[name].squeeze().reset_coords(drop=True))
         if da.dims != ("lat", "lon"):
             raise ValueError(
                 f"The static field {name!r} has the dims {static[name].dims}; needed: latitude and longitude only. "
@@ -82,7 +122,7 @@ def static_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
         _check_static_units(name, da, model)
         fields[name] = da
     if not fields:  # a network of precipitation alone: the grid is all that is asked for
-        found = _axes.find(static)
+        found = axes.find(static)
         return xr.Dataset(coords={"lat": ("lat", static[found.lat].data), "lon": ("lon", static[found.lon].data)})
     first = next(iter(fields.values()))
     for name, da in fields.items():
@@ -123,9 +163,9 @@ def fit(
     for dim in ("lat", "lon"):
         if dim not in fields.indexes or dim not in coarse.indexes:
             raise ValueError(f"{dim} has no coordinate values along its dim. Needed: cell centres in degrees.")
-        _axes.spacing(fields[dim], f"The {dim} of the static fields")
+        axes.spacing(fields[dim], f"The {dim} of the static fields")
         if coarse.sizes[dim] > 1:
-            _axes.spacing(coarse[dim], f"The {dim} of the input")
+            axes.spacing(coarse[dim], f"The {dim} of the input")
         reference = fields if model.static is None else model.static
         if _ascending(fields[dim]) != _ascending(reference[dim]):
             fields = fields.isel({dim: backwards})
@@ -139,10 +179,10 @@ def fit(
 def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) -> None:
     """The target grid is ``scale`` times the input's, cell by cell, and of the spacing the model was trained for."""
     scale = model.scale
-    fine_step = {dim: _axes.spacing(fields[dim], dim) for dim in ("lat", "lon")}
+    fine_step = {dim: axes.spacing(fields[dim], dim) for dim in ("lat", "lon")}
     if model.spacing is not None:
         for dim, trained in zip(("lat", "lon"), model.spacing, strict=True):
-            given = abs(_axes.spacing(coarse[dim], dim)) if coarse.sizes[dim] > 1 else abs(fine_step[dim]) * model.scale
+            given = abs(axes.spacing(coarse[dim], dim)) if coarse.sizes[dim] > 1 else abs(fine_step[dim]) * model.scale
             if not align.same_step(given, trained):
                 raise ValueError(
                     f"The input's spacing in {dim} is {given:.6g} degrees; the model was trained on {trained:.6g}. "
@@ -182,7 +222,7 @@ def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Datas
             f"mask is of {kind}; needed: a bool DataArray, True where values are wanted. Type elevation.notnull() or "
             "land_fraction > 0."
         )
-    da, _ = _axes.standardize(mask.squeeze().reset_coords(drop=True))
+    da, _ = axes.standardize(mask.squeeze().reset_coords(drop=True))
     if da.dims == ("lat", "lon"):
         sizes = {dim: da.sizes[dim] for dim in da.dims}
         picked = {dim: align.cells_at(da[dim], fields[dim], dim) for dim in ("lat", "lon")}

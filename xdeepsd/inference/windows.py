@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
 import threading
 import warnings
@@ -29,39 +28,32 @@ from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import Stage, copied
 from xdeepsd.models.static import stage_channels
 from xdeepsd.models.threads import torch_threads
-from xdeepsd.models.variable import clean
+from xdeepsd.models.variable import Values
 
 Runner = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a worker needs besides the static maps; small, sent once."""
+    """How to compute."""
 
-    stages: Sequence[Stage]
-    to_model: float
-    device: str
-    precision: str
-    batch_size: int | None
-    # Of `precipitation.clean`
-    name: str = "precipitation"
-    lowest: float = -math.inf
-    fills: tuple[float, ...] = ()
+    device: str = "cpu"
+    precision: str = "float32"
+    batch_size: int | None = None
 
     @property
     def dtype(self) -> str:
         """Of the days that come and go."""
         return "float64" if self.precision == "float64" else "float32"
 
-    @property
-    def scale(self) -> int:
-        """Fine cells per coarse cell along an axis."""
-        return math.prod(s.config.factor for s in self.stages)
 
-    @property
-    def halo(self) -> int:
-        """Coarse cells that the stack reaches to each side."""
-        return StackedSRCNN(self.stages).halo
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs besides the static maps; small, sent once."""
+
+    model: StackedSRCNN
+    values: Values
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -101,22 +93,22 @@ def _wanted(mask: np.ndarray, stages: Sequence[Stage]) -> list[np.ndarray]:
 
 
 def _static_levels(
-    options: Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
+    model: StackedSRCNN, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
 ) -> _Levels:
     """Static channels of each stage from the finest maps (block means), for the whole domain of a coarse ``shape``."""
-    scale = options.scale
+    scale = model.scale
     channels = []
     coarse = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
-    for stage in options.stages:
+    for stage in model.stages:
         scale //= stage.config.factor
         fine = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
         if stage.config.static:
             channels.append(stage_channels(fine, coarse, stage.config.static, stage.config.factor))
         else:
-            factor = options.scale // scale
+            factor = model.scale // scale
             channels.append(np.zeros((0, shape[0] * factor, shape[1] * factor), np.float32))
         coarse = fine
-    return _Levels(channels, None if mask is None else _wanted(np.asarray(mask), options.stages))
+    return _Levels(channels, None if mask is None else _wanted(np.asarray(mask), model.stages))
 
 
 class PlainStage:
@@ -196,78 +188,71 @@ def _runner(stage: Stage, static: np.ndarray, wanted: np.ndarray | None, options
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _Ready:
     """Everything that turns coarse days of one window into fine ones."""
 
-    options: Options
+    job: Job
     window: _Window
     runners: list[Runner]
     mask: np.ndarray | None
 
 
-def _prepare(options: Options, levels: _Levels, window: _Window) -> _Prepared:
+def _get_ready(job: Job, levels: _Levels, window: _Window) -> _Ready:
     runners, scale = [], 1
-    for i, (stage, channels) in enumerate(zip(options.stages, levels.channels, strict=True)):
+    for i, (stage, channels) in enumerate(zip(job.model.stages, levels.channels, strict=True)):
         scale *= stage.config.factor
         rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.outer)
         wanted = None if levels.wanted is None else levels.wanted[i][rows, cols]
-        runners.append(_runner(stage, channels[:, rows, cols], wanted, options))
+        runners.append(_runner(stage, channels[:, rows, cols], wanted, job.options))
     mask = None
     if levels.wanted is not None:
         rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.core)
         mask = levels.wanted[-1][rows, cols]
-    return _Prepared(options, window, runners, mask)
+    return _Ready(job, window, runners, mask)
 
 
-def _prepare_all(
-    options: Options, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window
-) -> _Prepared:
+def _get_all_ready(job: Job, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window) -> _Ready:
     shape = (window.outer[0].stop, window.outer[1].stop)
-    return _prepare(options, _static_levels(options, maps, mask, shape), window)
+    return _get_ready(job, _static_levels(job.model, maps, mask, shape), window)
 
 
-def _run(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
+def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
     """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units."""
-    options, scale = prepared.options, prepared.options.scale
+    job, scale = ready.job, ready.job.model.scale
     lead = block.shape[:-2]
-    days = _clean(block, options).reshape(-1, *block.shape[-2:])
+    days = job.values.clean(block, job.options.dtype).reshape(-1, *block.shape[-2:])
     missing = np.isnan(days)
-    if options.to_model != 1:
-        days = days * np.asarray(options.to_model, days.dtype)
-    fine = fill_nearest(days, options.halo)
-    for runner in prepared.runners:
+    factor = np.asarray(job.values.factor, days.dtype)
+    if factor != 1:
+        days = days * factor
+    fine = fill_nearest(days, job.model.halo)
+    for runner in ready.runners:
         fine = runner(fine)
-    window = prepared.window
+    window = ready.window
     if window.core != window.outer:
         rows, cols = window.trim(scale)
         fine = fine[:, rows, cols].copy()  # not a view that keeps the whole window alive
         missing = missing[:, rows.start // scale : rows.stop // scale, cols.start // scale : cols.stop // scale]
-    if options.to_model != 1:
-        fine /= np.asarray(options.to_model, days.dtype)
+    if factor != 1:
+        fine /= factor
     if missing.any():
         fine[missing.repeat(scale, axis=1).repeat(scale, axis=2)] = np.nan
-    if prepared.mask is not None:
-        np.copyto(fine, np.nan, where=~prepared.mask)
+    if ready.mask is not None:
+        np.copyto(fine, np.nan, where=~ready.mask)
     return fine.reshape(*lead, *fine.shape[1:])
 
 
-def _clean(block: np.ndarray, options: Options) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so missing
-        values = np.ascontiguousarray(block, options.dtype)
-    return clean(values, options.name, options.lowest, options.fills)
-
-
-def _run_in_threads(block: np.ndarray, prepared: _Prepared) -> np.ndarray:
+def _run_in_threads(block: np.ndarray, ready: _Ready) -> np.ndarray:
     """`_run` on all cores: groups of days side by side, the same bits as in Dask tasks."""
     days = block.reshape(-1, *block.shape[-2:])
-    workers = min(os.cpu_count() or 1, len(days)) if prepared.options.device == "cpu" else 1
+    workers = min(os.cpu_count() or 1, len(days)) if ready.job.options.device == "cpu" else 1
     groups = np.array_split(days, workers)
     with ThreadPoolExecutor(workers) as pool:
-        fine = np.concatenate(list(pool.map(lambda group: _run(group, prepared), groups)))
+        fine = np.concatenate(list(pool.map(lambda group: _run(group, ready), groups)))
     return fine.reshape(*block.shape[:-2], *fine.shape[-2:])
 
 
-def apply(data: Any, options: Options, maps: Mapping[str, Any], mask: Any, token: str) -> Any:
+def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -> Any:
     """Numpy in, numpy out; dask in, dask out: one task per chunk after one that prepares.
 
     ``token`` names the tasks: the same in every process for the same model, options and maps, so that `to_zarr` can
@@ -277,17 +262,16 @@ def apply(data: Any, options: Options, maps: Mapping[str, Any], mask: Any, token
     everything = (slice(0, nlat), slice(0, nlon))
     if not dask.is_dask_collection(data):
         maps, mask = dask.compute(dict(maps), mask)
-        prepared = _prepare_all(options, maps, mask, _Window(everything, everything))
-        return _run_in_threads(_clean(np.asarray(data), options), prepared)  # what it says is of all days
+        ready = _get_all_ready(job, maps, mask, _Window(everything, everything))
+        return _run_in_threads(job.values.clean(data, job.options.dtype), ready)  # what it says is of all days
 
-    scale = options.scale
     if data.numblocks[-2:] == (1, 1):
         window = _Window(everything, everything)
-        prepared = dask.delayed(_prepare_all)(options, dict(maps), mask, window, dask_key_name=f"prepare-{token}")
-        return _map_window(data, prepared, scale, options)
+        ready = dask.delayed(_get_all_ready)(job, dict(maps), mask, window, dask_key_name=f"prepare-{token}")
+        return _map_window(data, ready, job)
     # A filled cell may come from as far as the halo, and the networks reach as far again.
-    reach = 2 * options.halo
-    levels = dask.delayed(_static_levels)(options, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
+    reach = 2 * job.model.halo
+    levels = dask.delayed(_static_levels)(job.model, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
     rows = _slices(data.chunks[-2], reach, nlat)
     cols = _slices(data.chunks[-1], reach, nlon)
     blocks = []
@@ -296,10 +280,10 @@ def apply(data: Any, options: Options, maps: Mapping[str, Any], mask: Any, token
         for core_col, outer_col in cols:
             window = _Window((core_row, core_col), (outer_row, outer_col))
             key = f"prepare-{token}-{digest((window, data.shape))}"
-            prepared = dask.delayed(_prepare)(options, levels, window, dask_key_name=key)
+            ready = dask.delayed(_get_ready)(job, levels, window, dask_key_name=key)
             outer = data[..., outer_row, outer_col]
             outer = outer.rechunk({outer.ndim - 2: -1, outer.ndim - 1: -1})
-            line.append(_map_window(outer, prepared, scale, options, core=(core_row, core_col)))
+            line.append(_map_window(outer, ready, job, core=(core_row, core_col)))
         blocks.append(dask.array.concatenate(line, axis=-1))
     return dask.array.concatenate(blocks, axis=-2)
 
@@ -313,17 +297,13 @@ def _slices(sizes: Sequence[int], reach: int, total: int) -> list[tuple[slice, s
     ]
 
 
-def _map_window(data: Any, prepared: Any, scale: int, options: Options, core: tuple[slice, slice] | None = None) -> Any:
+def _map_window(data: Any, ready: Any, job: Job, core: tuple[slice, slice] | None = None) -> Any:
     """One task for every chunk of ``data``, whose map is one chunk."""
     nlat, nlon = data.shape[-2:] if core is None else (s.stop - s.start for s in core)
-    chunks = (*data.chunks[:-2], (nlat * scale,), (nlon * scale,))
+    chunks = (*data.chunks[:-2], (nlat * job.model.scale,), (nlon * job.model.scale,))
+    dtype = job.options.dtype
     return dask.array.map_blocks(
-        _run,
-        data,
-        prepared=prepared,
-        chunks=chunks,
-        dtype=options.dtype,
-        meta=np.empty((0,) * data.ndim, options.dtype),
+        _run, data, ready=ready, chunks=chunks, dtype=dtype, meta=np.empty((0,) * data.ndim, dtype)
     )
 
 

@@ -15,7 +15,7 @@ from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import coarsen
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.static import CLIMATOLOGY
-from xdeepsd.models.variable import cleaned, find_precipitation, rate_factor
+from xdeepsd.models.variable import Values, clean, find_precipitation
 
 logger = logging.getLogger(__name__)
 
@@ -256,10 +256,10 @@ def make_levels(
             f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one of the "
             "others with ds.isel, or type ds.expand_dims('time')."
         )
-    to_mm = rate_factor(da, UNITS, fine)
+    values = Values.of(da, UNITS, fine)
     read_grid(da)  # complains about coordinates that are no grid
-    da = cleaned(da.astype(np.float32, copy=False))
-    da = (da if to_mm == 1.0 else da * np.float32(to_mm)).rename("precipitation")
+    da = clean(da.astype(np.float32, copy=False), values)
+    da = (da if values.factor == 1.0 else da * np.float32(values.factor)).rename("precipitation")
     da = da.drop_vars([name for name in da.coords if name not in da.dims])
     maps = _static_maps(static, da)
     mean = _climatology(climatology, maps, da)

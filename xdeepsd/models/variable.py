@@ -9,6 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ STANDARD_NAMES = {
 NAMES = {"precipitation", "precip", "pr", "ppt", "prcp", "prec", "tp", "pre", "rain", "rainfall"}
 
 # mm day-1: the least that a rain gauge tells from nothing. Rounding and packing stay far above it.
-_LEAST = -0.1
+LOWEST = -0.1
+# Attributes that name values which stand for missing.
+FILL_ATTRIBUTES = ("_FillValue", "missing_value")
 
 
 def _meaning(da: xr.DataArray, trained_on: str | None) -> bool | None:
@@ -205,64 +208,75 @@ def _period(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> float | N
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def fill_values(da: xr.DataArray) -> tuple[float, ...]:
+@dataclass(frozen=True)
+class Values:
+    """What the numbers of some precipitation mean.
+
+    Parameters
+    ----------
+    name
+        Of the variable, for messages.
+    factor
+        Number that turns them into the units wanted.
+    lowest
+        In their own units: down to it, what is below 0 by rounding counts as 0.
+    fills
+        Numbers that stand for missing, by the attributes.
+    """
+
+    name: str = "precipitation"
+    factor: float = 1.0
+    lowest: float = -math.inf
+    fills: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, da: xr.DataArray, units: str = "mm day-1", ds: xr.Dataset | xr.DataArray | None = None) -> Values:
+        """Those of ``da``, to be turned into ``units``; arguments and errors as of `rate_factor`. Reads no values."""
+        factor = rate_factor(da, units, ds)
+        lowest = LOWEST / precipitation_factor(da.attrs["units"])
+        return cls(str(da.name), factor, lowest, _fill_values(da))
+
+    def clean(self, values: np.ndarray, dtype: Any = None) -> np.ndarray:
+        """Precipitation as a network may see it: at least 0, NaN where missing; still in its own units.
+
+        Returns ``values`` itself where nothing is to be done. Raises ValueError for values below `lowest`.
+        """
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so missing
+            values = np.ascontiguousarray(values, dtype)
+        if not values.size:
+            return values
+        low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # NaN is passed over
+        if low >= 0 and np.isfinite(high) and not any(low <= fill <= high for fill in self.fills):
+            return values
+        values = values.copy()
+        for fill in self.fills:
+            values[values == values.dtype.type(fill)] = np.nan
+        infinite = np.isinf(values)
+        if infinite.any():
+            count = int(infinite.sum())
+            logger.warning("%d of %d values of %r are infinite: taken as missing.", count, values.size, self.name)
+            values[infinite] = np.nan
+        too_low = values < self.lowest
+        if too_low.any():
+            raise ValueError(
+                f"{self.name!r} has values down to {np.nanmin(values):g}: {too_low.mean():.2g} of them are below "
+                f"{self.lowest:.3g}. Needed: precipitation of at least 0, NaN where it is missing. Type "
+                "ds.where(ds['NAME'] != VALUE) where VALUE stands for missing; else ds.clip(min=0)."
+            )
+        values[values < 0] = 0
+        return values
+
+
+def _fill_values(da: xr.DataArray) -> tuple[float, ...]:
     """Numbers that stand for missing by the attributes or the encoding of ``da``."""
-    named = [a[key] for a in (da.attrs, da.encoding) for key in ("_FillValue", "missing_value") if key in a]
+    named = [a[key] for a in (da.attrs, da.encoding) for key in FILL_ATTRIBUTES if key in a]
     numbers = [np.asarray(value).ravel() for value in named]
     return tuple({float(n) for array in numbers if array.dtype.kind in "fiu" for n in array if np.isfinite(n)})
 
 
-def least(units: str) -> float:
-    """The least that may pass for no rain, in ``units``."""
-    return _LEAST / precipitation_factor(units)
-
-
-def clean(values: np.ndarray, name: str, lowest: float, fills: tuple[float, ...] = ()) -> np.ndarray:
-    """Precipitation as a network may see it: at least 0, NaN where missing.
-
-    Parameters
-    ----------
-    values
-        Any shape, floats.
-    name
-        Of the variable, for messages.
-    lowest
-        From `least`: values down to it, negative by rounding, become 0.
-    fills
-        From `fill_values`: they become NaN, as infinite values do.
-
-    Returns
-    -------
-    ``values`` itself where nothing is to be done, else a copy. Raises ValueError for values below ``lowest``.
-    """
-    if not values.size:
-        return values
-    low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # NaN is passed over
-    if low >= 0 and np.isfinite(high) and not any(low <= fill <= high for fill in fills):
-        return values
-    values = values.copy()
-    for fill in fills:
-        values[values == values.dtype.type(fill)] = np.nan
-    infinite = np.isinf(values)
-    if infinite.any():
-        logger.warning("%d of %d values of %r are infinite: taken as missing.", infinite.sum(), values.size, name)
-        values[infinite] = np.nan
-    negative = values < 0
-    too_low = values < lowest
-    if too_low.any():
-        raise ValueError(
-            f"{name!r} has values down to {np.nanmin(values):g}: {too_low.mean():.2g} of them are below {lowest:.3g}. "
-            "Needed: precipitation of at least 0, NaN where it is missing. Type ds.where(ds['NAME'] != VALUE) where "
-            "VALUE stands for missing; else ds.clip(min=0)."
-        )
-    values[negative] = 0
-    return values
-
-
-def cleaned(da: xr.DataArray) -> xr.DataArray:
-    """`clean` of a DataArray in its units, lazily where it is lazy."""
-    arguments: Any = (str(da.name), least(str(da.attrs["units"])), fill_values(da))
+def clean(da: xr.DataArray, values: Values) -> xr.DataArray:
+    """`Values.clean` of a DataArray, lazily where it is lazy."""
     if da.chunks is None:
-        return da.copy(data=clean(da.values, *arguments))
-    data = da.data.map_blocks(clean, *arguments, dtype=da.dtype, meta=np.empty((0,) * da.ndim, da.dtype))
+        return da.copy(data=values.clean(da.values))
+    data = da.data.map_blocks(values.clean, dtype=da.dtype, meta=np.empty((0,) * da.ndim, da.dtype))
     return da.copy(data=data)
