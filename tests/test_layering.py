@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 # Each folder may import those before it and, within itself, whatever makes no cycle. Of a set, none imports another.
 ORDER = [
-    {"_version"}, {"stores", "prism"}, {"grids"}, {"models"}, {"inference", "levels", "losses"}, {"training"},
-    {"evaluation"}, {"accessor"}, {""}, {"cli"}, {"__main__"},
+    {"_version", "_extras"}, {"stores", "prism"}, {"grids"}, {"models"}, {"inference", "levels", "losses"},
+    {"training"}, {"evaluation"}, {"accessor"}, {""}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
 

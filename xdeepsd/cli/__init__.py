@@ -4,9 +4,13 @@
 the package. May import everything; commands import inside their functions, so that ``xdeepsd --help`` is quick.
 """
 
-import typer
+from xdeepsd._extras import require
 
-from xdeepsd.cli import config, demo, downscale, fetch, prepare, sweep, train
+require("cli", "The command line")
+
+import typer  # noqa: E402
+
+from xdeepsd.cli import config, demo, downscale, fetch, prepare, sweep, train  # noqa: E402
 
 app = typer.Typer(
     no_args_is_help=True,

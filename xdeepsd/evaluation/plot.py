@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from xdeepsd._extras import require
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -27,10 +29,8 @@ def plot_maps(maps: Mapping[str, xr.DataArray], title: str = "") -> Figure:
     -------
     A matplotlib Figure; ``figure.savefig(path)`` writes it. Raises ImportError with a hint without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plot_maps needs matplotlib. Type pip install matplotlib.") from error
+    require("plot", "plot_maps")
+    from matplotlib.figure import Figure
 
     loaded = {name: da.compute() for name, da in maps.items()}
     wet = np.concatenate([da.values[da.values > 0.1].ravel() for da in loaded.values()])
@@ -72,10 +72,8 @@ def plot_sweep(summary: pd.DataFrame, chosen: float | None = None) -> Figure:
     -------
     A matplotlib Figure, a panel for RMSE and one for MAE. Filled points differ from alpha 0 (Wilcoxon, p <= 0.05).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as missing:
-        raise ImportError("plot_sweep needs matplotlib. Type pip install matplotlib.") from missing
+    require("plot", "plot_sweep")
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)

@@ -1,4 +1,8 @@
 """PRISM: the names of its files, reading them, the store that ``fetch`` fills, and the web service.
 
-Knows nothing of networks, and imports nothing of the package but its version.
+Knows nothing of networks, and imports nothing of the package but its version and parts.
 """
+
+from xdeepsd._extras import require
+
+require("prism", "Reading and fetching PRISM")
