@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 LAYERS = [
     {"axes", "units", "normalize", "density", "evaluate", "store", "cluster", "datasets", "losses", "srcnn", "fused",
      "grid", "interpolate", "prism_names", "kernels", "missing", "plot", "static", "weights", "binning", "splits",
-     "layout"},
+     "layout", "days"},
     {"regrid", "stack"},
     {"inputs", "ladder", "trainconfig"},
-    {"prism", "prism_store", "fetch", "levels", "pairs", "patches"},
+    {"prism", "prism_store", "fetch", "levels_store", "levels", "pairs", "patches"},
     {"blocks", "train", "stack_training", "validate", "watch", "inference", "checkpoints", "sweep", "config",
      "config_ini"},
     {"accessor"},
