@@ -715,6 +715,55 @@ def test_days_of_one_chunk_that_come_late(tmp_path):
         assert_same_levels(build_levels(da, path=path, factors=(2,)), make_levels(da, factors=(2,)))
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What must not be touched
+
+
+@pytest.mark.parametrize(
+    ("taken", "chunks"),
+    [
+        (lambda ds: ds, {}),
+        (lambda ds: ds, None),
+        (lambda ds: ds["precipitation"], {}),
+        (lambda ds: ds["precipitation"].assign_coords(time=ds.time + np.timedelta64(6, "D")), None),
+        (lambda ds: ds.map(lambda da: da * 2), {}),
+        (lambda ds: xr.concat([ds, ds.assign_coords(time=ds.time + np.timedelta64(6, "D"))], "time"), {}),
+    ],
+)
+def test_a_store_is_not_its_own_input(tmp_path, taken, chunks):
+    da = fine(6).rename("precipitation")
+    path = tmp_path / "l.zarr"
+    build_levels(da, path=path)
+    before = contents(path)
+    level = xr.open_zarr(path, group="level_3", chunks=chunks)
+    with pytest.raises(
+        ValueError, match=r"read from .*l\.zarr, and the levels would be written to .*l\.zarr: into what"
+    ):
+        build_levels(taken(level[["precipitation"]]), path=path)
+    assert contents(path) == before
+
+
+def test_an_interrupted_store_with_something_of_the_user_is_left(tmp_path):
+    da = fine(3)
+    path = tmp_path / "l.zarr"
+    build_levels(da, path=path)
+    zarr.open_group(path, mode="r+").attrs["ready"] = False
+    (path / "thesis").mkdir()
+    (path / "thesis" / "chapter.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"it holds \['thesis'\], which build_levels did not write.*--out NAME"):
+        build_levels(da, path=path)
+    assert (path / "thesis" / "chapter.tex").read_text() == "mine"
+
+
+def test_training_years_have_two_ends(tmp_path):
+    with pytest.raises(ValueError, match=r"slice\(None, '2005', None\).*Needed: the first and the last"):
+        build_levels(fine(3), path=tmp_path / "l.zarr", climatology=slice(None, "2005"))
+    assert not (tmp_path / "l.zarr").exists()
+    assert (
+        make_levels(fine(3), climatology=slice(None, "2000"))[0].climatology.attrs["years"] == "2000-01-01/2000-01-03"
+    )
+
+
 def test_public_names():
     assert xdeepsd.build_levels is build_levels
     assert xdeepsd.make_levels is make_levels

@@ -200,12 +200,18 @@ def build_levels(
     -------
     `open_levels` of ``path``. Memory is bounded by the chunks: a few times ``chunk_mb``, or the chunk of ``fine`` if
     that is larger, for each worker. Raises ValueError, before anything is written, for what does not fit: another
-    store, days that differ from those in the store and are no newer release.
+    store, days that differ from those in the store and are no newer release, precipitation read from ``path``.
     """
     da, announced, empty = _source(fine, variable, chunk_mb)
+    _check_apart(da, path)
     years = given = None
     if not isinstance(climatology, slice):
         given = climatology
+    elif climatology.start is None or climatology.stop is None:
+        raise ValueError(
+            f"climatology is {climatology}. Needed: the first and the last training year. Type "
+            "climatology=slice('1981', '2005') (--climatology-years 1981 2005)."
+        )
     else:
         years = f"{climatology.start}/{climatology.stop}"
     wanted = make_levels(da, static, factors, climatology=given, mask=mask, edges=edges)
@@ -286,6 +292,23 @@ def _source(
         day = 4 * da.sizes["lat"] * da.sizes["lon"]
         da = da.chunk(time=max(1, min(int(chunk_mb * 1e6 // day), da.sizes["time"])))
     return da, announced, empty
+
+
+def _check_apart(da: xr.DataArray, path: PathLike) -> None:
+    """ValueError where ``da`` is read from the store that is to be written, or from a place inside of it."""
+    target = Path(path).absolute()
+    for name, layer in da.data.dask.layers.items():
+        if not name.startswith("original-"):  # what Dask reads from
+            continue
+        for array in layer.values():
+            while hasattr(array, "array"):  # xarray's wrappers
+                array = array.array
+            root = getattr(getattr(getattr(array, "_array", array), "store", None), "root", None)
+            if root is not None and target in (Path(root).absolute(), *Path(root).absolute().parents):
+                raise ValueError(
+                    f"The precipitation is read from {root}, and the levels would be written to {path}: into what they "
+                    "are made from. Needed: two places. Type another path (--out NAME)."
+                )
 
 
 def _fill(

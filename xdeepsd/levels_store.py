@@ -68,7 +68,16 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
             f"{path} is there and is no store of levels. Needed: a new path, or a store that build_levels wrote. "
             "Type another path (--out NAME)."
         )
-    return root if root.attrs.get("ready") else None
+    if root.attrs.get("ready"):
+        return root
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in ("zarr.json", "done", "releases")
+                     and not p.name.startswith("level_"))  # fmt: skip
+    if foreign:
+        raise ValueError(
+            f"The making of {path} was interrupted, so that it would be made anew; but it holds {foreign}, which "
+            "build_levels did not write. Needed: nothing of yours inside. Move it, or type another path (--out NAME)."
+        )
+    return None
 
 
 def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[str, Any]) -> zarr.Group:
