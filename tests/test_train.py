@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 
+import dask.array
 import numpy as np
 import pandas as pd
 import pytest
@@ -622,3 +623,92 @@ def test_climatology_is_of_the_training_days_only(store):
     mean = static_fields(store, config)["climatology"]
     fine = xr.open_zarr(store, group="level_2")["precipitation"]
     np.testing.assert_allclose(mean, fine.isel(time=slice(10, None)).mean("time"), rtol=1e-5)
+
+
+# --- other data under the same days -----------------------------------------------------------------------------------
+
+
+def interrupted(coarse, fine, config, folder, monkeypatch, at=15):
+    """A training that is killed at a step."""
+    update = train._update
+
+    def stop(state, *arguments):
+        if state.step == at:
+            raise KeyboardInterrupt
+        return update(state, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_stage(coarse, fine, config, checkpoint_dir=folder)
+
+
+def other(ds, days, by=50.0):
+    rain = ds["precipitation"].copy(deep=True).load()
+    rain[days] *= by
+    return ds.assign(precipitation=rain if ds["precipitation"].chunks is None else rain.chunk(time=3))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("validation", [None, 0.2])
+def test_resume_with_other_precipitation_on_the_same_days(tmp_path, monkeypatch, finished, validation):
+    coarse, fine = pair_of_levels(days=15, chunks=3)
+    config = small(validation=validation)
+    if finished:
+        train_stage(coarse, fine, config, checkpoint_dir=tmp_path)
+    else:
+        interrupted(coarse, fine, config, tmp_path, monkeypatch)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for levels in ([other(coarse, slice(None)), other(fine, slice(None))], [coarse, other(fine, slice(None), 1.001)],
+                   [other(coarse, slice(None)), fine]):  # fmt: skip
+        with pytest.raises(ValueError, match=r"precipitation of 1 days is another one .*: 2001-01-01\. .*new folder"):
+            train_stage(*levels, config, checkpoint_dir=tmp_path, resume=True)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("day", [4, 11, 13])
+def test_resume_with_a_single_renewed_day(tmp_path, monkeypatch, day):
+    """It is found when it is read, before anything is learned from it; so the checkpoints go on with the old data."""
+    coarse, fine = pair_of_levels(days=15, chunks=3)
+    config = small(validation=("2001-01-13/2001-01-15",), steps=80, buffer=0.03, checkpoint_every=5)
+    straight = train_stage(coarse, fine, config)
+    interrupted(coarse, fine, config, tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=rf"precipitation of 1 days is another one .*: 2001-01-{day + 1:02d}\."):
+        train_stage(coarse, other(fine, [day], 1.001), config, checkpoint_dir=tmp_path, resume=True)
+    resumed = train_stage(coarse, fine, config, checkpoint_dir=tmp_path, resume=True)
+    assert torch.equal(weights(resumed.stage), weights(straight.stage))
+
+
+def test_data_that_change_while_they_are_trained_on(tmp_path, monkeypatch):
+    """A ladder whose days are written again meanwhile is no data to learn from."""
+    coarse, fine = pair_of_levels(days=15)
+    values = fine["precipitation"].values.copy()
+
+    def read(block_info):
+        (first, last), *_ = block_info[None]["array-location"]
+        return values[first:last]
+
+    lazy = dask.array.map_blocks(read, chunks=((3,) * 5, *((n,) for n in values.shape[1:])), dtype=np.float32)
+    changing = fine.assign(precipitation=fine["precipitation"].copy(data=lazy))
+    update = train._update
+
+    def renew(state, *arguments):
+        if state.step == 12:
+            values[7] += 1
+        return update(state, *arguments)
+
+    monkeypatch.setattr(train, "_update", renew)
+    with pytest.raises(ValueError, match=r"of 1 days is another one than when this training began: 2001-01-08\."):
+        train_stage(coarse, changing, small(steps=500, buffer=0.03), checkpoint_dir=tmp_path)
+
+
+def test_a_checkpoint_of_before_digests_goes_on(tmp_path, monkeypatch):
+    coarse, fine = pair_of_levels(days=15, chunks=3)
+    interrupted(coarse, fine, small(), tmp_path, monkeypatch)
+    [path] = checkpoints(tmp_path)
+    state = torch.load(path)
+    del state["digests"]
+    torch.save(state, path)
+    straight = train_stage(coarse, fine, small())
+    resumed = train_stage(coarse, fine, small(), checkpoint_dir=tmp_path, resume=True)
+    assert torch.equal(weights(resumed.stage), weights(straight.stage))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import dask
@@ -19,7 +18,7 @@ def calendar_days(da: xr.DataArray) -> Any:
     return index.floor("D")
 
 
-def name_days(days: Sequence[Any]) -> str:
+def name_days(days: Any) -> str:
     """Days of an index as text, runs joined: ``2014-02-03, 2014-02-07..2014-02-09``; the first ten runs."""
     runs: list[list[Any]] = []
     for day in days:

@@ -5,10 +5,11 @@ All of it stays lazy; `xdeepsd.patches` cuts what training sees from it.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from xdeepsd.days import name_days
 from xdeepsd.missing import fill_nearest
 from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNNConfig
@@ -40,6 +42,9 @@ class Pair:
         The network that will learn from it.
     transform
         Of precipitation, see `xdeepsd.Stage`.
+    digests
+        ``(time,)`` int64: checksum of the values of each day as they were first read, -1 before. A checkpoint keeps
+        them.
     """
 
     coarse: xr.DataArray
@@ -48,6 +53,10 @@ class Pair:
     mask: np.ndarray
     config: SRCNNConfig
     transform: str | None = None
+    digests: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digests", np.full(self.fine.sizes["time"], -1, np.int64))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,11 +73,33 @@ class Pair:
         target
             ``(day, lat, lon)``: fine precipitation; NaN where the loss must not look: not observed, outside the
             mask, inside a missing coarse cell.
+
+        Raises
+        ------
+        ValueError
+            A day has other values than when it was first read.
         """
         factor = self.config.factor
         coarse, target = _values(self.coarse, days), _values(self.fine, days)
+        self._check_digests(days, coarse, target)
         unusable = np.repeat(np.repeat(np.isnan(coarse), factor, axis=1), factor, axis=2) | ~self.mask
         return fill_nearest(coarse, self.config.halo), np.where(unusable, np.float32(np.nan), target)
+
+    def _check_digests(self, days: np.ndarray, coarse: np.ndarray, fine: np.ndarray) -> None:
+        found = np.array([zlib.crc32(f, zlib.crc32(c)) for c, f in zip(coarse, fine, strict=True)])
+        before = self.digests[days]
+        changed = days[(before >= 0) & (before != found)]
+        if changed.size:
+            raise ValueError(
+                f"The precipitation of {changed.size} days is another one than when this training began: "
+                f"{self.name(changed)}. Needed: the same data until it ends, also after resume=True. Give the levels "
+                "as they were, or train anew in a new folder."
+            )
+        self.digests[days] = found
+
+    def name(self, days: np.ndarray) -> str:
+        """Days, given as positions along time, as text."""
+        return name_days(self.fine["time"].to_index()[days])
 
     def read(self, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The network's input before normalisation, and the target, of some days.
@@ -92,7 +123,7 @@ def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
     if isinstance(block, dask.array.Array):
         # The threads of the loader are the parallelism; inside a Dask worker this must not ask the scheduler.
         block = block.compute(scheduler="synchronous")
-    return np.asarray(block, np.float32)[days - first]
+    return np.ascontiguousarray(np.asarray(block, np.float32)[days - first])
 
 
 def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_transform: str | None = None) -> Pair:

@@ -177,6 +177,9 @@ def train_stage(
     saved = read_checkpoint(folder) if folder is not None and resume else None
     if saved is not None:
         _check_same(saved, config, identity, folder)
+        if "digests" in saved:  # not in those of an older xdeepsd
+            pair.digests[:] = saved["digests"]
+        pair.observed(split.train[:1])  # of other data rather now than at the end of an epoch
     with _torch_threads(config.threads):
         device = _device(config)
         validation = None
@@ -222,6 +225,7 @@ def train_stage(
             described = {
                 "identity": identity, "normalizers": asdict(normalizers), "index": index,
                 "density": None if density is None else density.to_dict(),
+                "digests": torch.from_numpy(pair.digests),  # as they are when it is written
             }  # fmt: skip
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
