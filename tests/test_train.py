@@ -712,3 +712,49 @@ def test_a_checkpoint_of_before_digests_goes_on(tmp_path, monkeypatch):
     straight = train_stage(coarse, fine, small())
     resumed = train_stage(coarse, fine, small(), checkpoint_dir=tmp_path, resume=True)
     assert torch.equal(weights(resumed.stage), weights(straight.stage))
+
+
+# --- days without observations ----------------------------------------------------------------------------------------
+
+
+def without(levels, days):
+    return [ds.assign(precipitation=ds["precipitation"].where(~ds["time"].isin(ds["time"][days]))) for ds in levels]
+
+
+@pytest.mark.parametrize("chunks", [None, 5])
+def test_validation_days_without_an_observation(tmp_path, caplog, chunks):
+    levels = pair_of_levels(days=15, chunks=chunks)
+    config = small(validation=("2001-01-05/2001-01-06", "2001-01-12"))
+    with pytest.raises(
+        ValueError, match=r"None of the 3 validation days .*: 2001-01-05\.\.2001-01-06, 2001-01-12\. .*validation=\["
+    ):
+        train_stage(*without(levels, [4, 5, 11]), config, checkpoint_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+    # Days that are observed outside the mask only, or not on the coarse grid
+    coarse, fine = levels
+    only_outside = fine["precipitation"].where(~fine["mask"] | ~fine["time"].isin(fine["time"][[4, 5, 11]]))
+    with pytest.raises(ValueError, match="None of the 3 validation days"):
+        train_stage(coarse, fine.assign(precipitation=only_outside), config)
+    with pytest.raises(ValueError, match="None of the 3 validation days"):
+        train_stage(without([coarse], [4, 5, 11])[0], fine, config)
+    # Some of them count nothing, and it is said.
+    part = train_stage(*without(levels, [4, 11]), config)
+    assert (
+        "2 of 3 validation days have no observed cell inside the mask and count nothing: 2001-01-05, 2001-01-12."
+        in (caplog.text)
+    )
+    assert part.summary["rmse_interpolation"] > 0
+    assert part.history["rmse"].min() > 0
+    one = train_stage(*without(levels, [4, 11]), small(validation=("2001-01-06",)))
+    assert one.summary["rmse_interpolation"] == pytest.approx(part.summary["rmse_interpolation"])
+
+
+def test_training_days_without_an_observation(caplog):
+    levels = pair_of_levels(days=15, chunks=5)
+    train_stage(*without(levels, [2, 3, 7]), small())
+    assert "3 of 12 training days have no observed cell inside the mask and teach nothing: 2001-01-03" in caplog.text
+    with pytest.raises(ValueError, match="The 12 training days have no observed cell inside the mask"):
+        train_stage(*without(levels, range(12)), small())
+    coarse, fine = levels
+    with pytest.raises(ValueError, match="No patch with enough land"):
+        train_stage(coarse, fine.assign(mask=fine["mask"] & False), small())

@@ -5,6 +5,7 @@ All of it stays lazy; `xdeepsd.patches` cuts what training sees from it.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from xdeepsd.normalize import Normalizer
 from xdeepsd.srcnn import SRCNNConfig
 from xdeepsd.stack import interpolated_input, transform
 from xdeepsd.static import CLIMATOLOGY, stage_channels
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,21 +285,23 @@ class Normalizers:
 def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> Normalizers:
     """Exact means and standard deviations over the cells that count in the loss, a slab of days at a time.
 
-    Raises ValueError where the days hold no observed cell, or an infinite value.
+    Raises ValueError where the days hold no observed cell, or an infinite value. Days without one are named in the log.
     """
     radius, residual = pair.config.radius, pair.config.residual
 
-    def read(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         interpolated, target = pair.read(slab)
         inner = interpolated[:, radius:-radius, radius:-radius] if radius else interpolated
         valid = ~np.isnan(target)
         wanted = transform(torch.from_numpy(target[valid]), pair.transform).numpy()
-        return inner[valid], wanted - inner[valid] if residual else wanted
+        return inner[valid], wanted - inner[valid] if residual else wanted, slab[~valid.any(axis=(1, 2))]
 
     moments = [Moments(), Moments()]
+    empty: list[np.ndarray] = []
     with ThreadPoolExecutor(workers) as pool:
-        for values in _in_order(pool, read, days, ahead=workers):
+        for *values, without in _in_order(pool, read, days, ahead=workers):
             moments = [m.merge(v) for m, v in zip(moments, values, strict=True)]
+            empty.append(without)
     if not moments[0].size:
         raise ValueError(
             f"The {sum(map(len, days))} training days have no observed cell inside the mask. Look at "
@@ -307,6 +312,10 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
             "The precipitation of the training days holds infinite values. Type "
             "ds['precipitation'].where(np.isfinite(ds['precipitation']))."
         )
+    without = np.concatenate(empty)
+    if without.size:
+        logger.warning("%d of %d training days have no observed cell inside the mask and teach nothing: %s.",
+                       without.size, sum(map(len, days)), pair.name(without))  # fmt: skip
     static = {
         name: Moments().merge(channel[pair.mask]).normalizer()
         for name, channel in zip(pair.config.static, pair.static, strict=True)
