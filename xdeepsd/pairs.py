@@ -215,7 +215,7 @@ def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
                 )
 
 
-def _chunk_edges(da: xr.DataArray) -> list[int]:
+def chunk_edges(da: xr.DataArray) -> list[int]:
     """Where the chunks along time begin and end; the two ends only if the array has no chunks."""
     size = da.sizes["time"]
     if da.chunks is not None:
@@ -235,8 +235,8 @@ def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
     """
     if not len(days):
         return []
-    fine = _chunk_edges(pair.fine)
-    common = sorted(set(fine) & set(_chunk_edges(pair.coarse)))
+    fine = chunk_edges(pair.fine)
+    common = sorted(set(fine) & set(chunk_edges(pair.coarse)))
     edges = common if max(b - a for a, b in pairwise(common)) <= limit else fine
     if len(edges) == 2 and pair.fine.chunks is None and "preferred_chunks" not in pair.fine.encoding:
         edges = [*range(0, edges[-1], limit), edges[-1]]
