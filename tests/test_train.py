@@ -758,3 +758,77 @@ def test_training_days_without_an_observation(caplog):
     coarse, fine = levels
     with pytest.raises(ValueError, match="No patch with enough land"):
         train_stage(coarse, fine.assign(mask=fine["mask"] & False), small())
+
+
+# --- the climatology --------------------------------------------------------------------------------------------------
+
+SPLIT = {
+    "static": ("elevation", "climatology"),
+    "validation": ("2001-01-15/2001-01-17",),
+    "test": ("2001-01-18/2001-01-20",),
+}
+
+
+def with_years(kind, first, last, folder):
+    fine, elevation = climate()
+    if kind == "memory":
+        return make_levels(fine, elevation, (2, 2), climatology=slice(first, last))
+    build_levels(fine, elevation, (2, 2), folder / "levels.zarr", climatology=slice(first, last))
+    return folder / "levels.zarr"
+
+
+@pytest.mark.parametrize("kind", ["memory", "store"])
+def test_a_climatology_of_validation_or_test_days_is_refused(kind, tmp_path, monkeypatch):
+    levels = with_years(kind, "2001", "2001-01-16", tmp_path)
+    config = small(**SPLIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_update", lambda *a: pytest.fail("trained"))
+        with pytest.raises(
+            ValueError, match=r"mean of 2001.*, with 2 validation days \(2001-01-15\.\.2001-01-16\)\. Needed"
+        ):
+            train_stack(levels, config, progress=False)
+        ladder_ = levels if kind == "memory" else open_levels(levels)
+        for pair in (ladder_[:2], ladder_[1:]):
+            with pytest.raises(ValueError, match="with 2 validation days"):
+                train_stage(*pair, config)
+        both = dataclasses.replace(
+            config, train=("2001-01-01",), validation=("2001-01-02",), test=("2001-01-03/2001-01-04",)
+        )
+        with pytest.raises(ValueError, match=r"1 validation days \(2001-01-02\) and 2 test days \(2001-01-03\.\.2001"):
+            train_stack(levels, both, progress=False)
+    train_stack(levels, small(validation=config.validation, test=config.test), progress=False)  # it takes none
+    # What the error says to do leads on.
+    model = train_stack([level.drop_vars("climatology") for level in ladder_], config, progress=False)
+    assert model.training["climatology"] == "mean of the training days (14 from 2001-01-01 to 2001-01-14)"
+    other_days = dataclasses.replace(config, validation=("2001-01-17",))
+    assert train_stack(levels, other_days, progress=False).training["climatology"].startswith("mean of 2001")
+
+
+@pytest.mark.parametrize("kind", ["memory", "store"])
+def test_a_climatology_of_training_days_is_recorded(kind, tmp_path, caplog):
+    model = train_stack(with_years(kind, "2001-01-01", "2001-01-14", tmp_path), small(**SPLIT), progress=False)
+    assert model.training["climatology"] == "mean of 2001-01-01/2001-01-14"
+    save_model(model, tmp_path / "model")
+    assert load_model(tmp_path / "model").training["climatology"] == model.training["climatology"]
+    assert "nothing is known of its years" not in caplog.text
+
+
+def test_a_given_climatology_is_said_once(caplog):
+    fine, elevation = climate()
+    normal = fine.mean("time").assign_attrs(units="mm day-1")
+    for given in (normal, normal.assign_attrs(years="1991-2020")):
+        caplog.clear()
+        model = train_stack(make_levels(fine, elevation, (2, 2), climatology=given), small(**SPLIT), progress=False)
+        assert model.training["climatology"] == "a given map, its years are not known"
+        assert caplog.text.count("nothing is known of its years") == 1
+
+
+def test_stages_of_other_training_days_want_a_climatology(store):
+    one, other_one = small(**SPLIT), small(**SPLIT | {"validation": ("2001-01-02",)})
+    with pytest.raises(ValueError, match=r"The stages have 2 sets of training days, .*--climatology-years YEAR YEAR"):
+        train_stack(store, [one, other_one], progress=False)
+    fine, elevation = climate()
+    levels = make_levels(fine, elevation, (2, 2), climatology=slice("2001-01-03", "2001-01-10"))
+    assert (
+        train_stack(levels, [one, other_one], progress=False).training["climatology"].startswith("mean of 2001-01-03")
+    )
