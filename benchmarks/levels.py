@@ -21,8 +21,8 @@ import xarray as xr
 import zarr
 from _report import figure, parser, report
 
-from xdeepsd.levels import disk as levels_module
 from xdeepsd.levels.disk import build_levels
+from xdeepsd.levels.store import COMPRESSOR
 
 SHAPE = (621, 1405)
 THREADS = 2
@@ -66,7 +66,7 @@ def read_and_write(fine: xr.DataArray, built: Path, out: Path) -> None:
                 chunks=like.chunks,
                 dtype=like.dtype,
                 fill_value=np.nan,
-                compressors=(levels_module._COMPRESSOR,),
+                compressors=(COMPRESSOR,),
             )
         )
     days = arrays[0].chunks[0]

@@ -1,6 +1,7 @@
 """The sweep over alpha: choice on validation days, restart, report; and training from a TOML file."""
 
 import dataclasses
+import json
 import logging
 import shutil
 import signal
@@ -153,6 +154,45 @@ def test_another_configuration_is_refused(swept, levels, config):
         run_sweep(levels, other, [0.5], 1, folder)
     with pytest.raises(ValueError, match="bins was 5, is 4"):
         run_sweep(levels, config, [0.5], 1, folder, bins=4)
+
+
+def test_other_precipitation_on_the_same_days_is_refused(swept, levels, config, tmp_path):
+    _, folder = swept
+    wet = [level.assign(precipitation=level["precipitation"] * 50) for level in levels]
+    with pytest.raises(ValueError, match=r"the precipitation of the same days was another one.*Give another folder"):
+        run_sweep(wet, config, [0.5], 1, folder)
+    renewed = [level.assign(precipitation=level["precipitation"].copy(deep=True)) for level in levels]
+    renewed[-1]["precipitation"][7] += 0.1  # a training day
+    with pytest.raises(ValueError, match="the precipitation of the same days was another one"):
+        run_sweep(renewed, config, [0.5], 1, folder)
+    copy = tmp_path / "sweep"  # of an xdeepsd that kept nothing of it
+    shutil.copytree(folder, copy)
+    about = json.loads((copy / "sweep.json").read_text())
+    del about["precipitation"]
+    (copy / "sweep.json").write_text(json.dumps(about))
+    run_sweep([level.chunk(time=9) for level in levels], config, [0.5, 1.0], 2, copy)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_days_without_an_observation(levels, config, tmp_path, part, caplog, monkeypatch):
+    """Known before hours of training, and by name."""
+    monkeypatch.setattr(sweep, "train_stacks", lambda *a, **k: pytest.fail("trained"))
+    days = getattr(config.split(levels[-1]["time"]), part)
+    gone = [level.where(~level["time"].isin(level["time"][days])) for level in levels]
+    with pytest.raises(
+        ValueError, match=rf"None of the 20 {part} days has an observed .*: 2001-03-.*Give other {part} days"
+    ):
+        run_sweep(gone, config, [0.5], 1, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+    few = [level.where(~level["time"].isin(level["time"][days[3:5]])) for level in levels]
+    with pytest.raises(pytest.fail.Exception):
+        run_sweep(
+            [level.assign(mask=levels[i]["mask"]) for i, level in enumerate(few)], config, [0.5], 1, tmp_path / "few"
+        )
+    assert f"Some {part} days have no observed cell inside the mask and count nothing: 2001-03-" in caplog.text
+    dry = [level.assign(precipitation=level["precipitation"] * 0) for level in levels]
+    with pytest.raises(ValueError, match=r"range from 0\.0 to 0\.0"):
+        run_sweep(dry, config, [0.5], 1, tmp_path / "dry")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -19,6 +20,7 @@ import xdeepsd
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.regrid import coarsen
 from xdeepsd.levels import disk as levels_module
+from xdeepsd.levels import store as levels_store
 from xdeepsd.levels.disk import build_levels, open_levels
 from xdeepsd.levels.memory import fit_edges, make_levels
 
@@ -263,7 +265,7 @@ def test_a_second_run_writes_nothing(tmp_path, monkeypatch):
     def forbidden(*args):
         raise AssertionError("written again")
 
-    monkeypatch.setattr(levels_module, "_write_region", forbidden)
+    monkeypatch.setattr(levels_module, "write_days", forbidden)
     assert_same_levels(build_levels(da, elevation(da), path=tmp_path / "l.zarr"), make_levels(da, elevation(da)))
 
 
@@ -292,21 +294,21 @@ def test_interrupted_while_writing(tmp_path, monkeypatch):
     """An error in the middle: open_levels shows the finished days only, the next run does the rest."""
     da = fine(20)
     path = tmp_path / "l.zarr"
-    write = levels_module._write_region
+    write = levels_module.write_days
 
-    def fails(store, start, *arrays):
-        if start >= 8:
+    def fails(store, days, *arrays):
+        if days[0] >= 8:
             raise OSError("disk full")
-        return write(store, start, *arrays)
+        return write(store, days, *arrays)
 
-    monkeypatch.setattr(levels_module, "_write_region", fails)
+    monkeypatch.setattr(levels_module, "write_days", fails)
     with pytest.raises(OSError, match="disk full"):
         build_levels(da, elevation(da), path=path, chunk_mb=small(da, 4))
     finished = open_levels(path)
     assert 0 < finished[0].sizes["time"] <= 8
     assert np.isfinite(finished[-1].precipitation[:, -1, -1]).all()
     written = []
-    monkeypatch.setattr(levels_module, "_write_region", lambda *a: written.append(a[1]) or write(*a))
+    monkeypatch.setattr(levels_module, "write_days", lambda *a: written.append(a[1][0]) or write(*a))
     out = build_levels(da, elevation(da), path=path, chunk_mb=small(da, 4))
     assert_same_levels(out, make_levels(da, elevation(da)))
     assert min(written) == finished[0].sizes["time"]
@@ -340,7 +342,7 @@ def test_interrupted_while_grown(tmp_path, monkeypatch, step):
     owner, name = {
         "time": (xr.Dataset, "to_zarr"),
         "resize": (zarr.Array, "resize"),
-        "consolidate": (levels_module, "_consolidate"),
+        "consolidate": (levels_store, "consolidate"),
     }[step]
     original = getattr(owner, name)
     with monkeypatch.context() as patch:
@@ -356,12 +358,12 @@ KILLED = """
     import numpy as np, xarray as xr
     sys.path.insert(0, {here!r})
     from test_levels import fine, elevation, small
-    from xdeepsd.levels import disk as levels
-    write = levels._write_region
+    from xdeepsd.levels.disk import disk as levels
+    write = levels.write_days
     def slowly(*arguments):
         time.sleep(0.05)
         return write(*arguments)
-    levels._write_region = slowly
+    levels.write_days = slowly
     da = fine(200, 8, 8)
     print("begin", flush=True)
     levels.build_levels(da, elevation(da), (2,), {path!r}, chunk_mb=small(da, 4))
@@ -392,6 +394,45 @@ def test_kill_9_at_any_moment(tmp_path):
     assert_same_levels(out, make_levels(da, elevation(da), (2,)))
 
 
+REWRITTEN = """
+    import sys, time
+    sys.path.insert(0, {here!r})
+    from test_levels import changed, fine, released, small
+    from xdeepsd.levels import disk as levels
+    da = changed(fine(200, 8, 8), range(1, 199), by={by})
+    ds = released(da, {number}, days=range(1, 199))
+    print("begin", flush=True)
+    levels.build_levels(ds, None, (2, 2, 2), {path!r}, chunk_mb=small(da, 4))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_while_days_are_written_again(tmp_path):
+    """Each kill leaves days of one release each; which of them, and days that are not done, the next run knows."""
+    da = fine(200, 8, 8)
+    path = tmp_path / "l.zarr"
+    build_levels(released(da, days=[]), path=path, chunk_mb=small(da, 4))
+    chance = np.random.default_rng()
+    versions = [da]
+    for number in (2, 3, 4):
+        versions.append(changed(da, range(1, 199), by=number))
+        code = textwrap.dedent(REWRITTEN).format(
+            here=str(Path(__file__).parent), path=str(path), by=number, number=number
+        )
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=dict(os.environ))
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(chance.uniform(0.2, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        levels = open_levels(path)
+        assert levels[0].sizes["time"] >= 200 - 4 * 8  # at most the chunks in flight
+        assert_days_are_whole(levels, *versions)
+    out = build_levels(released(versions[-1], 4, days=range(1, 199)), path=path)
+    assert_same_levels(out, make_levels(versions[-1]))
+
+
 def test_another_store_is_refused(tmp_path):
     da = fine(6)
     path = tmp_path / "l.zarr"
@@ -405,7 +446,7 @@ def test_another_store_is_refused(tmp_path):
         ({"static": elevation(da, 5)}, "holds another field of elevation"),
         ({"static": elevation(da).assign(slope=elevation(da).elevation)}, "holds no slope"),
         ({"climatology": slice("2000", "2001")}, "climatology years '2000/2000'; now '2000/2001'"),
-        ({"fine": da * 2}, "2000-01-01 is in .* with different data"),
+        ({"fine": da * 2}, r"6 days are in .* with different data \(up to .* apart\): 2000-01-01\.\.2000-01-06\."),
         ({"fine": fine(6, start="1999-12-30")}, "2 days before the last one of .*1999-12-30"),
     ]
     for changed, text in cases:
@@ -491,6 +532,237 @@ def test_a_distributed_cluster_writes_the_same(tmp_path):
     with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"):
         out = build_levels(da.chunk(time=2), path=tmp_path / "l.zarr", chunk_mb=small(da, 4))
         assert_same_levels(out, make_levels(da))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Days that were released anew
+
+
+def released(da, number=8, date="2001-01-01", days=slice(None)):
+    """As `xdeepsd fetch` leaves it: with numbers and dates of the releases, of which ``days`` are others."""
+    numbers, dates = np.full(da.sizes["time"], 1, np.int8), np.full(da.sizes["time"], "2000-06-01", "datetime64[ns]")
+    numbers[days], dates[days] = number, np.datetime64(date)
+    return xr.Dataset({"ppt": da, "ppt_release": ("time", numbers), "ppt_release_date": ("time", dates)})
+
+
+def changed(da, which, by=39.8):
+    da = da.copy()
+    da[which] += by
+    return da
+
+
+def contents(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@given(
+    first=st.integers(1, 20), per_chunk=st.integers(1, 20), seed=st.integers(0, 99),
+    renewed=st.sets(st.integers(0, 19), max_size=12), missing=st.sets(st.integers(0, 19), max_size=6),
+)  # fmt: skip
+@settings(max_examples=12)
+def test_days_that_were_released_anew_are_written_again(tmp_path_factory, first, per_chunk, seed, renewed, missing):
+    """Whatever days are renewed, come late or are appended, the levels are those of the newest data."""
+    da = fine(20, 8, 8, seed=seed)
+    arguments = {
+        "path": tmp_path_factory.mktemp("levels") / "l.zarr", "factors": (2,), "chunk_mb": small(da, per_chunk),
+        "allow_missing": True,
+    }  # fmt: skip
+    before = da[:first].copy()
+    before[sorted(day for day in missing if day < first - 1)] = np.nan  # they come with the second call
+    build_levels(released(before, days=[]).chunk(time=3), **arguments)
+    new = changed(da, sorted(renewed))
+    out = build_levels(released(new, days=sorted(renewed)).chunk(time=7), **arguments)
+    assert_same_levels(out, make_levels(new, factors=(2,), mask=np.isfinite(da[0])))
+
+
+def test_renewed_days_are_named_and_only_they_are_read(tmp_path, caplog):
+    da = fine(20)
+    path = tmp_path / "l.zarr"
+    build_levels(released(da, days=[]), path=path, chunk_mb=small(da, 6))
+    renewed = [3, 4, 5, 8, *range(12, 18)]
+    read = []
+
+    def count(block, block_info):
+        read.append(block_info[0]["array-location"][0][0])
+        return block
+
+    new = changed(da, renewed)
+    counted = new.copy(data=new.chunk(time=1).data.map_blocks(count, dtype=np.float32, meta=np.empty(0, np.float32)))
+    with caplog.at_level(logging.INFO, "xdeepsd"):
+        out = build_levels(released(counted, days=renewed), path=path, mask=np.isfinite(da[0]))
+    assert (
+        "10 days were released anew and are written again: 2000-01-04..2000-01-06, 2000-01-09, 2000-01-13"
+        in caplog.text
+    )
+    assert_same_levels(out, make_levels(new))
+    assert sorted(read) == sorted([0, *renewed, 19])  # the first and the last of the others, to be sure
+    before = contents(path)
+    build_levels(released(new, days=renewed), path=path)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize(
+    "of_new",
+    [
+        lambda da: da,
+        lambda da: da.to_dataset(),
+        lambda da: released(da).drop_vars("ppt_release_date"),  # of the same number: no sign of which is newer
+        lambda da: released(da, 7, "2000-12-31"),  # older
+        lambda da: released(da, 0),
+    ],
+    ids=["array", "dataset", "number", "older", "unknown"],
+)
+def test_other_days_must_be_the_same(tmp_path, of_new):
+    """A changed day is never passed over, wherever it is; an unchanged one is always taken."""
+    da = fine(20)
+    path = tmp_path / "l.zarr"
+    build_levels(released(da), path=path, chunk_mb=small(da, 6))
+    assert_same_levels(build_levels(of_new(da * np.float32(1 + 1e-7)), path=path), make_levels(da))
+    before = contents(path)
+    with pytest.raises(
+        ValueError,
+        match=r"3 days are in .*l\.zarr with different data \(up to 39\.8 mm day-1 apart\): 2000-01-08, "
+        r"2000-01-11\.\.2000-01-12\. .*newer releases .*--out NAME",
+    ):
+        build_levels(of_new(changed(da, [7, 10, 11])), path=path)
+    gap = da.copy()
+    gap[7, -1, -1] = np.nan
+    with pytest.raises(ValueError, match=r"1 days .* \(values are missing in one of them\): 2000-01-08"):
+        build_levels(of_new(gap), path=path)
+    assert contents(path) == before
+
+
+def test_releases_are_learned(tmp_path, caplog):
+    """A ladder of an older xdeepsd, or of files without dates, knows no release until days are compared."""
+    da = fine(8)
+    path = tmp_path / "l.zarr"
+    build_levels(da, path=path)
+    root = zarr.open_group(path, mode="r+")
+    del root["releases"]
+    with caplog.at_level(logging.INFO, "xdeepsd"):
+        build_levels(released(da, days=[]), path=path)
+    assert "Reading 8 days again" in caplog.text
+    caplog.clear()
+    new = changed(da, [2, 5])
+    with caplog.at_level(logging.INFO, "xdeepsd"):
+        out = build_levels(released(new, days=[2, 5]), path=path, mask=np.isfinite(da[0]))
+    assert "Reading" not in caplog.text
+    assert_same_levels(out, make_levels(new))
+
+
+def assert_days_are_whole(levels, *versions):
+    """Each day is that of one of the versions, the same one in all levels."""
+    whole = []
+    for version in versions:
+        pairs = zip(levels, make_levels(version.sel(time=levels[0].time)), strict=True)
+        same = [np.isclose(a.precipitation, b.precipitation, equal_nan=True).all(axis=(1, 2)) for a, b in pairs]
+        whole.append(np.all(same, axis=0))
+    assert np.any(whole, axis=0).all()
+
+
+@pytest.mark.parametrize("at", ["done", "level_0/precipitation", "level_3/precipitation", "releases"])
+def test_interrupted_while_days_are_written_again(tmp_path, monkeypatch, caplog, at):
+    """Killed at any moment: a day is the old one or the new one in all levels, or it is left out."""
+    da = fine(20)
+    path = tmp_path / "l.zarr"
+    arguments = {"path": path, "chunk_mb": small(da, 6), "climatology": slice("2000-01-01", "2000-01-10")}
+    build_levels(released(da, days=[]), **arguments)
+    renewed = [2, 3, 4, 8, 15]
+    new = changed(da, renewed)
+    write, get = levels_store.write_days, levels_store.get_array
+
+    def fails(path, days, *arrays):
+        with monkeypatch.context() as patch:
+            patch.setattr(levels_store, "get_array", lambda root, name: get(root, name if name != at else 1 / 0))
+            write(path, days, *arrays)
+
+    with monkeypatch.context() as patch, dask.config.set(scheduler="synchronous"):
+        patch.setattr(levels_module, "write_days", lambda *a: fails(*a) if a[1][0] == 8 else write(*a))
+        with pytest.raises(ZeroDivisionError):
+            build_levels(released(new, days=renewed), **arguments)
+    levels = open_levels(path)
+    assert "climatology" not in levels[0]
+    assert "the climatology of 2000-01-01/2000-01-10 is not computed from the days that are there" in caplog.text
+    assert set(da.time.values) - set(levels[0].time.values) <= {da.time.values[8]}
+    assert_days_are_whole(levels, da, new)
+    out = build_levels(released(new, days=renewed), **arguments)
+    assert_same_levels(out, make_levels(new, climatology=slice("2000-01-01", "2000-01-10"), mask=np.isfinite(da[0])))
+
+
+def test_the_climatology_follows_renewed_days(tmp_path, caplog):
+    da = fine(12)
+    path, years = tmp_path / "l.zarr", slice("2000-01-01", "2000-01-08")
+    build_levels(released(da, days=[]), path=path, climatology=years)
+    later = changed(da, [10])
+    caplog.clear()
+    out = build_levels(released(later, days=[10]), path=path)  # no training day
+    assert "train models again" not in caplog.text
+    np.testing.assert_allclose(out[-1].climatology, da[:8].mean("time"), rtol=1e-5)
+    new = changed(later, [4])
+    out = build_levels(released(new, days=[4, 10]), path=path)
+    assert "It was another one before: train models again that were trained with that" in caplog.text
+    np.testing.assert_allclose(out[-1].climatology, new[:8].mean("time"), rtol=1e-5)
+    assert out[0].climatology.attrs["years"] == out[-1].climatology.attrs["years"] == "2000-01-01/2000-01-08"
+
+
+def test_days_of_one_chunk_that_come_late(tmp_path):
+    """Several gaps of a chunk are filled at once: none undoes the other."""
+    da = fine(40, 8, 8)
+    for attempt in range(5):
+        path = tmp_path / f"{attempt}.zarr"
+        gaps = da.copy()
+        gaps[1::2] = np.nan
+        build_levels(gaps, path=path, factors=(2,), allow_missing=True)
+        assert_same_levels(build_levels(da, path=path, factors=(2,)), make_levels(da, factors=(2,)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What must not be touched
+
+
+@pytest.mark.parametrize(
+    ("taken", "chunks"),
+    [
+        (lambda ds: ds, {}),
+        (lambda ds: ds, None),
+        (lambda ds: ds["precipitation"], {}),
+        (lambda ds: ds["precipitation"].assign_coords(time=ds.time + np.timedelta64(6, "D")), None),
+        (lambda ds: ds.map(lambda da: da * 2), {}),
+        (lambda ds: xr.concat([ds, ds.assign_coords(time=ds.time + np.timedelta64(6, "D"))], "time"), {}),
+    ],
+)
+def test_a_store_is_not_its_own_input(tmp_path, taken, chunks):
+    da = fine(6).rename("precipitation")
+    path = tmp_path / "l.zarr"
+    build_levels(da, path=path)
+    before = contents(path)
+    level = xr.open_zarr(path, group="level_3", chunks=chunks)
+    with pytest.raises(
+        ValueError, match=r"read from .*l\.zarr, and the levels would be written to .*l\.zarr: into what"
+    ):
+        build_levels(taken(level[["precipitation"]]), path=path)
+    assert contents(path) == before
+
+
+def test_an_interrupted_store_with_something_of_the_user_is_left(tmp_path):
+    da = fine(3)
+    path = tmp_path / "l.zarr"
+    build_levels(da, path=path)
+    zarr.open_group(path, mode="r+").attrs["ready"] = False
+    (path / "thesis").mkdir()
+    (path / "thesis" / "chapter.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"it holds \['thesis'\], which build_levels did not write.*--out NAME"):
+        build_levels(da, path=path)
+    assert (path / "thesis" / "chapter.tex").read_text() == "mine"
+
+
+def test_training_years_have_two_ends(tmp_path):
+    with pytest.raises(ValueError, match=r"slice\(None, '2005', None\).*Needed: the first and the last"):
+        build_levels(fine(3), path=tmp_path / "l.zarr", climatology=slice(None, "2005"))
+    assert not (tmp_path / "l.zarr").exists()
+    assert (
+        make_levels(fine(3), climatology=slice(None, "2000"))[0].climatology.attrs["years"] == "2000-01-01/2000-01-03"
+    )
 
 
 def test_public_names():

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 
+import dask.array
 import numpy as np
 import pandas as pd
 import pytest
@@ -625,3 +626,212 @@ def test_climatology_is_of_the_training_days_only(store):
     mean = static_fields(store, config)["climatology"]
     fine = xr.open_zarr(store, group="level_2")["precipitation"]
     np.testing.assert_allclose(mean, fine.isel(time=slice(10, None)).mean("time"), rtol=1e-5)
+
+
+# --- other data under the same days -----------------------------------------------------------------------------------
+
+
+def interrupted(coarse, fine, config, folder, monkeypatch, at=15):
+    """A training that is killed at a step."""
+    update = train._update
+
+    def stop(state, *arguments):
+        if state.step == at:
+            raise KeyboardInterrupt
+        return update(state, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_stage(coarse, fine, config, checkpoint_dir=folder)
+
+
+def other(ds, days, by=50.0):
+    rain = ds["precipitation"].copy(deep=True).load()
+    rain[days] *= by
+    return ds.assign(precipitation=rain if ds["precipitation"].chunks is None else rain.chunk(time=3))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("validation", [None, 0.2])
+def test_resume_with_other_precipitation_on_the_same_days(tmp_path, monkeypatch, finished, validation):
+    coarse, fine = pair_of_levels(days=15, chunks=3)
+    config = small(validation=validation)
+    if finished:
+        train_stage(coarse, fine, config, checkpoint_dir=tmp_path)
+    else:
+        interrupted(coarse, fine, config, tmp_path, monkeypatch)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for levels in ([other(coarse, slice(None)), other(fine, slice(None))], [coarse, other(fine, slice(None), 1.001)],
+                   [other(coarse, slice(None)), fine]):  # fmt: skip
+        with pytest.raises(ValueError, match=r"precipitation of 1 days is another one .*: 2001-01-01\. .*new folder"):
+            train_stage(*levels, config, checkpoint_dir=tmp_path, resume=True)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("day", [4, 11, 13])
+def test_resume_with_a_single_renewed_day(tmp_path, monkeypatch, day):
+    """It is found when it is read, before anything is learned from it; so the checkpoints go on with the old data."""
+    coarse, fine = pair_of_levels(days=15, chunks=3)
+    config = small(validation=("2001-01-13/2001-01-15",), steps=80, buffer=0.03, checkpoint_every=5)
+    straight = train_stage(coarse, fine, config)
+    interrupted(coarse, fine, config, tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=rf"precipitation of 1 days is another one .*: 2001-01-{day + 1:02d}\."):
+        train_stage(coarse, other(fine, [day], 1.001), config, checkpoint_dir=tmp_path, resume=True)
+    resumed = train_stage(coarse, fine, config, checkpoint_dir=tmp_path, resume=True)
+    assert torch.equal(weights(resumed.stage), weights(straight.stage))
+
+
+def test_data_that_change_while_they_are_trained_on(tmp_path, monkeypatch):
+    """A ladder whose days are written again meanwhile is no data to learn from."""
+    coarse, fine = pair_of_levels(days=15)
+    values = fine["precipitation"].values.copy()
+
+    def read(block_info):
+        (first, last), *_ = block_info[None]["array-location"]
+        return values[first:last]
+
+    lazy = dask.array.map_blocks(read, chunks=((3,) * 5, *((n,) for n in values.shape[1:])), dtype=np.float32)
+    changing = fine.assign(precipitation=fine["precipitation"].copy(data=lazy))
+    update = train._update
+
+    def renew(state, *arguments):
+        if state.step == 12:
+            values[7] += 1
+        return update(state, *arguments)
+
+    monkeypatch.setattr(train, "_update", renew)
+    with pytest.raises(ValueError, match=r"of 1 days is another one than when this training began: 2001-01-08\."):
+        train_stage(coarse, changing, small(steps=500, buffer=0.03), checkpoint_dir=tmp_path)
+
+
+def test_a_checkpoint_of_before_digests_goes_on(tmp_path, monkeypatch):
+    coarse, fine = pair_of_levels(days=15, chunks=3)
+    interrupted(coarse, fine, small(), tmp_path, monkeypatch)
+    [path] = checkpoints(tmp_path)
+    state = torch.load(path)
+    del state["digests"]
+    torch.save(state, path)
+    straight = train_stage(coarse, fine, small())
+    resumed = train_stage(coarse, fine, small(), checkpoint_dir=tmp_path, resume=True)
+    assert torch.equal(weights(resumed.stage), weights(straight.stage))
+
+
+# --- days without observations ----------------------------------------------------------------------------------------
+
+
+def without(levels, days):
+    return [ds.assign(precipitation=ds["precipitation"].where(~ds["time"].isin(ds["time"][days]))) for ds in levels]
+
+
+@pytest.mark.parametrize("chunks", [None, 5])
+def test_validation_days_without_an_observation(tmp_path, caplog, chunks):
+    levels = pair_of_levels(days=15, chunks=chunks)
+    config = small(validation=("2001-01-05/2001-01-06", "2001-01-12"))
+    with pytest.raises(
+        ValueError, match=r"None of the 3 validation days .*: 2001-01-05\.\.2001-01-06, 2001-01-12\. .*validation=\["
+    ):
+        train_stage(*without(levels, [4, 5, 11]), config, checkpoint_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+    # Days that are observed outside the mask only, or not on the coarse grid
+    coarse, fine = levels
+    only_outside = fine["precipitation"].where(~fine["mask"] | ~fine["time"].isin(fine["time"][[4, 5, 11]]))
+    with pytest.raises(ValueError, match="None of the 3 validation days"):
+        train_stage(coarse, fine.assign(precipitation=only_outside), config)
+    with pytest.raises(ValueError, match="None of the 3 validation days"):
+        train_stage(without([coarse], [4, 5, 11])[0], fine, config)
+    # Some of them count nothing, and it is said.
+    part = train_stage(*without(levels, [4, 11]), config)
+    assert (
+        "2 of 3 validation days have no observed cell inside the mask and count nothing: 2001-01-05, 2001-01-12."
+        in (caplog.text)
+    )
+    assert part.summary["rmse_interpolation"] > 0
+    assert part.history["rmse"].min() > 0
+    one = train_stage(*without(levels, [4, 11]), small(validation=("2001-01-06",)))
+    assert one.summary["rmse_interpolation"] == pytest.approx(part.summary["rmse_interpolation"])
+
+
+def test_training_days_without_an_observation(caplog):
+    levels = pair_of_levels(days=15, chunks=5)
+    train_stage(*without(levels, [2, 3, 7]), small())
+    assert "3 of 12 training days have no observed cell inside the mask and teach nothing: 2001-01-03" in caplog.text
+    with pytest.raises(ValueError, match="The 12 training days have no observed cell inside the mask"):
+        train_stage(*without(levels, range(12)), small())
+    coarse, fine = levels
+    with pytest.raises(ValueError, match="No patch with enough land"):
+        train_stage(coarse, fine.assign(mask=fine["mask"] & False), small())
+
+
+# --- the climatology --------------------------------------------------------------------------------------------------
+
+SPLIT = {
+    "static": ("elevation", "climatology"),
+    "validation": ("2001-01-15/2001-01-17",),
+    "test": ("2001-01-18/2001-01-20",),
+}
+
+
+def with_years(kind, first, last, folder):
+    fine, elevation = climate()
+    if kind == "memory":
+        return make_levels(fine, elevation, (2, 2), climatology=slice(first, last))
+    build_levels(fine, elevation, (2, 2), folder / "levels.zarr", climatology=slice(first, last))
+    return folder / "levels.zarr"
+
+
+@pytest.mark.parametrize("kind", ["memory", "store"])
+def test_a_climatology_of_validation_or_test_days_is_refused(kind, tmp_path, monkeypatch):
+    levels = with_years(kind, "2001", "2001-01-16", tmp_path)
+    config = small(**SPLIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_update", lambda *a: pytest.fail("trained"))
+        with pytest.raises(
+            ValueError, match=r"mean of 2001.*, with 2 validation days \(2001-01-15\.\.2001-01-16\)\. Needed"
+        ):
+            train_stack(levels, config, progress=False)
+        ladder_ = levels if kind == "memory" else open_levels(levels)
+        for pair in (ladder_[:2], ladder_[1:]):
+            with pytest.raises(ValueError, match="with 2 validation days"):
+                train_stage(*pair, config)
+        both = dataclasses.replace(
+            config, train=("2001-01-01",), validation=("2001-01-02",), test=("2001-01-03/2001-01-04",)
+        )
+        with pytest.raises(ValueError, match=r"1 validation days \(2001-01-02\) and 2 test days \(2001-01-03\.\.2001"):
+            train_stack(levels, both, progress=False)
+    train_stack(levels, small(validation=config.validation, test=config.test), progress=False)  # it takes none
+    # What the error says to do leads on.
+    model = train_stack([level.drop_vars("climatology") for level in ladder_], config, progress=False)
+    assert model.training["climatology"] == "mean of the training days (14 from 2001-01-01 to 2001-01-14)"
+    other_days = dataclasses.replace(config, validation=("2001-01-17",))
+    assert train_stack(levels, other_days, progress=False).training["climatology"].startswith("mean of 2001")
+
+
+@pytest.mark.parametrize("kind", ["memory", "store"])
+def test_a_climatology_of_training_days_is_recorded(kind, tmp_path, caplog):
+    model = train_stack(with_years(kind, "2001-01-01", "2001-01-14", tmp_path), small(**SPLIT), progress=False)
+    assert model.training["climatology"] == "mean of 2001-01-01/2001-01-14"
+    save_model(model, tmp_path / "model")
+    assert load_model(tmp_path / "model").training["climatology"] == model.training["climatology"]
+    assert "nothing is known of its years" not in caplog.text
+
+
+def test_a_given_climatology_is_said_once(caplog):
+    fine, elevation = climate()
+    normal = fine.mean("time").assign_attrs(units="mm day-1")
+    for given in (normal, normal.assign_attrs(years="1991-2020")):
+        caplog.clear()
+        model = train_stack(make_levels(fine, elevation, (2, 2), climatology=given), small(**SPLIT), progress=False)
+        assert model.training["climatology"] == "a given map, its years are not known"
+        assert caplog.text.count("nothing is known of its years") == 1
+
+
+def test_stages_of_other_training_days_want_a_climatology(store):
+    one, other_one = small(**SPLIT), small(**SPLIT | {"validation": ("2001-01-02",)})
+    with pytest.raises(ValueError, match=r"The stages have 2 sets of training days, .*--climatology-years YEAR YEAR"):
+        train_stack(store, [one, other_one], progress=False)
+    fine, elevation = climate()
+    levels = make_levels(fine, elevation, (2, 2), climatology=slice("2001-01-03", "2001-01-10"))
+    assert (
+        train_stack(levels, [one, other_one], progress=False).training["climatology"].startswith("mean of 2001-01-03")
+    )

@@ -48,9 +48,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     console.print("[bold]2[/] The resolution ladder: three levels above the finest, each of half the resolution")
     fine = xr.open_zarr(out / "fine.zarr")
     static = fine[["elevation"]].compute()
-    build_levels(
-        fine["precipitation"], static, FACTORS, out / "levels.zarr", climatology=slice(str(years[0]), str(years[-2]))
-    )
+    build_levels(fine["precipitation"], static, FACTORS, out / "levels.zarr")
     levels = open_levels(out / "levels.zarr")
 
     console.print(f"[bold]3[/] Training three stages on {years[0]} and {years[1]}; {years[2]} is held out")

@@ -14,9 +14,11 @@ import math
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from xdeepsd.evaluation.plot import plot_sweep
 from xdeepsd.evaluation.significance import significance
 from xdeepsd.grids.interpolate import interpolate
 from xdeepsd.inference.downscale import downscale
+from xdeepsd.levels.days import name_days
+from xdeepsd.levels.pairs import chunk_edges
 from xdeepsd.models.files import load_model, save_model
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.training.config import TrainConfig
@@ -117,7 +121,8 @@ def run_sweep(
     Raises
     ------
     ValueError
-        No validation or test days, another configuration in ``folder`` (it says what differs), an unknown choice.
+        No validation or test days, or none with an observation; another configuration or other precipitation in
+        ``folder`` (it says what differs); an unknown choice.
     """
     configs = [config] * (len(levels) - 1) if isinstance(config, TrainConfig) else list(config)
     alphas = sorted({0.0, *map(float, alphas)})
@@ -133,6 +138,13 @@ def run_sweep(
                 f"The configuration names no {name} days. Needed: alpha is chosen on validation days and reported on "
                 f"test days. Give both, such as validation = [2004, 2005] and test = [2006] under [training]."
             )
+    # Before hours of training: days on which no error can be known end it here.
+    between = pd.concat(
+        [
+            _interpolation(levels, days, part, bins).assign(part=part, alpha=np.nan, seed=-1)
+            for part, days in (("validation", split.validation), ("test", split.test))
+        ]
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(folder, levels, configs, bins)
@@ -175,12 +187,8 @@ def run_sweep(
             "The test days were looked at before, at another choice of alpha (%s): what they say of alpha %g is no "
             "longer independent of the choice.", ", ".join(sorted(before)), best,
         )  # fmt: skip
-    between = [
-        _evaluate(levels, days, {}, bins).assign(part=part, alpha=np.nan, seed=-1)
-        for part, days in (("validation", split.validation), ("test", split.test))
-    ]
     test = _gather(folder, [(alpha, seed) for alpha in tested for seed in seeds], "test")
-    table = pd.concat([validation, test, *between], ignore_index=True)
+    table = pd.concat([validation, test, between], ignore_index=True)
     table = table[["part", "name", "alpha", "seed", "rank", "low", "high", "count", "rmse", "mae"]]
     table["chosen"] = table["alpha"] == best
     _write(table, folder / _TABLE)
@@ -228,16 +236,44 @@ def _evaluate(
     scheduler: str | None = None,
 ) -> pd.DataFrame:
     """Rows of `bin_errors` of the models on some days, or of interpolation where there is none."""
-    coarse, truth = levels[0][["precipitation"]].isel(time=days), levels[-1]["precipitation"].isel(time=days)
-    if "mask" in levels[-1]:
-        truth = truth.where(levels[-1]["mask"])
+    coarse, truth, between = _fields(levels, days)
     fields = {
         name: downscale(coarse, model)["precipitation"].assign_coords(truth.coords) for name, model in models.items()
     }
-    between = interpolate(coarse["precipitation"], truth)
-    truth = truth.where(between.notnull())
     edges = bin_edges(truth, bins, scheduler=scheduler)
     return bin_errors(fields or {BASELINE: between}, truth, edges=list(edges), scheduler=scheduler)
+
+
+def _fields(levels: Sequence[xr.Dataset], days: np.ndarray) -> tuple[xr.Dataset, xr.DataArray, xr.DataArray]:
+    """The coarsest level on some days, what was observed of the finest (NaN where not wanted), and interpolation."""
+    coarse, truth = levels[0][["precipitation"]].isel(time=days), levels[-1]["precipitation"].isel(time=days)
+    if "mask" in levels[-1]:
+        truth = truth.where(levels[-1]["mask"])
+    between = interpolate(coarse["precipitation"], truth)
+    return coarse, truth.where(between.notnull()), between
+
+
+def _interpolation(levels: Sequence[xr.Dataset], days: np.ndarray, part: str, bins: int) -> pd.DataFrame:
+    """Rows of interpolation. ValueError where none of the days has an observation, or all values are the same."""
+    truth = _fields(levels, days)[1]
+    there = truth.notnull().any(("lat", "lon")).values
+    empty = name_days(truth["time"].to_index()[~there])
+    if not there.any():
+        raise ValueError(
+            f"None of the {len(days)} {part} days has an observed cell inside the mask: {empty}. Needed: days with "
+            f"observations, or nothing is known of the error. Give other {part} days under [training]."
+        )
+    if empty:
+        logger.warning("Some %s days have no observed cell inside the mask and count nothing: %s.", part, empty)
+    return _evaluate(levels, days, {}, bins)
+
+
+def _digest(da: xr.DataArray) -> int:
+    """Checksum of all values, read a chunk of days at a time."""
+    da, found = da.transpose("time", "lat", "lon"), 0
+    for first, last in pairwise(chunk_edges(da)):
+        found = zlib.crc32(np.ascontiguousarray(da.isel(time=slice(first, last)).values, np.float32).data, found)
+    return found
 
 
 def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[TrainConfig], bins: int) -> None:
@@ -248,6 +284,7 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
         "bins": bins,
         "levels": [[int(level.sizes[dim]) for dim in ("time", "lat", "lon")] for level in levels],
         "days": [str(days[0])[:10], str(days[-1])[:10]],
+        "precipitation": [_digest(level["precipitation"]) for level in levels],
     }
     now = json.loads(json.dumps(now))
     path = folder / _ABOUT
@@ -258,6 +295,8 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
     different = [
         f"{key} was {then.get(key)}, is {now[key]}" for key in ("bins", "levels", "days") if now[key] != then.get(key)
     ]
+    if now["precipitation"] != then.get("precipitation", now["precipitation"]):
+        different.append("the precipitation of the same days was another one")
     for i, (old, new) in enumerate(zip(then["stages"], now["stages"], strict=False)):
         different += [
             f"{key} of stage {i} was {old.get(key)!r}, is {new.get(key)!r}"

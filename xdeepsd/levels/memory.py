@@ -170,8 +170,9 @@ def _climatology(
 ) -> xr.DataArray | None:
     """Mean precipitation on the finest grid, mm day-1: computed from training years, given, or None. Lazy."""
     if isinstance(climatology, slice):
-        mean = training_years(fine, climatology).mean("time", skipna=True, dtype=np.float64)
-        return mean.assign_attrs(years=f"{climatology.start}/{climatology.stop}")
+        days = training_years(fine, climatology)
+        first, last = (str(days["time"].values[i])[:10] for i in (0, -1))
+        return days.mean("time", skipna=True, dtype=np.float64).assign_attrs(years=f"{first}/{last}")
     given = maps.pop(CLIMATOLOGY, None)
     if climatology is not None:
         given = _on_grid(_only_map(climatology), fine, CLIMATOLOGY)
@@ -280,7 +281,10 @@ def make_levels(
         covered = level_mean(finest["mask"], factor, precipitation) if factor > 1 else finest["mask"]
         level["mask"] = covered > 0 if factor > 1 else covered
         for variable_name, array in level.data_vars.items():
-            array.attrs = dict(ATTRS.get(str(variable_name), finest[variable_name].attrs))
+            attrs = finest[variable_name].attrs
+            array.attrs = dict(ATTRS.get(str(variable_name), attrs))
+            if variable_name == CLIMATOLOGY and "years" in attrs:
+                array.attrs["years"] = attrs["years"]
         for name, attrs in COORD_ATTRS.items():
             level[name].attrs = dict(attrs)
         level["land_fraction"] = level["land_fraction"].fillna(0.0)

@@ -5,10 +5,12 @@ All of it stays lazy; `xdeepsd.levels.patches` cuts what training sees from it.
 
 from __future__ import annotations
 
+import logging
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,12 +19,17 @@ import numpy as np
 import torch
 import xarray as xr
 
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
+from xdeepsd.levels.days import name_days
+from xdeepsd.levels.splits import Split, within
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.stage import interpolated_input
 from xdeepsd.models.static import CLIMATOLOGY, stage_channels
 from xdeepsd.models.transform import transform
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +48,9 @@ class Pair:
         The network that will learn from it.
     transform
         Of precipitation, see `xdeepsd.Stage`.
+    digests
+        ``(time,)`` int64: checksum of the values of each day as they were first read, -1 before. A checkpoint keeps
+        them.
     """
 
     coarse: xr.DataArray
@@ -49,6 +59,10 @@ class Pair:
     mask: np.ndarray
     config: SRCNNConfig
     transform: str | None = None
+    digests: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digests", np.full(self.fine.sizes["time"], -1, np.int64))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,11 +79,33 @@ class Pair:
         target
             ``(day, lat, lon)``: fine precipitation; NaN where the loss must not look: not observed, outside the
             mask, inside a missing coarse cell.
+
+        Raises
+        ------
+        ValueError
+            A day has other values than when it was first read.
         """
         factor = self.config.factor
         coarse, target = _values(self.coarse, days), _values(self.fine, days)
+        self._check_digests(days, coarse, target)
         unusable = np.repeat(np.repeat(np.isnan(coarse), factor, axis=1), factor, axis=2) | ~self.mask
         return fill_nearest(coarse, self.config.halo), np.where(unusable, np.float32(np.nan), target)
+
+    def _check_digests(self, days: np.ndarray, coarse: np.ndarray, fine: np.ndarray) -> None:
+        found = np.array([zlib.crc32(f, zlib.crc32(c)) for c, f in zip(coarse, fine, strict=True)])
+        before = self.digests[days]
+        changed = days[(before >= 0) & (before != found)]
+        if changed.size:
+            raise ValueError(
+                f"The precipitation of {changed.size} days is another one than when this training began: "
+                f"{self.name(changed)}. Needed: the same data until it ends, also after resume=True. Give the levels "
+                "as they were, or train anew in a new folder."
+            )
+        self.digests[days] = found
+
+    def name(self, days: np.ndarray) -> str:
+        """Days, given as positions along time, as text."""
+        return name_days(self.fine["time"].to_index()[days])
 
     def read(self, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The network's input before normalisation, and the target, of some days.
@@ -93,7 +129,7 @@ def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
     if isinstance(block, dask.array.Array):
         # The threads of the loader are the parallelism; inside a Dask worker this must not ask the scheduler.
         block = block.compute(scheduler="synchronous")
-    return np.asarray(block, np.float32)[days - first]
+    return np.ascontiguousarray(np.asarray(block, np.float32)[days - first])
 
 
 def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_transform: str | None = None) -> Pair:
@@ -154,6 +190,62 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     return Pair(low, high, static, mask, config, target_transform)
 
 
+def factor_between(coarse: xr.Dataset, fine: xr.Dataset) -> int:
+    """Fine cells per coarse cell along an axis."""
+    return max(1, round(fine.sizes["lat"] / max(coarse.sizes["lat"], 1)))
+
+
+def with_climatology(
+    coarse: xr.Dataset, fine: xr.Dataset, static: Sequence[str], split: Split
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Both levels with a climatology if the network wants one: the given one, else the mean of the training days.
+
+    Its attribute ``origin`` says which. Raises ValueError where the given one is the mean of years (its attribute
+    ``years``, as `make_levels` and `build_levels` leave it) with validation or test days among them: their errors would
+    be too small. Where its years are not known, the log says so.
+    """
+    if CLIMATOLOGY not in static:
+        return coarse, fine
+    if CLIMATOLOGY not in fine:
+        origin = f"mean of the training days ({_days(fine['time'][split.train])})"
+        logger.info("No climatology given: taking the %s.", origin)
+        mean = fine["precipitation"].isel(time=split.train).mean("time").compute(scheduler="threads")
+        mean.attrs = {"units": fine["precipitation"].attrs.get("units", ""), "long_name": "mean of the training days"}
+        fine = fine.assign({CLIMATOLOGY: mean.astype(np.float32)})
+        coarse = coarse.drop_vars(CLIMATOLOGY, errors="ignore")
+    else:
+        origin = _check_climatology(fine, split)
+    fine = fine.assign({CLIMATOLOGY: fine[CLIMATOLOGY].assign_attrs(origin=origin)})
+    if CLIMATOLOGY not in coarse:
+        # By threads, never by the cluster in whose task this may run
+        field = np.asarray(fine[CLIMATOLOGY].transpose("lat", "lon").compute(scheduler="threads"))
+        coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), block_mean(field, factor_between(coarse, fine)))})
+    return coarse, fine
+
+
+def _check_climatology(fine: xr.Dataset, split: Split) -> str:
+    """What the years of a given climatology are; ValueError where validation or test days are among them."""
+    years = fine[CLIMATOLOGY].attrs.get("years")
+    if not isinstance(years, str) or "/" not in years:
+        logger.warning(
+            "The climatology is a given map, and nothing is known of its years. If validation or test days are among "
+            "them, the errors of these days are too small."
+        )
+        return "a given map, its years are not known"
+    index, days = fine["time"].to_index(), within(fine["time"], years)
+    parts = {name: np.intersect1d(days, part) for name, part in split._asdict().items() if name != "train"}
+    found = [f"{len(part)} {name} days ({name_days(index[part])})" for name, part in parts.items() if len(part)]
+    if found:
+        raise ValueError(
+            f"The climatology in the levels is the mean of {years}, with {' and '.join(found)}. Needed: one without "
+            "them, or their errors would be too small. Type [level.drop_vars('climatology') for level in levels], and "
+            "training takes the mean of its days; or build levels at another path with the climatology of the training "
+            "years (xdeepsd prepare --climatology-years FIRST LAST --out NAME), or with none; or give other days for "
+            "validation and test."
+        )
+    return f"mean of {years}"
+
+
 def _days(da: xr.DataArray) -> str:
     if not da.sizes["time"]:
         return "no day"
@@ -182,7 +274,7 @@ def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
                 )
 
 
-def _chunk_edges(da: xr.DataArray) -> list[int]:
+def chunk_edges(da: xr.DataArray) -> list[int]:
     """Where the chunks along time begin and end; the two ends only if the array has no chunks."""
     size = da.sizes["time"]
     if da.chunks is not None:
@@ -202,8 +294,8 @@ def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
     """
     if not len(days):
         return []
-    fine = _chunk_edges(pair.fine)
-    common = sorted(set(fine) & set(_chunk_edges(pair.coarse)))
+    fine = chunk_edges(pair.fine)
+    common = sorted(set(fine) & set(chunk_edges(pair.coarse)))
     edges = common if max(b - a for a, b in pairwise(common)) <= limit else fine
     if len(edges) == 2 and pair.fine.chunks is None and "preferred_chunks" not in pair.fine.encoding:
         edges = [*range(0, edges[-1], limit), edges[-1]]
@@ -252,21 +344,23 @@ class Normalizers:
 def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> Normalizers:
     """Exact means and standard deviations over the cells that count in the loss, a slab of days at a time.
 
-    Raises ValueError where the days hold no observed cell, or an infinite value.
+    Raises ValueError where the days hold no observed cell, or an infinite value. Days without one are named in the log.
     """
     radius, residual = pair.config.radius, pair.config.residual
 
-    def read(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         interpolated, target = pair.read(slab)
         inner = interpolated[:, radius:-radius, radius:-radius] if radius else interpolated
         valid = ~np.isnan(target)
         wanted = transform(torch.from_numpy(target[valid]), pair.transform).numpy()
-        return inner[valid], wanted - inner[valid] if residual else wanted
+        return inner[valid], wanted - inner[valid] if residual else wanted, slab[~valid.any(axis=(1, 2))]
 
     moments = [Moments(), Moments()]
+    empty: list[np.ndarray] = []
     with ThreadPoolExecutor(workers) as pool:
-        for values in _in_order(pool, read, days, ahead=workers):
+        for *values, without in _in_order(pool, read, days, ahead=workers):
             moments = [m.merge(v) for m, v in zip(moments, values, strict=True)]
+            empty.append(without)
     if not moments[0].size:
         raise ValueError(
             f"The {sum(map(len, days))} training days have no observed cell inside the mask. Look at "
@@ -277,6 +371,10 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
             "The precipitation of the training days holds infinite values. Type "
             "ds['precipitation'].where(np.isfinite(ds['precipitation']))."
         )
+    without = np.concatenate(empty)
+    if without.size:
+        logger.warning("%d of %d training days have no observed cell inside the mask and teach nothing: %s.",
+                       without.size, sum(map(len, days)), pair.name(without))  # fmt: skip
     static = {
         name: Moments().merge(channel[pair.mask]).normalizer()
         for name, channel in zip(pair.config.static, pair.static, strict=True)

@@ -81,21 +81,26 @@ def split_days(
     return Split(chosen["train"], chosen["validation"], chosen["test"])
 
 
-def _select(time: xr.DataArray, wanted: Sequence[int | str], name: str) -> np.ndarray:
+def within(time: xr.DataArray, period: str) -> np.ndarray:
+    """Positions along ``time`` of the days of a period: ``"2004"``, ``"2004-07"`` or ``"2004-06-01/2004-08-31"``."""
+    first, _, end = period.partition("/")
     positions = xr.DataArray(np.arange(time.size), {"time": time.values}, ("time",))
+    return positions.sel(time=slice(first, end or first)).values
+
+
+def _select(time: xr.DataArray, wanted: Sequence[int | str], name: str) -> np.ndarray:
     found = [np.empty(0, int)]
     for item in wanted:
         if isinstance(item, str):
-            first, _, end = item.partition("/")
             try:
-                part = positions.sel(time=slice(first, end or first)).values
+                part = within(time, item)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{name} has {item!r}, which is no date ({error}). Needed: a year as a number, '2004-07', "
                     "'2004-07-15' or '2004-06-01/2004-08-31'."
                 ) from error
         else:
-            part = positions.values[time.dt.year.values == int(item)]
+            part = np.flatnonzero(time.dt.year.values == int(item))
         if not part.size:
             raise ValueError(
                 f"{name} has {item!r}, but there is no such day: the levels go from {str(time.values[0])[:10]} to "

@@ -19,19 +19,12 @@ import xarray as xr
 
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.levels.disk import open_levels
+from xdeepsd.levels.pairs import factor_between, with_climatology
 from xdeepsd.losses.density import DenseWeight
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.training.config import TrainConfig
-from xdeepsd.training.stage import (
-    TrainedStage,
-    check_folder,
-    factor_between,
-    fit_density,
-    stage_pair,
-    train_stage,
-    with_climatology,
-)
+from xdeepsd.training.stage import TrainedStage, check_folder, fit_density, stage_pair, train_pair
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +47,8 @@ def open_ladder(levels: Levels) -> list[xr.Dataset]:
 def static_fields(levels: Levels, config: TrainConfig) -> xr.Dataset:
     """Static fields of ``config`` and the mask on the finest grid, in memory.
 
-    A climatology that is asked for and not given is the mean of the finest level's training days.
+    A climatology that is asked for and not given is the mean of the finest level's training days; see
+    `with_climatology` for a given one.
     """
     finest = open_ladder(levels)[-1]
     missing = [name for name in config.static if name not in finest and name != CLIMATOLOGY]
@@ -69,7 +63,7 @@ def static_fields(levels: Levels, config: TrainConfig) -> xr.Dataset:
             "The finest level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
             "level['mask'] = level['precipitation'].notnull().any('time')."
         )
-    _, finest = with_climatology(finest, finest, config, config.split(finest["time"]).train)
+    _, finest = with_climatology(finest, finest, config.static, config.split(finest["time"]))
     fields = finest[[*config.static, "mask"]].transpose("lat", "lon")
     return fields.drop_vars([name for name in fields.coords if name not in fields.dims]).compute(scheduler="threads")
 
@@ -192,6 +186,8 @@ def train_stacks(
     jobs = [stage for stack in stages for stage in stack]
     for stage in jobs:
         check_folder(stage.folder, resume, stage.config)
+    for plan in plans:
+        _check_one_climatology(levels, plan)
     statics = {key: static_fields(levels, config) for key, config in {_about(s.config): s.config for s in jobs}.items()}
     # Runs that differ in alpha or seed only share one fit of the density: one reading of the data, not one for each.
     alike = Counter(_about_density(stage) for stage in jobs)
@@ -200,6 +196,18 @@ def train_stacks(
         yield from _one_by_one((levels, statics), stages, shared, progress, then)
     else:
         yield from _on_cluster((levels, statics), stages, shared, client, then)
+
+
+def _check_one_climatology(levels: Levels, plan: Sequence[TrainConfig]) -> None:
+    """ValueError where the stages of a stack would each take the mean of other training days."""
+    days = {(c.train, c.validation, c.test) for c in plan if CLIMATOLOGY in c.static}
+    if len(days) > 1 and CLIMATOLOGY not in open_ladder(levels)[-1]:
+        raise ValueError(
+            f"The stages have {len(days)} sets of training days, and the levels no climatology: the model would hold "
+            "the mean of one set, for stages that learned with another. Needed: the same train, validation and test "
+            "for all stages, or levels with a climatology. Type build_levels(..., climatology=slice('YEAR', 'YEAR')) "
+            "(xdeepsd prepare --climatology-years YEAR YEAR)."
+        )
 
 
 @dataclass(frozen=True)
@@ -311,10 +319,10 @@ def _train_job(
 ) -> TrainedStage:
     """One stage of a stack; always from its checkpoint where there is one: a lost worker's job starts again so."""
     levels, statics = given
-    coarse, fine = stage_levels(levels, stage.k, statics[_about(stage.config)])
-    return train_stage(
-        coarse, fine, stage.config, index=stage.k, checkpoint_dir=stage.folder, resume=stage.folder is not None,
-        progress=progress, density=density,
+    pair, split = stage_pair(*stage_levels(levels, stage.k, statics[_about(stage.config)]), stage.config)
+    return train_pair(
+        pair, split, stage.config, stage.k, stage.folder, resume=stage.folder is not None, progress=progress,
+        density=density,
     )  # fmt: skip
 
 
@@ -331,6 +339,8 @@ def _assemble(
     """The stack of trained stages, with the grid, static fields and mask of the finest level."""
     maps = xr.merge([statics[_about(config)] for config in configs], compat="override", join="exact")
     training = {"stages": [stage.summary for stage in trained], "config": [asdict(config) for config in configs]}
+    if CLIMATOLOGY in maps:
+        training["climatology"] = maps[CLIMATOLOGY].attrs["origin"]
     return StackedSRCNN(
         [stage.stage for stage in trained], _units(levels), "precipitation", maps.drop_vars("mask"),
         maps["mask"].astype(bool), training,

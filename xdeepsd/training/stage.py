@@ -20,8 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from xdeepsd.grids.blocks import block_mean
-from xdeepsd.levels.pairs import Normalizers, Pair, fit_normalizers, make_pair, slabs
+from xdeepsd.levels.pairs import Normalizers, Pair, factor_between, fit_normalizers, make_pair, slabs, with_climatology
 from xdeepsd.levels.patches import MIB, Batch, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.splits import Split
 from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
@@ -29,7 +28,6 @@ from xdeepsd.losses.density import DenseWeight
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN
 from xdeepsd.models.stage import Stage
-from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.training.checkpoints import checkpoints, read_checkpoint, write_checkpoint
 from xdeepsd.training.config import TrainConfig, learning_rate
@@ -138,7 +136,7 @@ def train_stage(
     coarse, fine
         Levels as in docs/conventions.md, lazy or in memory: ``precipitation (time, lat, lon)``, ``mask`` and the
         static fields of ``config``, of the same days. Where ``climatology`` is asked for and not there, it is the
-        mean of the training days.
+        mean of the training days (see `with_climatology`).
     config
         `TrainConfig.default()` if None.
     index
@@ -160,7 +158,8 @@ def train_stage(
     Raises
     ------
     ValueError
-        Unusable levels or days (see `make_pair`, `split_days`), a checkpoint of another configuration.
+        Unusable levels or days (see `make_pair`, `split_days`), a climatology of validation or test days, validation
+        days without an observation, a checkpoint of another configuration or of other data.
     FileExistsError
         ``checkpoint_dir`` holds checkpoints and ``resume`` is False.
     FloatingPointError
@@ -171,7 +170,15 @@ def train_stage(
     config = config or TrainConfig.default()
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     check_folder(folder, resume, config)
-    pair, split = stage_pair(coarse, fine, config)
+    coarse, fine = with_climatology(coarse, fine, config.static, config.split(fine["time"]))
+    return train_pair(*stage_pair(coarse, fine, config), config, index, folder, resume, progress, density)
+
+
+def train_pair(
+    pair: Pair, split: Split, config: TrainConfig, index: int, folder: Path | None, resume: bool, progress: bool,
+    density: DenseWeight | None,
+) -> TrainedStage:  # fmt: skip
+    """`train_stage` on what `stage_pair` gave."""
     side = config.patch - 2 * pair.config.radius
     output = min(side, pair.shape[0]), min(side, pair.shape[1])
     origins = patch_origins(pair.mask, output, config.stride, config.min_land)
@@ -179,6 +186,9 @@ def train_stage(
     saved = read_checkpoint(folder) if folder is not None and resume else None
     if saved is not None:
         _check_same(saved, config, identity, folder)
+        if "digests" in saved:  # not in those of an older xdeepsd
+            pair.digests[:] = saved["digests"]
+        pair.observed(split.train[:1])  # of other data rather now than at the end of an epoch
     with torch_threads(config.threads):
         device = _device(config)
         validation = None
@@ -224,6 +234,7 @@ def train_stage(
             described = {
                 "identity": identity, "normalizers": asdict(normalizers), "index": index,
                 "density": None if density is None else density.to_dict(),
+                "digests": torch.from_numpy(pair.digests),  # as they are when it is written
             }  # fmt: skip
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
@@ -380,44 +391,15 @@ def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None
         )
 
 
-def factor_between(coarse: xr.Dataset, fine: xr.Dataset) -> int:
-    """Fine cells per coarse cell along an axis."""
-    return max(1, round(fine.sizes["lat"] / max(coarse.sizes["lat"], 1)))
-
-
 def _normalizers(saved: Mapping[str, Any]) -> Normalizers:
     static = {name: Normalizer(**n) for name, n in saved["static"].items()}
     return Normalizers(Normalizer(**saved["precipitation"]), static, Normalizer(**saved["target"]))
 
 
 def stage_pair(coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig) -> tuple[Pair, Split]:
-    """What a stage learns from, and its days."""
-    split = config.split(fine["time"])
-    coarse, fine = with_climatology(coarse, fine, config, split.train)
-    return make_pair(coarse, fine, config.network(factor_between(coarse, fine)), config.target_transform), split
-
-
-def with_climatology(
-    coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig, days: np.ndarray
-) -> tuple[xr.Dataset, xr.Dataset]:
-    """Both levels with a climatology if the network wants one: the given one, else the mean of the training days."""
-    if CLIMATOLOGY not in config.static:
-        return coarse, fine
-    if CLIMATOLOGY not in fine:
-        logger.info("No climatology given: taking the mean of the %d training days.", len(days))
-        mean = fine["precipitation"].isel(time=days).mean("time").compute(scheduler="threads").astype(np.float32)
-        units = fine["precipitation"].attrs.get("units", "")
-        fine = fine.assign({CLIMATOLOGY: mean.assign_attrs(units=units, long_name="mean of the training days")})
-        coarse = coarse.drop_vars(CLIMATOLOGY, errors="ignore")
-    if CLIMATOLOGY not in coarse:
-        means = block_mean(_map(fine, CLIMATOLOGY), factor_between(coarse, fine))
-        coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), means)})
-    return coarse, fine
-
-
-def _map(ds: xr.Dataset, name: str) -> np.ndarray:
-    """A static field as ``(lat, lon)``; computed by threads, never by the cluster in whose task this may run."""
-    return np.asarray(ds[name].transpose("lat", "lon").compute(scheduler="threads"))
+    """What a stage learns from, and its days; the levels hold all static fields."""
+    network = config.network(factor_between(coarse, fine))
+    return make_pair(coarse, fine, network, config.target_transform), config.split(fine["time"])
 
 
 def _identity(pair: Pair, split: Split) -> dict[str, Any]:

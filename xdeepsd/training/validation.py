@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from xdeepsd.levels.pairs import Pair, slabs
 from xdeepsd.models.stage import Stage, interpolated_input
 from xdeepsd.models.transform import transform
+
+logger = logging.getLogger(__name__)
 
 # Prediction, target and mask in normalised space, and the fine precipitation in its units, to a loss
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -30,11 +33,26 @@ class Validation:
         Days to look at, spread evenly over ``days``.
     device
         Where the stage is.
+
+    Raises
+    ------
+    ValueError
+        None of the days has an observed cell inside the mask.
     """
 
     def __init__(self, pair: Pair, days: np.ndarray, limit: int, device: torch.device) -> None:
         self.days = days[np.unique(np.linspace(0, len(days) - 1, min(len(days), limit)).round().astype(int))]
         parts = [pair.observed(slab) for slab in slabs(pair, self.days, limit=len(self.days))]
+        empty = self.days[np.concatenate([np.isnan(target).all(axis=(1, 2)) for _, target in parts])]
+        if empty.size == self.days.size:
+            raise ValueError(
+                f"None of the {empty.size} validation days that are looked at has an observed cell inside the mask: "
+                f"{pair.name(empty)}. Needed: days with observations, or nothing is known of the error. Type "
+                "validation=[...] with other days, or look at level['precipitation'].notnull() and level['mask']."
+            )
+        if empty.size:
+            logger.warning("%d of %d validation days have no observed cell inside the mask and count nothing: %s.",
+                           empty.size, self.days.size, pair.name(empty))  # fmt: skip
         coarse = torch.from_numpy(np.concatenate([coarse for coarse, _ in parts])).to(device)
         target = torch.from_numpy(np.concatenate([target for _, target in parts])).to(device)
         # Days at a time: 64 MiB for the widest layer
@@ -55,7 +73,7 @@ class Validation:
             errors = (predict(coarse) - target).double()
             total += float(errors.square().nansum())
             count += int((~errors.isnan()).sum())
-        return math.sqrt(total / max(count, 1))
+        return math.sqrt(total / count) if count else math.nan
 
     @torch.inference_mode()
     def rmse(self, stage: Stage) -> float:
@@ -80,7 +98,7 @@ class Validation:
             cells = int(mask.sum())
             total += float(loss(predicted, target, mask, values.nan_to_num())) * cells
             count += cells
-        return total / max(count, 1)
+        return total / count
 
     @torch.inference_mode()
     def maps(self, stage: Stage) -> np.ndarray:

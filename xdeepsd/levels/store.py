@@ -1,0 +1,232 @@
+"""The Zarr store of a resolution ladder: a group per level, and which days it holds, in which release.
+
+The array ``done`` marks the days that are on disk in every level, ``releases`` holds the numbers and the dates (days
+since 1970) of their releases, 0 where they are not known. Zarr replaces a chunk as a whole when it writes one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import dask
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import BloscCodec
+
+from xdeepsd.grids.regrid_weights import Weights, apply
+from xdeepsd.levels.memory import ATTRS
+from xdeepsd.models.static import CLIMATOLOGY
+
+logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+
+_FORMAT = 1
+# Precipitation is mostly zeros: shuffled zstd packs it six times and unpacks twice as fast as zstd alone.
+COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=4)
+_TIME_ENCODING = {"units": "hours since 1900-01-01", "dtype": "int64", "chunks": (36525,)}
+
+
+def get_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
+    """The array of that name, such as ``level_0/precipitation``."""
+    array = root[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def done_days(root: zarr.Group) -> np.ndarray:
+    """Marks ``(days,)``: True where a day is on disk in every level."""
+    return np.asarray(get_array(root, "done")[:])
+
+
+def held_releases(root: zarr.Group) -> np.ndarray:
+    """Releases of the days in the store, as of `days.releases`; 0 where they are not known."""
+    found = np.zeros((get_array(root, "done").shape[0], 2), np.int32)
+    if "releases" in root:  # an xdeepsd before them left none
+        held = np.asarray(get_array(root, "releases")[: len(found)])
+        found[: len(held)] = held
+    return found
+
+
+def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
+    """The store at ``path``; None where there is none yet, or one whose creation was interrupted."""
+    folder = Path(path)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        root = zarr.open_group(path, mode=mode, use_consolidated=False)
+    except (FileNotFoundError, ValueError, NotADirectoryError):
+        root = None
+    if root is None or root.attrs.get("xdeepsd_levels") != _FORMAT:
+        raise ValueError(
+            f"{path} is there and is no store of levels. Needed: a new path, or a store that build_levels wrote. "
+            "Type another path (--out NAME)."
+        )
+    if root.attrs.get("ready"):
+        return root
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in ("zarr.json", "done", "releases")
+                     and not p.name.startswith("level_"))  # fmt: skip
+    if foreign:
+        raise ValueError(
+            f"The making of {path} was interrupted, so that it would be made anew; but it holds {foreign}, which "
+            "build_levels did not write. Needed: nothing of yours inside. Move it, or type another path (--out NAME)."
+        )
+    return None
+
+
+def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[str, Any]) -> zarr.Group:
+    """An empty store with all but the precipitation. It is ready only when its attribute says so."""
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    root.attrs.update(described | {"xdeepsd_levels": _FORMAT, "ready": False, "days_per_chunk": days})
+    later = [CLIMATOLOGY] if described["climatology_years"] else []
+    static = dask.compute(*[level.drop_vars("precipitation") for level in wanted])
+    for k, (level, fields) in enumerate(zip(wanted, static, strict=True)):
+        whole = {name: {"chunks": field.shape} for name, field in fields.data_vars.items()}
+        encoding = {"time": _TIME_ENCODING} | whole
+        fields.to_zarr(path, group=f"level_{k}", mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+        shape = level["precipitation"].shape
+        group = root[f"level_{k}"]
+        assert isinstance(group, zarr.Group)
+        for name, size, chunks, dims in (
+            ("precipitation", shape, (days, *shape[1:]), ("time", "lat", "lon")),
+            *((name, shape[1:], shape[1:], ("lat", "lon")) for name in later),
+        ):
+            group.create_array(
+                name,
+                shape=size,
+                chunks=chunks,
+                dtype="float32",
+                compressors=(COMPRESSOR,),
+                fill_value=np.nan,
+                dimension_names=dims,
+                attributes=dict(ATTRS[name]),
+            )
+    root.create_array("done", shape=(wanted[0].sizes["time"],), chunks=(days,), dtype="bool", fill_value=False)
+    fit_releases(root)
+    root.attrs["ready"] = True
+    consolidate(path)
+    return root
+
+
+def fit_releases(root: zarr.Group) -> None:
+    """Make the array of releases as long as there are days; in a store of an older xdeepsd, make it."""
+    done = get_array(root, "done")
+    if "releases" in root:
+        get_array(root, "releases").resize((done.shape[0], 2))
+    else:
+        root.create_array("releases", shape=(done.shape[0], 2), chunks=(done.chunks[0], 2), dtype="int32", fill_value=0)
+
+
+def consolidate(path: PathLike) -> None:
+    """Collect the metadata of all levels in the root, so that opening reads one file. Changed attributes drop it."""
+    with warnings.catch_warnings():
+        # Zarr warns that other readers may ignore consolidated metadata of format 3: they lose nothing.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(str(path), zarr_format=3)
+
+
+def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
+    """Make room for the days of ``time`` at the end of each level. Done again after an interruption, it completes."""
+    for k in range(levels):
+        with open_times(path, k) as held:
+            more = time.isel(time=slice(held.sizes["time"], None))
+        if more.size:
+            xr.Dataset(coords={"time": more}).to_zarr(path, group=f"level_{k}", append_dim="time", consolidated=False)
+        array = get_array(root, f"level_{k}/precipitation")
+        array.resize((time.size, *array.shape[1:]))
+    get_array(root, "done").resize((time.size,))
+    fit_releases(root)
+    consolidate(path)
+
+
+def open_times(path: PathLike, level: int) -> xr.Dataset:
+    """All of a level but its precipitation, days that are not done included."""
+    return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks=None, drop_variables="precipitation")
+
+
+def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
+    """The levels with the days that are done."""
+    done = done_days(root)
+    count = len(root.attrs["factors"]) + 1  # type: ignore[arg-type]
+    # An interrupted change of attributes leaves none.
+    consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
+    levels = [xr.open_zarr(path, group=f"level_{k}", consolidated=consolidated, chunks={}) for k in range(count)]
+    finished = np.flatnonzero(done[: min(level.sizes["time"] for level in levels)])
+    if finished.size == max(level.sizes["time"] for level in levels):
+        return levels
+    logger.warning("%s: %d of %d days are done; the others are left out.", path, finished.size, done.size)
+    return [level.isel(time=finished) for level in levels]
+
+
+def _same(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], described: dict[str, Any]) -> None:
+    """ValueError where the store holds another grid, variable, factors or static fields than those given."""
+    new = f"Needed: the same as in the store. Type another path (--out NAME) for a new store; {path} is left as it is."
+    names = {"factors": "factors", "edges": "edges", "variable": "variable", "climatology_years": "climatology years"}
+    for key, name in names.items():
+        if root.attrs.get(key) != described[key] and not (key == "climatology_years" and described[key] is None):
+            raise ValueError(
+                f"{path} was built with the {name} {root.attrs.get(key)!r}; now {described[key]!r} arrived. {new}"
+            )
+    finest = wanted[-1]
+    with _open_group(path, len(wanted) - 1) as held:
+        for dim in ("lat", "lon"):
+            values, old = finest[dim].values, held[dim].values
+            if not _same(values, old, 0.01 * abs(float(old[1] - old[0]))):
+                raise ValueError(
+                    f"{path} holds another grid: {dim} of {old.size} cells from {old[0]:.5f} to {old[-1]:.5f}; now "
+                    f"{values.size} cells from {values[0]:.5f} to {values[-1]:.5f} arrived. {new}"
+                )
+        for name in sorted({str(n) for n in finest.data_vars} - {"precipitation", "mask", "land_fraction"}):
+            if name not in held:
+                raise ValueError(f"{path} holds no {name} among {sorted(map(str, held.data_vars))}. {new}")
+            if not _same(finest[name].values, held[name].values, 1e-3):
+                raise ValueError(f"{path} holds another field of {name}. {new}")
+
+
+def _open_group(path: PathLike, level: int) -> xr.Dataset:
+    return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks={})
+
+
+def as_run(days: np.ndarray) -> slice | np.ndarray:
+    """Increasing positions, as a slice where they follow each other."""
+    return slice(int(days[0]), int(days[-1]) + 1) if days[-1] - days[0] == len(days) - 1 else days
+
+
+def write_days(
+    path: PathLike, days: np.ndarray, finest: np.ndarray, announced: np.ndarray, blocks: Sequence[Weights]
+) -> None:
+    """Coarsen days of one chunk, write them to all levels, then mark them: what is done is on disk in every level.
+
+    A day that is written again is not done meanwhile. A day without any value is not done: it is missing, and may come
+    later.
+    """
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    levels = [apply(finest, weights, skipna=True, na_thres=1.0, unmapped_to_nan=True) for weights in blocks]
+    done, place = get_array(root, "done"), as_run(days)
+    done.oindex[place] = False
+    for k, values in enumerate([*levels, finest]):
+        get_array(root, f"level_{k}/precipitation").oindex[place] = values
+    get_array(root, "releases").oindex[place] = announced
+    done.oindex[place] = np.isfinite(levels[0]).any(axis=(1, 2))
+
+
+def how_far(path: PathLike, days: np.ndarray, finest: np.ndarray, level: int) -> list[float]:
+    """How far each day is from that of the store, mm day-1: 0 within rounding, infinite where only one has a value."""
+    held = get_array(zarr.open_group(path, mode="r", use_consolidated=False), f"level_{level}/precipitation")
+    far = []
+    for new, old in zip(finest, np.asarray(held.oindex[as_run(days)]), strict=True):
+        if np.array_equal(new, old, equal_nan=True) or np.allclose(new, old, rtol=1e-5, atol=1e-4, equal_nan=True):
+            far.append(0.0)
+        else:
+            far.append(np.inf if (np.isnan(new) != np.isnan(old)).any() else float(np.nanmax(np.abs(new - old))))
+    return far
