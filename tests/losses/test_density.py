@@ -530,8 +530,10 @@ def test_warns_where_most_values_get_eps():
 
 
 def test_warns_where_the_grid_is_coarser_than_the_bandwidth():
-    with pytest.warns(UserWarning, match=r"step of .*, wider than the bandwidth .* DenseWeight\(grid_points=256\)"):
+    with pytest.warns(UserWarning, match=r"step of .*, wider than the bandwidth .* DenseWeight\(grid_points=") as seen:
         DenseWeight(grid_points=64).fit(_data("zero-inflated"))
+    enough = int(str(seen[0].message).partition("grid_points=")[2].partition(")")[0])
+    assert DenseWeight(grid_points=enough).fit(_data("zero-inflated")).histogram.counts.size == enough < 256
 
 
 # --- Bad input ------------------------------------------------------------------------------------------------------

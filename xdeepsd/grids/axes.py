@@ -55,6 +55,11 @@ def _candidates(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longi
     return [str(n) for n in guessed if n in obj.coords and not str(n).endswith(("_bnds", "_bounds", "_vertices"))]
 
 
+def _least_likely(obj: xr.Dataset | xr.DataArray, names: list[str]) -> str:
+    """Of several candidates, the one to leave out: a map rather than an axis, then what is not its dim's own."""
+    return min(reversed(names), key=lambda name: (obj[name].ndim == 1, name in obj.dims))
+
+
 def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"]) -> str:
     names = _candidates(obj, kind)
     short = kind[:3]
@@ -63,12 +68,12 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
             f"No {kind} found among the coordinates {sorted(map(str, obj.coords))} of dims {tuple(obj.dims)}. "
             f"Needed: a one-dimensional coordinate in degrees. Type "
             f"ds['NAME'].attrs['standard_name'] = '{kind}' for the coordinate that holds it, or "
-            f"ds.rename(NAME='{short}')."
+            f"ds.rename(NAME='{short}'); before that ds.set_coords('NAME') where a variable holds it."
         )
     if len(names) > 1:
         raise ValueError(
             f"Two candidates or more for {kind}: {sorted(names)}. Needed: exactly one. "
-            f"Type ds.drop_vars({names[-1]!r}) to leave one of them out."
+            f"Type ds.drop_vars({_least_likely(obj, names)!r}) to leave one of them out."
         )
     name = names[0]
     if obj[name].ndim == 2:
@@ -164,6 +169,21 @@ def days_in_chunk(cells: int) -> int:
     return max(1, min(30, 2**27 // (4 * cells)))
 
 
+def to_order(values: np.ndarray, name: str) -> str:
+    """What to type to put a coordinate in order: sorted, longitudes turned before where they jump by a turn.
+
+    >>> to_order(np.array([-179.0, 178.0, 179.0]), "lon")
+    "ds.assign_coords(lon=ds['lon'].copy(data=(ds['lon'].values +0.5) % 360 -0.5)).sortby('lon')"
+    """
+    if np.abs(np.diff(values)).max(initial=0.0) <= 180:
+        return f"ds.sortby({name!r})"
+    up = np.sort(values % 360.0)
+    gaps = np.diff(up, append=up[0] + 360.0)
+    west = ((up + gaps / 2)[np.argmax(gaps)] + 180) % 360 - 180  # in the middle of what the map leaves out
+    turned = f"ds[{name!r}].copy(data=(ds[{name!r}].values {-west:+g}) % 360 {west:+g})"
+    return f"ds.assign_coords({name}={turned}).sortby({name!r})"
+
+
 def spacing(coord: xr.DataArray | np.ndarray, name: str) -> float:
     """Signed step of a regular one-dimensional coordinate, degrees.
 
@@ -171,8 +191,11 @@ def spacing(coord: xr.DataArray | np.ndarray, name: str) -> float:
     (float32 coordinates of a fine grid are off by a few thousandths).
     """
     values = np.asarray(coord, dtype=np.float64)
+    own = getattr(coord, "name", None) or name  # ``name`` may be words, "The lat of the input"
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} has NaN among its {values.size} values. Type ds.dropna({name!r}).")
+        raise ValueError(
+            f"{name} has NaN among its {values.size} values. Type ds.isel({own}=np.isfinite(ds[{own!r}].values))."
+        )
     if values.size < 2:
         raise ValueError(f"{name} has {values.size} value: its spacing is unknown. Needed: two cells or more.")
     steps = np.diff(values)
@@ -180,8 +203,8 @@ def spacing(coord: xr.DataArray | np.ndarray, name: str) -> float:
     if step == 0 or np.abs(steps - step).max() > 0.01 * abs(step):
         raise ValueError(
             f"{name} is irregular: steps from {steps.min():.6g} to {steps.max():.6g} degrees. Needed: equal steps. "
-            f"Type ds.sortby({name!r}) if it is only unordered (longitudes that jump at the date line too), "
-            "else xdeepsd.regrid(ds, target) onto a regular grid."
+            f"Type {to_order(values, own)} if it is only unordered, else xdeepsd.regrid(ds, target) onto a "
+            "regular grid."
         )
     return float(step)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,8 @@ def check_values(name: str, da: xr.DataArray) -> None:
     if da.dtype.kind != "f":
         raise TypeError(
             f"{name!r} has dtype {da.dtype}; needed: floating point numbers. Packed integers are decoded by "
-            f"xr.open_dataset(..., mask_and_scale=True); else type ds.astype('float32')."
+            f"xr.open_dataset(..., mask_and_scale=True); else type ds[{name!r}].astype('float32'), or "
+            "da.astype('float32') of a DataArray."
         )
     if 0 in da.shape:
         raise ValueError(f"{name!r} is empty: {dict(da.sizes)}. Needed: at least one day and one cell.")
@@ -92,15 +93,13 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
         if model.static is None:
             raise ValueError(
                 f"The model has no grid of its own and no static fields were given. Needed: {list(needed) or 'a grid'} "
-                "on the finest grid. Type ds.deepsd.downscale(model, static=elevation)."
+                f"on the finest grid. Type ds.deepsd.downscale(model, static={_to_type(needed)})."
             )
         static = model.static
     if isinstance(static, xr.DataArray):
         if len(needed) != 1:
-            raise ValueError(
-                f"static is one DataArray; the model needs the static fields {list(needed)}. "
-                "Type static=xr.Dataset({'elevation': elevation, ...})."
-            )
+            wanted = f"the static fields {list(needed)}" if needed else "no field, only a grid"
+            raise ValueError(f"static is one DataArray; the model needs {wanted}. Type static={_to_type(needed)}.")
         static = static.to_dataset(name=needed[0])
     if not isinstance(static, xr.Dataset):
         raise TypeError(f"static is a {type(static).__name__}; needed: a DataArray (elevation, m) or a Dataset.")
@@ -132,6 +131,12 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
                 "Needed: one grid. Type xdeepsd.regrid(field, target) for one of them."
             )
     return xr.Dataset(fields)
+
+
+def _to_type(needed: Sequence[str]) -> str:
+    """What to type for ``static``; any map tells the grid where no field is needed."""
+    fields = ", ".join(f"{name!r}: {name}" for name in needed or ["elevation"])
+    return needed[0] if len(needed) == 1 else f"xr.Dataset({{{fields}}})"
 
 
 def _check_static_units(name: str, da: xr.DataArray, model: StackedSRCNN) -> None:

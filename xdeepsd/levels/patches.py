@@ -64,11 +64,17 @@ def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_la
     # A window of ocean teaches nothing, even where any share of land is enough.
     keep = (share >= min_land) & (share > 0)
     if not keep.any():
+        best = share.max()
+        advice = "Look at the level's mask (True is land): it wants nothing."
+        if best:
+            advice = (
+                f"Type TrainConfig(min_land={np.floor(best * 100) / 100:g}), or a smaller patch, where the level's "
+                "mask (True is land) is right."
+            )
         raise ValueError(
             f"No patch with enough land: of {share.size} windows of {output[0]} x {output[1]} fine cells on a map of "
-            f"{mask.shape[0]} x {mask.shape[1]}, the best has {share.max():.0%} of wanted cells, needed is "
-            f"{min_land:.0%}. Type TrainConfig(min_land={np.floor(share.max() * 100) / 100:g}), a smaller patch, or "
-            "look at the level's mask (True is land)."
+            f"{mask.shape[0]} x {mask.shape[1]}, the best has {best:.0%} of wanted cells, needed is {min_land:.0%}. "
+            f"{advice}"
         )
     i, j = np.nonzero(keep)
     return np.stack([rows[i], cols[j]], axis=1)

@@ -241,10 +241,11 @@ class DenseWeight:
             counts=counts,
         )
         if histogram.step > bandwidth:
+            enough = math.ceil(1.01 * self.grid_points * histogram.step / bandwidth)
             warnings.warn(
                 f"The grid of the density has a step of {histogram.step:.3g}, wider than the bandwidth "
-                f"{bandwidth:.3g}: its values are rough. Type DenseWeight(grid_points={4 * self.grid_points}), "
-                "a wider bandwidth= or transform='log1p'.",
+                f"{bandwidth:.3g}: its values are rough. Type DenseWeight(grid_points={enough}), a wider bandwidth= or "
+                "transform='log1p'.",
                 stacklevel=2,
             )
         fitted = replace(self, histogram=histogram)
@@ -256,7 +257,8 @@ class DenseWeight:
         if found.infinite:
             raise ValueError(
                 f"{found.infinite} values are infinite, {found.finite} finite. Needed: finite values, NaN where "
-                "missing. Type values.where(np.isfinite(values))."
+                "missing. Type values.where(np.isfinite(values)) of a DataArray, np.where(np.isfinite(values), values, "
+                "np.nan) of an array."
             )
         if not found.finite:
             raise ValueError(
@@ -288,7 +290,8 @@ class DenseWeight:
         if not (bandwidth > 0 and math.isfinite(bandwidth + 1 / bandwidth + step) and step > last_digit):
             raise ValueError(
                 f"The values lie between {found.minimum:g} and {found.maximum:g} with std {std:g}: float64 cannot "
-                "resolve their density. Needed: values nearer to 1. Type values * factor with a power of ten."
+                "resolve their density. Needed: values nearer to 1, and farther apart. Type values * factor with a "
+                "power of ten, or values - offset where only their last digits differ."
             )
         return bandwidth
 
@@ -304,8 +307,8 @@ class DenseWeight:
         if share > 0.5:
             warnings.warn(
                 f"{share:.0%} of the training values get the least weight, eps={self.eps:g}, with alpha="
-                f"{self.alpha:g}: the loss hardly sees them. Type a lower alpha, wet_threshold=0.1 (in mm day-1) or "
-                "transform='log1p'.",
+                f"{self.alpha:g}: the loss hardly sees them. Type a lower alpha, or wet_threshold=0.1 (in mm day-1) "
+                "where most of them are dry.",
                 stacklevel=3,
             )
 

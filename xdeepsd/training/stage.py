@@ -360,7 +360,7 @@ def _stop(what: str, step: int, loader: PatchLoader, folder: Path | None) -> NoR
     raise FloatingPointError(
         f"{what} at step {step} (epoch {loader.epoch(step - 1):.2f}, patches of {len(days)} days from "
         f"{str(days[0])[:10]} to {str(days[-1])[:10]}). "
-        f"{kept} Needed: smaller steps. Type TrainConfig(learning_rate=...) with a tenth of it, or clip_gradient=1.0."
+        f"{kept} Needed: smaller steps. Type TrainConfig(learning_rate=...) with a tenth of it, and another folder."
     )
 
 

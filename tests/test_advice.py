@@ -1,0 +1,1533 @@
+"""Every advice of every error message, followed once: it must lead on.
+
+A case provokes an error, types what the message says, word for word, and calls again. The sources are searched for
+messages with an advice ("Type ...", "Leave ... out"), and one without a case fails: a new message needs a case. The
+cases stand together by the module that raises.
+"""
+
+import ast
+import contextlib
+import errno
+import functools
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array
+import filelock
+import icechunk
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import typer.main
+import xarray as xr
+import zarr
+from builders import make_coarse, make_stack, make_static
+from distributed import Client
+from prism_server import PrismServer, day_zip, map_of
+from typer.testing import CliRunner
+
+import xdeepsd
+from xdeepsd import Normalizer, TrainConfig
+from xdeepsd.cli import app
+from xdeepsd.cli.toml import load_config, read_levels
+from xdeepsd.evaluation import sweep
+from xdeepsd.evaluation.errors import bin_edges, compare
+from xdeepsd.evaluation.plot import plot_maps, plot_sweep
+from xdeepsd.grids.blocks import block_mean
+from xdeepsd.inference.downscale import downscale as inference
+from xdeepsd.inference.fast import fused, kernels
+from xdeepsd.levels import pairs
+from xdeepsd.losses.density import DenseWeight
+from xdeepsd.models import stack
+from xdeepsd.stores import write as store
+from xdeepsd.training import checkpoints
+from xdeepsd.training.stack import stage_levels
+
+PACKAGE = Path(xdeepsd.__file__).parent
+
+# Advices that do not lead on, by the name of their test, and why. An advice that is mended fails until it is taken out.
+UNTRUE = {
+    "axes: is irregular: steps from -> ds.sortby('longitude')": "says ds.sortby('lon'), whatever the user calls it",
+    "inputs: for precipitation of another name -> variable=NAME (3)": "a standard_name that is no CF name (gridMET)",
+    "inputs: for precipitation of another name -> variable=NAME (4)": "the same of a DataArray",
+    "static: does not divide into blocks of -> field.isel(lat=slice(0), lon=slice(12))": "nothing is left of the map",
+    "regrid: does not divide into blocks of -> ds.isel(lat=slice(0), lon=slice(4))": "nothing is left of the grid",
+    "grid: Type ds.dropna( -> ds.dropna('lat')": "drops where the data are NaN, not where the latitude is",
+    "grid: holds values twice -> ds.drop_duplicates('lon')": "180 and -180 are no duplicates",
+    "grid: Needed: ascending or descending values -> ds.sortby('lon')": "columns on both sides of the date line",
+    "grid: or CF bounds (vertices) -> ds['lat'].attrs['bounds'] = NAME": "needed of latitude and longitude",
+    "grid: to have them inferred from the centres. -> ds.drop_vars('lat_bnds')": "the bounds may have another name",
+    "levels: for data of several times a day -> ds.drop_duplicates('time', keep='last') (2)": "other hours of a day",
+    "cli_training: to go on and replace it -> Remove it": "the checkpoints are there still, and refused",
+}
+
+# Advices that are followed elsewhere, or nowhere, by a part of their message, and why.
+ELSEWHERE = {
+    "look through it, then type xdeepsd train": "no error: test_what_from_ini_says_leads_on",
+    "Add the other static fields to static": "no error: what from-ini leaves to be done by hand",
+    "check their order": "no error: what from-ini leaves to be done by hand",
+    "Everything lies in": "no error: where the pictures are",
+    "Use another elevation": "PRISM has none",
+    "Use xdeepsd.regrid for other grids": "open_prism reads PRISM's own grids; test_regrid.py has the others",
+}
+
+
+# --- what a case is ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What the message says (it is in the error), and the Python statement that a user makes of it."""
+
+    said: str
+    code: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A message, the call that raises it, and what is typed then.
+
+    ``message`` is a part of the literal text that tells this advice from others. ``given`` makes the arguments of
+    ``call`` anew, from an empty folder. Each advice is followed by itself, from the same start: its statement changes
+    the arguments or adds some. ``has`` is what the user has at hand besides. ``machine`` patches the machine: no CUDA,
+    a package that is not installed; "pip install" is ``patch.undo()``.
+    """
+
+    message: str
+    call: Callable[..., Any]
+    given: Callable[[Path], dict[str, Any]]
+    typed: tuple[Typed, ...]
+    has: Mapping[str, Any]
+    machine: Callable[[pytest.MonkeyPatch], None]
+
+
+def case(message, call, given, *typed, has=None, machine=lambda patch: None):
+    typed = tuple(t if isinstance(t, Typed) else filled(t) for t in typed)
+    return Case(message, call, given, typed, has or {}, machine)
+
+
+def filled(statement: str, /, **names: str) -> Typed:
+    """An advice that is code; ``ds = ds.sortby('lat')`` says ``ds.sortby('lat')``. NAME and the like are filled in."""
+    code = statement
+    for name, value in names.items():
+        code = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _, value=value: value, code)
+    return Typed(re.sub(r"^\w+(, \w+)* = ", "", statement), code)
+
+
+def meaning(said: str, code: str) -> Typed:
+    """An advice in words, and what it means here."""
+    return Typed(said, code)
+
+
+class RefusedError(Exception):
+    """A command that ends with an error."""
+
+
+def command(line: str) -> str:
+    """``xdeepsd LINE``; RefusedError with what it says where it fails."""
+    result = CliRunner().invoke(app, shlex.split(line), env={"COLUMNS": "1000"})
+    if result.exit_code:
+        raise RefusedError(result.output) from result.exception
+    return result.output
+
+
+def strictly(function):
+    """``function`` with our own warnings as errors."""
+
+    def call(**given):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "The grid of the density|.* of the training values", UserWarning)
+            return function(**given)
+
+    return call
+
+
+# --- small things to call with ----------------------------------------------------------------------------------------
+
+COARSE = make_coarse(days=3, nlat=4, nlon=6)
+STATIC = make_static(COARSE, 2)
+MAPS = dict(make_static(COARSE, 2, names=("elevation", "climatology")).items())
+TINY = {"channels": (2,), "kernels": (3, 3)}
+MODEL = make_stack(1, **TINY)
+NO_STATIC = make_stack(1, **TINY, static=())
+TWO_STATIC = make_stack(1, **TINY, static=("elevation", "climatology"))
+
+
+def rain(**coords):
+    """A coarse Dataset."""
+    return COARSE.to_dataset().copy(deep=True).assign_coords(coords)
+
+
+def to_downscale(ds=None, model=MODEL, static=STATIC, **more):
+    return {"ds": rain() if ds is None else ds, "model": model, "static": static, **more}
+
+
+def fine(days=4, nlat=8, nlon=12, start="2001-01-01", seed=0):
+    """Daily rain on a fine grid."""
+    values = np.random.default_rng(seed).gamma(0.5, 8.0, (days, nlat, nlon)).astype("float32")
+    time = xr.date_range(start, periods=days)
+    coords = {"time": time, "lat": 45 - np.arange(nlat) / 24, "lon": -120 + np.arange(nlon) / 24}
+    return xr.DataArray(values, coords, ("time", "lat", "lon"), name="ppt", attrs={"units": "mm day-1"})
+
+
+def height(like):
+    """Elevation on the grid of ``like``."""
+    values = np.random.default_rng(1).uniform(0, 2000, (like.sizes["lat"], like.sizes["lon"]))
+    return xr.Dataset({"elevation": (("lat", "lon"), values)}, {"lat": like.lat, "lon": like.lon})
+
+
+FINE = fine()
+LOW, HIGH = (level.load() for level in xdeepsd.make_levels(fine(6, 16, 16), height(fine(1, 16, 16)), (2,)))
+QUICK = TrainConfig(
+    **TINY, patch=8, stride=4, batch=2, steps=1, validation=None, threads=1, workers=1, validate_every=1,
+    checkpoint_every=1,
+)  # fmt: skip
+
+
+def to_train(**changes):
+    return {"coarse": LOW.copy(deep=True), "fine": HIGH.copy(deep=True), "config": QUICK, **changes}
+
+
+def grid(lat, lon):
+    return xr.Dataset(coords={"lat": np.asarray(lat, float), "lon": np.asarray(lon, float)})
+
+
+def field(lat, lon):
+    """A Dataset of one variable on a grid."""
+    where = grid(lat, lon)
+    shape = where.sizes["lat"], where.sizes["lon"]
+    return where.assign(v=(("lat", "lon"), np.random.default_rng(0).random(shape)))
+
+
+def curvilinear(ny=5, nx=6):
+    """A Dataset of one variable on a turned grid."""
+    rows, cols = np.meshgrid(np.arange(ny), np.arange(nx), indexing="ij")
+    coords = {
+        "latitude": (("y", "x"), 45 + rows + 0.2 * cols, {"standard_name": "latitude", "units": "degrees_north"}),
+        "longitude": (("y", "x"), -120 + cols - 0.2 * rows, {"standard_name": "longitude", "units": "degrees_east"}),
+    }
+    return xr.Dataset({"v": (("y", "x"), rows + 1.0, {"units": "mm"})}, coords)
+
+
+CASES: dict[str, list[Case]] = {}
+
+# --- axes -------------------------------------------------------------------------------------------------------------
+
+
+def bare(ds):
+    """Without the attributes by which coordinates are found."""
+    for name in ds.coords:
+        ds[name].attrs = {}
+    return ds
+
+
+def without_first_latitude():
+    return rain(lat=COARSE["lat"].where(COARSE["lat"] < 48))
+
+
+def latitude_as_variable():
+    ds = bare(rain()).rename(lat="y").drop_vars("y")
+    return ds.assign(phi=("y", COARSE["lat"].values))
+
+
+def two_latitudes(name="geolat", dims=("lat",)):
+    """A Dataset with another latitude."""
+    values = COARSE["lat"].broadcast_like(COARSE[0]) if len(dims) == 2 else COARSE["lat"]
+    return rain(**{name: (dims, values.values, COARSE["lat"].attrs)})
+
+
+def at_date_line():
+    """Columns on both sides of it, and elevation for them."""
+    east = 177.5 + np.arange(6.0)
+    static = make_static(COARSE.assign_coords(lon=east), 2)
+    return to_downscale(rain(lon=("lon", (east + 180) % 360 - 180, COARSE["lon"].attrs)), static=static)
+
+
+CASES["axes"] = [
+    case("for the coordinate that holds it, or", xdeepsd.downscale,
+         lambda tmp: to_downscale(bare(rain().rename(lat="phi"))),
+         filled("ds['NAME'].attrs['standard_name'] = 'latitude'", NAME="phi"),
+         filled("ds = ds.rename(NAME='lat')", NAME="phi"),
+         meaning("ds.set_coords('NAME')", "ds = ds.rename(phi='lat')")),
+    case("for the coordinate that holds it, or", xdeepsd.downscale, lambda tmp: to_downscale(latitude_as_variable()),
+         meaning("ds['NAME'].attrs['standard_name'] = 'latitude'",
+                 "ds = ds.set_coords('phi'); ds['phi'].attrs['standard_name'] = 'latitude'"),
+         meaning("ds.rename(NAME='lat')", "ds = ds.set_coords('phi').rename(phi='lat')"),
+         meaning("ds.set_coords('NAME')", "ds = ds.set_coords('phi').rename(phi='lat')")),
+    case("to leave one of them out", xdeepsd.downscale,
+         lambda tmp: to_downscale(two_latitudes()), "ds = ds.drop_vars('geolat')"),
+    case("to leave one of them out", xdeepsd.downscale,
+         lambda tmp: to_downscale(two_latitudes("LAT_OF_CELL", ("lat", "lon"))), "ds = ds.drop_vars('LAT_OF_CELL')"),
+    case("a curvilinear grid (rotated pole, Lambert, ...)", lambda ds: xdeepsd.make_levels(ds, None, (2,)),
+         lambda tmp: {"ds": curvilinear().expand_dims(time=FINE.time)},
+         "ds = xdeepsd.regrid(ds, target)", has={"target": grid(46 + np.arange(4), -119 + np.arange(4))}),
+    case("is a single number, not a dimension", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain().isel(lat=0), static=STATIC.isel(lat=slice(0, 2))),
+         "ds = ds.expand_dims('lat')",
+         meaning("ds.isel(lat=[i])", "ds = rain().isel(lat=[0])")),
+    case("has NaN among its", xdeepsd.downscale,
+         lambda tmp: to_downscale(without_first_latitude(), static=STATIC.isel(lat=slice(2, 8))),
+         "ds = ds.isel(lat=np.isfinite(ds['lat'].values))"),
+    case("is irregular: steps from", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain().isel(lon=[3, 4, 5, 0, 1, 2])),
+         "ds = ds.sortby('lon')",
+         meaning("xdeepsd.regrid(ds, target)", "ds = xdeepsd.regrid(ds.sortby('lon'), COARSE)")),
+    case("is irregular: steps from", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain(lon=COARSE["lon"] + [0, 0, 0, 0.1, 0, 0])),
+         meaning("ds.sortby('lon')", "ds = xdeepsd.regrid(ds, COARSE)"),
+         "ds = xdeepsd.regrid(ds, target)", has={"target": COARSE}),
+    case("is irregular: steps from", xdeepsd.downscale, lambda tmp: at_date_line(),
+         "ds = ds.assign_coords(lon=ds['lon'].copy(data=(ds['lon'].values -0) % 360 +0)).sortby('lon')",
+         "ds = xdeepsd.regrid(ds, target)", has={"target": COARSE.assign_coords(lon=177.5 + np.arange(6))}),
+    case("is irregular: steps from", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain().rename(lon="longitude").isel(longitude=[3, 4, 5, 0, 1, 2])),
+         "ds = ds.sortby('longitude')"),
+]  # fmt: skip
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def water(**attrs):
+    """Rain under another name, with other attributes; a standard_name None is none."""
+    ds = rain().rename(pr="water")
+    ds["water"].attrs |= attrs
+    ds["water"].attrs = {k: v for k, v in ds["water"].attrs.items() if v is not None}
+    return ds
+
+
+def six_hourly():
+    ds = rain(time=COARSE["time"].values[0] + np.arange(3) * np.timedelta64(6, "h"))
+    ds["pr"].attrs["units"] = "mm"
+    return ds
+
+
+def on_two_grids():
+    """Elevation, and a climatology under other names, a little apart."""
+    other = MAPS["climatology"].rename(lat="latitude", lon="longitude")
+    other = other.assign_coords(latitude=other["latitude"] + 0.01)
+    return xr.Dataset({"elevation": MAPS["elevation"], "climatology": other})
+
+
+def packed_file(tmp):
+    encoding = {"dtype": "int16", "scale_factor": 0.01, "_FillValue": -1}
+    COARSE.to_dataset().to_netcdf(tmp / "a.nc", encoding={"pr": encoding})
+    return tmp / "a.nc"
+
+
+def a_part():
+    """The model's own grid, and rain on a part of it."""
+    model = xdeepsd.StackedSRCNN(MODEL.stages, static=STATIC)
+    return {"ds": rain().isel(lat=slice(0, 2), lon=slice(0, 3)), "model": model}
+
+
+CASES["inputs"] = [
+    case("is not there: the DataArray is named", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain()["pr"], variable="rain"),
+         "ds = da.rename('rain')", meaning("Leave variable out", "del variable"), has={"da": COARSE}),
+    case("with one of them.", xdeepsd.downscale, lambda tmp: to_downscale(variable="rain"),
+         filled("variable=NAME", NAME="'pr'")),
+    case("for precipitation of another name", xdeepsd.downscale, lambda tmp: to_downscale(water(standard_name=None)),
+         filled("variable=NAME", NAME="'water'"),
+         meaning("set its attribute standard_name to 'precipitation_flux'",
+                 "ds['water'].attrs['standard_name'] = 'precipitation_flux'")),
+    case("for precipitation of another name", xdeepsd.downscale,
+         lambda tmp: to_downscale(water(standard_name=None)["water"]), filled("variable=NAME", NAME="'water'")),
+    case("for precipitation of another name", xdeepsd.downscale,  # as gridMET has it, and others
+         lambda tmp: to_downscale(water(standard_name="pr")), filled("variable=NAME", NAME="'water'")),
+    case("for precipitation of another name", xdeepsd.downscale,
+         lambda tmp: to_downscale(water(standard_name="pr")["water"]), filled("variable=NAME", NAME="'water'")),
+    case("Two candidates or more for precipitation", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain().assign(prec=COARSE)), filled("variable=NAME", NAME="'prec'")),
+    case("needed: floating point numbers", xdeepsd.downscale, lambda tmp: to_downscale(rain().astype("int16")),
+         "ds = ds['pr'].astype('float32')",
+         meaning("da.astype('float32')", "ds = ds['pr']; ds = ds.astype('float32')"),
+         meaning("xr.open_dataset(..., mask_and_scale=True)",
+                 "ds = xr.open_dataset(packed_file(folder), mask_and_scale=True)")),
+    case("has nothing but NaN in its", xdeepsd.downscale, lambda tmp: to_downscale(rain() * np.nan),
+         meaning("Look at the file, its _FillValue and the selection before it", "ds = rain()")),
+    case("are an amount, and the steps of time are", xdeepsd.downscale, lambda tmp: to_downscale(six_hourly()),
+         meaning("ds['NAME'] / days with units 'mm day-1'", "ds = (ds['pr'] / 0.25).assign_attrs(units='mm day-1')")),
+    case("The model has no grid of its own", xdeepsd.downscale, lambda tmp: {"ds": rain(), "model": MODEL},
+         meaning("ds.deepsd.downscale(model, static=elevation)", "static=elevation"), has=MAPS),
+    case("The model has no grid of its own", xdeepsd.downscale, lambda tmp: {"ds": rain(), "model": TWO_STATIC},
+         meaning("ds.deepsd.downscale(model, static=xr.Dataset({'elevation': elevation, 'climatology': climatology}))",
+                 "static=xr.Dataset({'elevation': elevation, 'climatology': climatology})"), has=MAPS),
+    case("The model has no grid of its own", xdeepsd.downscale, lambda tmp: {"ds": rain(), "model": NO_STATIC},
+         meaning("ds.deepsd.downscale(model, static=xr.Dataset({'elevation': elevation}))",
+                 "static=xr.Dataset({'elevation': elevation})"), has=MAPS),
+    case("static is one DataArray", xdeepsd.downscale,
+         lambda tmp: to_downscale(model=TWO_STATIC, static=MAPS["elevation"]),
+         "static=xr.Dataset({'elevation': elevation, 'climatology': climatology})", has=MAPS),
+    case("static is one DataArray", xdeepsd.downscale,
+         lambda tmp: to_downscale(model=NO_STATIC, static=MAPS["elevation"]),
+         "static=xr.Dataset({'elevation': elevation})", has=MAPS),
+    case("with all of them.", xdeepsd.downscale, lambda tmp: to_downscale(model=TWO_STATIC),
+         meaning("static=xr.Dataset({'climatology': ...})",
+                 "static=xr.Dataset({'climatology': climatology, 'elevation': elevation})"), has=MAPS),
+    case("needed: latitude and longitude only", xdeepsd.downscale,
+         lambda tmp: to_downscale(static=STATIC.expand_dims(month=2)),
+         meaning("static['elevation'].isel(...)", "static = static['elevation'].isel(month=0)"),
+         meaning(".mean(...) over the others", "static = static['elevation'].mean('month')")),
+    case("lie on different grids. ", xdeepsd.downscale,
+         lambda tmp: to_downscale(model=TWO_STATIC, static=on_two_grids()),
+         meaning("xdeepsd.regrid(field, target)",
+                 "static = xr.Dataset({'elevation': static['elevation'], 'climatology': "
+                 "xdeepsd.regrid(static['climatology'], static['elevation'])})")),
+    case("The elevation has units", xdeepsd.downscale,
+         lambda tmp: to_downscale(static=MAPS["elevation"].assign_attrs(units="ft")),
+         meaning("elevation * FACTOR with units 'm'", "static = (static * 0.3048).assign_attrs(units='m')")),
+    case("The climatology has units", xdeepsd.downscale,
+         lambda tmp: to_downscale(model=TWO_STATIC, static=xr.Dataset(
+             {**MAPS, "climatology": MAPS["climatology"].assign_attrs(units="kg m-2 s-1")})),
+         meaning("Convert it and set its units",
+                 "static['climatology'] = (static['climatology'] * 86400).assign_attrs(units='mm day-1')")),
+    case("A model cannot be applied to another spacing", xdeepsd.downscale,
+         lambda tmp: {**a_part(), "ds": make_coarse(days=2, nlat=4, nlon=6, spacing=1.5).to_dataset()},
+         "ds = xdeepsd.regrid(ds, target)", has={"target": COARSE}),
+    case("so that both cover one region", xdeepsd.downscale, lambda tmp: a_part(),
+         meaning("static.sel(lat=slice(...), lon=slice(...))",
+                 "static = model.static.sel(lat=slice(49, 47), lon=slice(-124, -121))"),
+         meaning("the same on the input", "ds = rain()")),
+    case("so that both cover one region", xdeepsd.downscale,
+         lambda tmp: to_downscale(static=STATIC.isel(lat=slice(0, 4))),
+         meaning("the same on the input", "ds = ds.sel(lat=slice(49, 47))"),
+         meaning("static.sel(lat=slice(...), lon=slice(...))", "static = STATIC.sel(lat=slice(49, 45))")),
+    case("onto those centres first", xdeepsd.downscale, lambda tmp: to_downscale(rain(lat=COARSE["lat"] + 0.2)),
+         "ds = xdeepsd.regrid(ds, target)", has={"target": COARSE}),
+    case("needed: a bool DataArray, True where values are wanted", xdeepsd.downscale,
+         lambda tmp: to_downscale(mask=MAPS["elevation"]),
+         "mask = elevation.notnull()", "mask = land_fraction > 0",
+         has={**MAPS, "land_fraction": MAPS["climatology"] * 0 + 0.5}),
+    case("does not lie on the target grid of", xdeepsd.downscale,
+         lambda tmp: to_downscale(mask=make_static(make_coarse(nlat=6, nlon=8), 2)["elevation"].notnull()),
+         meaning("mask.sel(...)", "mask = mask.sel(lat=STATIC.lat, lon=STATIC.lon)"),
+         "mask = xdeepsd.regrid(mask.astype(float), target) > 0.5", has={"target": STATIC}),
+]  # fmt: skip
+
+# --- units, normalize, splits -----------------------------------------------------------------------------------------
+
+
+def in_units(units):
+    ds = rain()
+    ds["pr"].attrs["units"] = units
+    return ds
+
+
+def split(ds, **days):
+    return replace(QUICK, **days).split(ds["time"])
+
+
+CASES["units"] = [
+    case("The precipitation has no units", xdeepsd.downscale, lambda tmp: to_downscale(in_units("")),
+         filled("ds['NAME'].attrs['units'] = 'mm day-1'", NAME="pr")),
+    case("are not units of precipitation", xdeepsd.downscale, lambda tmp: to_downscale(in_units("K")),
+         filled("ds['NAME'].attrs['units'] = 'mm day-1'", NAME="pr")),
+]  # fmt: skip
+
+CASES["normalize"] = [
+    case("A constant field has std 0", Normalizer, lambda tmp: {"mean": 3.0, "std": 0.0},
+         meaning("Normalizer(mean, 1.0)", "std = 1.0")),
+]  # fmt: skip
+
+CASES["splits"] = [
+    case("days are not in order, or a day is there twice", split, lambda tmp: {"ds": HIGH.isel(time=[1, 0, 2, 2])},
+         "ds = ds.sortby('time').drop_duplicates('time')"),
+    case("No day is left for training", split, lambda tmp: {"ds": HIGH, "validation": 0.5, "test": 0.5},
+         meaning("smaller validation=... and test=....", "validation=0.2; test=0.2")),
+    case("Take these days out of", split, lambda tmp: {"ds": HIGH, "train": (2001,), "test": ("2001-01-06",)},
+         meaning("Take these days out of train", "train=('2001-01-01/2001-01-05',)"),
+         meaning("or test", "test=None")),
+]  # fmt: skip
+
+# --- config, config_ini -----------------------------------------------------------------------------------------------
+
+OLD_INI = """
+[Paths]
+scratch: {scratch}
+[DataOptions]
+variable: ppt
+min_year: 2001
+max_year: 2001
+max_train_year: 2001
+[SRCNN]
+layer_sizes: 2,1
+kernel_sizes: 3,3
+training_iters: 1
+batch_size: 2
+training_input_size: 8
+aux_depth: {depth}
+[Model-1]
+model_name: ppt-004-008
+[DeepSD]
+model_name: deepsd
+low_resolution: 8
+high_resolution: 4
+upscale_factor: 2
+"""
+
+
+def old_ini(tmp, depth=1):
+    (tmp / "config.ini").write_text(OLD_INI.format(scratch=tmp, depth=depth))
+    return tmp / "config.ini"
+
+
+def prepare(tmp, factors="2", days=6, start="2001-01-01"):
+    """The command that makes levels.zarr."""
+    if not (tmp / "fine.nc").exists():
+        fine(days, 16, 16, start).to_netcdf(tmp / "fine.nc")
+        height(fine(1, 16, 16)).to_netcdf(tmp / "height.nc")
+    return f"prepare {tmp}/fine.nc --out {tmp}/levels.zarr --elevation {tmp}/height.nc --factors {factors}"
+
+
+TRAINING = 'static = ["elevation"]\nchannels = [2]\nkernels = [3, 3]\npatch = 8\nstride = 4\nbatch = 2\nsteps = 1\n'
+
+
+@functools.cache
+def prepared_once():
+    folder = tempfile.TemporaryDirectory()
+    command(prepare(Path(folder.name)))
+    return folder
+
+
+def toml(tmp, text="", **training):
+    """A configuration beside its levels."""
+    if not (tmp / "levels.zarr").exists():
+        shutil.copytree(prepared_once().name, tmp, dirs_exist_ok=True)
+    more = "".join(f"{name} = {value!r}\n" for name, value in {"validation": "none", "workers": 1, **training}.items())
+    (tmp / "config.toml").write_text(f'preset = "paper"\n[training]\n{TRAINING}{more}{text}')
+    return tmp / "config.toml"
+
+
+def levels_of(path):
+    """The levels of a configuration and what trains them."""
+    config = load_config(path)
+    return config.stage_configs(len(read_levels(config)) - 1)
+
+
+CASES["config"] = [
+    case("to make one from an old config.ini", load_config, lambda tmp: {"path": old_ini(tmp).with_suffix(".toml")},
+         meaning("xdeepsd config from-ini config.ini", "command(f'config from-ini {folder}/config.ini')")),
+    case("An old config.ini? Type", load_config, lambda tmp: {"path": old_ini(tmp)},
+         meaning("xdeepsd config from-ini ", "command(f'config from-ini {path}'); path = path.with_suffix('.toml')")),
+    case("to train all stages alike", levels_of, lambda tmp: {"path": toml(tmp, "[[stages]]\n[[stages]]\n")},
+         meaning("Leave [[stages]] out", "toml(folder)")),
+    case("or make the levels again with xdeepsd prepare", levels_of,
+         lambda tmp: {"path": toml(tmp, "[data]\nfactors = [4]\n")},
+         meaning("Correct the file", "toml(folder, '[data]\\nfactors = [2]\\n')"),
+         meaning("make the levels again with xdeepsd prepare", "again(folder)")),
+]  # fmt: skip
+
+
+def again(folder):
+    """Levels of another factor in the place of those that are there."""
+    (folder / "levels.zarr").rename(folder / "old.zarr")
+    command(prepare(folder, "4"))
+
+
+# --- density, losses --------------------------------------------------------------------------------------------------
+
+
+def rain_values(n=400, dry=0.0):
+    """Rain in memory, float64."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.random(n) < dry, 0.0, rng.gamma(0.7, 8.0, n))
+
+
+def changing():
+    """A Dask array that is not the same when it is computed again."""
+    rng = np.random.default_rng(0)
+
+    def block():
+        return np.where(rng.random(400) < 0.3, np.nan, rng.gamma(0.7, 8.0, 400))
+
+    return dask.array.from_delayed(dask.delayed(block, pure=False)(), (400,), float)
+
+
+def fit(values, **parameters):
+    return DenseWeight(**parameters).fit(values)
+
+
+CASES["density"] = [
+    case("DenseWeight got a Dataset", lambda ds: fit(ds),
+         lambda tmp: {"ds": rain()}, filled("ds = ds['NAME']", NAME="pr")),
+    case("Needed: real numbers", fit, lambda tmp: {"values": rain_values().astype(str)},
+         "values = values.astype('float32')"),
+    case("This DenseWeight has seen no data", lambda dw: dw.weights(rain_values()), lambda tmp: {"dw": DenseWeight()},
+         Typed("dw = dw.fit(values)", "dw = dw.fit(values)"), has={"values": rain_values()}),
+    case("they changed in between", fit, lambda tmp: {"values": changing()},
+         "values = values.persist()", meaning("Write them to a file first", "values = values.compute()")),
+    case("wider than the bandwidth", strictly(fit),
+         lambda tmp: {"values": np.append(rain_values(20_000), 1e6), "alpha": 0.5, "grid_points": 256},
+         meaning("DenseWeight(grid_points=", "grid_points = said_number(said, 'grid_points=')"),
+         "transform='log1p'", meaning("a wider bandwidth=", "bandwidth=1e4")),
+    case("values are infinite", fit, lambda tmp: {"values": np.append(rain_values(), np.inf)},
+         "values = np.where(np.isfinite(values), values, np.nan)",
+         meaning("values.where(np.isfinite(values)) of a DataArray",
+                 "values = xr.DataArray(values); values = values.where(np.isfinite(values))")),
+    case("Check the mask in", fit, lambda tmp: {"values": np.full(9, np.nan)},
+         meaning("Check the mask in values.where(mask), and that the period selected is not empty",
+                 "values = rain_values()")),
+    case("finite values are below wet_threshold", fit, lambda tmp: {"values": rain_values(), "wet_threshold": 1e4},
+         "wet_threshold=None", meaning("a lower wet_threshold in the units of the values", "wet_threshold=0.1")),
+    case("values are negative. Needed for transform=", fit,
+         lambda tmp: {"values": rain_values() - 0.5, "transform": "log1p"},
+         "values = values.clip(min=0)", "wet_threshold=0", "transform=None"),
+    case("a density of one value has no shape", fit, lambda tmp: {"values": np.ones(50)},
+         meaning("DenseWeight(alpha=0) and fit it on any data", "values = rain_values(); alpha=0"),
+         meaning("leave DenseLoss out", "values = rain_values()")),
+    case("float64 cannot resolve their density", fit, lambda tmp: {"values": rain_values() * 1e-310},
+         filled("values = values * factor", factor="1e308 * 100"),
+         meaning("values - offset", "values = rain_values()")),
+    case("float64 cannot resolve their density", fit, lambda tmp: {"values": 1e16 + np.arange(0, 40, 2.0)},
+         filled("values = values - offset", offset="1e16"), meaning("values * factor", "values = values - 1e16")),
+    case("the loss hardly sees them", strictly(fit),
+         lambda tmp: {"values": rain_values(20_000, dry=0.74), "alpha": 2.0},
+         meaning("a lower alpha", "alpha=1.0"), "wet_threshold=0.1"),
+]  # fmt: skip
+
+
+def said_number(said, after):
+    return int(re.search(rf"{re.escape(after)}(\d+)", said)[1])
+
+
+CASES["losses"] = [
+    case("or crop the target by the network's radius", xdeepsd.masked_mse,
+         lambda tmp: {"pred": torch.ones(2, 1, 4, 4), "target": torch.ones(2, 4, 4)},
+         "pred = pred.reshape(target.shape)",
+         meaning("crop the target by the network's radius", "pred = pred[:, 0]")),
+    case("or crop the target by the network's radius", xdeepsd.masked_mse,
+         lambda tmp: {"pred": torch.ones(2, 1, 4, 4), "target": torch.ones(2, 1, 8, 8)},
+         meaning("crop the target by the network's radius", "target = target[..., 2:-2, 2:-2]"),
+         meaning("pred.reshape(target.shape)", "target = target[..., 2:-2, 2:-2]")),
+]  # fmt: skip
+
+# --- patches, evaluate ------------------------------------------------------------------------------------------------
+
+
+def ocean(columns):
+    """The fine level with so many columns of land."""
+    level = HIGH.copy(deep=True)
+    level["mask"][:] = np.arange(16) < columns
+    return level
+
+
+CASES["patches"] = [
+    case("or a smaller patch, where the level's ", xdeepsd.train_stage, lambda tmp: to_train(fine=ocean(1)),
+         meaning("TrainConfig(min_land=0.25)", "config = replace(config, min_land=0.25)"),
+         meaning("a smaller patch", "config = replace(config, patch=6, stride=2)"),
+         meaning("where the level's mask (True is land) is right", "fine = HIGH")),
+    case("it wants nothing", xdeepsd.train_stage, lambda tmp: to_train(fine=ocean(0)),
+         meaning("Look at the level's mask (True is land)", "fine = HIGH")),
+]  # fmt: skip
+
+CASES["evaluate"] = [
+    case("Where they differ by rounding only", lambda predicted, observed: compare({"model": predicted}, observed),
+         lambda tmp: {"predicted": COARSE.assign_coords(lat=COARSE.lat + 1e-9), "observed": COARSE},
+         "predicted = predicted.assign_coords(observed.coords)"),
+    case("Give days on which it rains", bin_edges, lambda tmp: {"observed": COARSE * 0},
+         meaning("Give days on which it rains", "observed = COARSE")),
+]  # fmt: skip
+
+# --- layout, store ----------------------------------------------------------------------------------------------------
+
+
+def lazy(**chunks):
+    return rain().chunk(chunks or {"time": 2, "lat": -1, "lon": -1})
+
+
+def to_store(tmp, ds=None, **options):
+    return {"ds": lazy() if ds is None else ds, "store": tmp / "a.zarr", **options}
+
+
+CASES["layout"] = [
+    case("The DataArray has no name", xdeepsd.to_zarr, lambda tmp: to_store(tmp, COARSE.rename(None)),
+         "ds = da.rename('precipitation')", has={"da": COARSE.rename(None)}),
+    case("needed: equal ones, and a ", xdeepsd.to_zarr, lambda tmp: to_store(tmp, lazy(time=(1, 2))),
+         "ds = ds.chunk(time=2)"),
+    case("no dtype to pack into", xdeepsd.to_zarr, lambda tmp: to_store(tmp, encoding={"pr": {"scale_factor": 0.1}}),
+         "encoding={'pr': {'dtype': 'int16', 'scale_factor': 0.1, '_FillValue': -32768}}"),
+    case("a value that is not needed", xdeepsd.to_zarr, lambda tmp: to_store(tmp, encoding={"pr": {"dtype": "int16"}}),
+         filled("encoding={'pr': {..., '_FillValue': 32767}}", **{"...": "'dtype': 'int16'"})),
+    case("regions would write one of them", xdeepsd.to_zarr,
+         lambda tmp: to_store(tmp, encoding={"pr": {"chunks": (3, 4, 6)}}),
+         "ds = ds.chunk(time=3)", filled("encoding={'pr': {'chunks': ...}}", **{"...": "(1, 4, 6)"})),
+    case("regions would write one of them", xdeepsd.to_zarr,
+         lambda tmp: to_store(tmp, encoding={"pr": {"chunks": (1, 4, 6), "shards": (3, 4, 6)}}),
+         "ds = ds.chunk(time=3)",
+         filled("encoding={'pr': {'shards': ...}}", **{"...": "(2, 4, 6), 'chunks': (1, 4, 6)"})),
+]  # fmt: skip
+
+
+def begun(tmp, ds=None, **options):
+    """A store that `to_zarr` wrote."""
+    xdeepsd.to_zarr(lazy() if ds is None else ds, tmp / "a.zarr", **options)
+    return tmp / "a.zarr"
+
+
+def of_a_file(path):
+    COARSE.to_dataset().to_netcdf(path)
+    return xr.open_dataset(path, chunks={"time": 2})
+
+
+def by_xarray(tmp):
+    rain().to_zarr(tmp / "a.zarr", consolidated=False)
+    return lazy()
+
+
+def thesis(tmp):
+    (tmp / "a.zarr").mkdir()
+    (tmp / "a.zarr" / "thesis.txt").touch()
+    return lazy()
+
+
+def repository(folder):
+    where = icechunk.local_filesystem_storage(str(folder / "repository"))
+    return icechunk.Repository.open_or_create(where)
+
+
+def read_only(tmp):
+    repo = repository(tmp)
+    return repo.readonly_session("main").store
+
+
+def uncommitted(tmp):
+    session = repository(tmp).writable_session("main")
+    xdeepsd.to_zarr(lazy(), session.store, group="one")
+    return session
+
+
+def on_cluster(ds, store):
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None):
+        xdeepsd.to_zarr(ds, store, group="two")
+
+
+def packed(tmp, **changes):
+    return to_store(tmp, encoding={"pr": {"dtype": "uint8", "scale_factor": 0.01, "_FillValue": 255, **changes}})
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def another(name="path"):
+    return meaning("another path", f"{name} = folder / 'b.zarr'")
+
+
+CASES["store"] = [
+    case("No space left for", xdeepsd.to_zarr, to_store,
+         meaning("free some space and give the same command again", "patch.undo()"),
+         machine=lambda patch: patch.setattr(store, "_compute", no_space)),
+    case("A MemoryStore is not shared", on_cluster, lambda tmp: {"ds": lazy(), "store": zarr.storage.MemoryStore()},
+         meaning("a path", "store = folder / 'a.zarr'"), meaning("a URL", "store = f'file://{folder}/a.zarr'")),
+    case("Type the path as the workers see it", xdeepsd.to_zarr, to_store,  # workers that write elsewhere
+         meaning("the path as the workers see it", "patch.undo()"),
+         meaning("a URL", "patch.undo(); store = f'file://{store}'"),
+         machine=lambda patch: patch.setattr(store, "_compute", lambda *_: None)),
+    case("storage_options are for URLs", xdeepsd.to_zarr,
+         lambda tmp: {"ds": lazy(), "store": str(tmp / "a.zarr"), "storage_options": {"skip_instance_cache": True}},
+         meaning("Leave them out", "del storage_options"), meaning("a URL such as s3://", "store = 'memory://a.zarr'")),
+    case("may write local files in place: a kill", xdeepsd.to_zarr, to_store, filled("zarr.config.reset()"),
+         machine=lambda patch: zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})),
+    case("is read-only. Of Icechunk", xdeepsd.to_zarr, lambda tmp: {"ds": lazy(), "store": read_only(tmp)},
+         meaning("repo.writable_session('main').store", "store = repository(folder).writable_session('main').store")),
+    case("cannot be resumed: it cannot delete or list", xdeepsd.to_zarr,
+         lambda tmp: {"ds": lazy(), "store": zarr.storage.ZipStore(tmp / "a.zip", mode="w")},
+         meaning("to_zarr('out.zarr')", "store = folder / 'out.zarr'")),
+    case("writes local files in place: a kill", xdeepsd.to_zarr,
+         lambda tmp: {"ds": lazy(), "store": zarr.storage.FsspecStore.from_url(f"local://{tmp}/a.zarr")},
+         meaning("to_zarr('/path/out.zarr')", "store = f'{folder}/out.zarr'")),
+    case("is, or holds, the input", xdeepsd.to_zarr,
+         lambda tmp: to_store(tmp, xr.open_zarr(begun(tmp)), overwrite=True), another("store")),
+    case("The Icechunk session has uncommitted changes", lambda session, ds: on_cluster(ds, session.store),
+         lambda tmp: {"session": uncommitted(tmp), "ds": lazy()},
+         meaning("session.commit('...') and take a new session",
+                 "session.commit('...'); session = repository(folder).writable_session('main')"),
+         "session.discard_changes()"),
+    case("It is left alone: type another path", xdeepsd.to_zarr,
+         lambda tmp: to_store(tmp, thesis(tmp)), another("store")),
+    case("to go on with it, or overwrite=True to replace it", xdeepsd.to_zarr,
+         lambda tmp: {"ds": lazy(), "store": begun(tmp), "resume": False}, "resume=True", "overwrite=True"),
+    case("was not written by xdeepsd.to_zarr, so it cannot be resumed", xdeepsd.to_zarr,
+         lambda tmp: to_store(tmp, by_xarray(tmp)), "overwrite=True", another("store")),
+    case("If you know that it is the same input", xdeepsd.to_zarr,
+         lambda tmp: {"ds": of_a_file(tmp / "b.nc"), "store": begun(tmp, of_a_file(tmp / "a.nc"))},
+         "same_input=True", "overwrite=True", another("store")),
+    case("was begun with something else", xdeepsd.to_zarr,
+         lambda tmp: {"ds": lazy().isel(lon=slice(0, 4)), "store": begun(tmp)}, "overwrite=True", another("store")),
+    case("with a larger scale_factor or dtype", xdeepsd.to_zarr, packed,
+         meaning("overwrite=True with a larger scale_factor",
+                 "overwrite=True; encoding = packed(folder, scale_factor=0.2)['encoding']"),
+         meaning("or dtype", "overwrite=True; encoding = packed(folder, dtype='uint16')['encoding']")),
+]  # fmt: skip
+
+# --- inference, blocks, fused -----------------------------------------------------------------------------------------
+
+
+def without_bfloat16(patch):
+    for module in (inference, kernels):
+        patch.setattr(module, "HAS_BFLOAT16", False)
+
+
+def without_cuda(patch):
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+CASES["inference"] = [
+    case("needed: a StackedSRCNN", xdeepsd.downscale, lambda tmp: to_downscale(model=saved(tmp)),
+         filled("model = xdeepsd.load_model('model/')", **{"'model/'": "model"})),
+    # Of a lazy array: whether there is such a device is seen where it is computed, and said there.
+    case("needed: a device of torch. Type", lambda **given: xdeepsd.downscale(**given).sizes,
+         lambda tmp: to_downscale(rain().chunk(time=1), device="gpu"),
+         "device='cuda'", meaning("leave it out", "del device")),
+    case("needs a processor with avx512_bf16", xdeepsd.downscale, lambda tmp: to_downscale(precision="bfloat16"),
+         "precision='float32'", machine=without_bfloat16),
+]  # fmt: skip
+
+CASES["blocks"] = [
+    case("Leave device out for the CPU", xdeepsd.downscale, lambda tmp: to_downscale(device="cuda"),
+         meaning("Leave device out", "del device"), machine=without_cuda),
+]  # fmt: skip
+
+CASES["fused"] = [
+    case("needs a processor with avx512_bf16",
+         lambda precision: fused.prepare(MODEL.stages[0], STATIC["elevation"].values[None], None, precision),
+         lambda tmp: {"precision": "bfloat16"}, "precision='float32'", machine=without_bfloat16),
+]  # fmt: skip
+
+# --- stack, static ----------------------------------------------------------------------------------------------------
+
+
+def saved(tmp):
+    xdeepsd.save_model(MODEL, tmp / "model")
+    return tmp / "model"
+
+
+@contextlib.contextmanager
+def newer(module):
+    """The xdeepsd that comes next, of another format of files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FORMAT", module.FORMAT + 1)
+        yield
+
+
+def saved_by_a_newer(tmp):
+    with newer(stack):
+        return saved(tmp)
+
+
+def cut(tmp):
+    path = saved(tmp) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    return tmp / "model"
+
+
+CASES["stack"] = [
+    case("exists. Type save_model(model, path, overwrite=True)", xdeepsd.save_model,
+         lambda tmp: {"model": MODEL, "path": saved(tmp)},
+         meaning("save_model(model, path, overwrite=True)", "overwrite=True")),
+    case("reads up to format", xdeepsd.load_model, lambda tmp: {"path": saved_by_a_newer(tmp)},
+         meaning("pip install -U xdeepsd", "patch.setattr(stack, 'FORMAT', stack.FORMAT + 1)")),
+    case("Copy the model again, or save it again", xdeepsd.load_model, lambda tmp: {"path": cut(tmp)},
+         meaning("xdeepsd.save_model(model, path)", "xdeepsd.save_model(MODEL, path, overwrite=True)"),
+         meaning("Copy the model again", "path = saved(folder / 'b')")),
+]  # fmt: skip
+
+CASES["static"] = [
+    case("does not divide into blocks of", lambda field: block_mean(field.values, 3), lambda tmp: {"field": FINE[0]},
+         "field = field.isel(lat=slice(6), lon=slice(12))"),
+    case("does not divide into blocks of", lambda field: block_mean(field.values, 3),
+         lambda tmp: {"field": FINE[0].isel(lat=slice(2))}, "field = field.isel(lat=slice(0), lon=slice(12))"),
+]  # fmt: skip
+
+# --- grid, weights, regrid --------------------------------------------------------------------------------------------
+
+TARGET = grid([1.0, 3.0], [1.0, 3.0])
+
+
+def regrid(ds, target=TARGET, **more):
+    return xdeepsd.regrid(ds, target, **more)
+
+
+def square(lat=4, lon=4):
+    return field(np.arange(lat) + 0.5, np.arange(lon) + 0.5)
+
+
+def with_bounds(name="lat_bnds", low=0.0, width=1.0, count=4):
+    """A Dataset with bounds of latitude."""
+    south = low + np.arange(count)
+    ds = square().assign({name: ((f"{name}_lat", "bnds"), np.stack([south, south + width], 1))})
+    ds["lat"].attrs["bounds"] = name
+    return ds
+
+
+def strip(wrong=0):
+    """A row of a curvilinear grid with its corners as variables: of nothing, or of its coordinates but displaced."""
+    ds, corners = curvilinear(1, 6), curvilinear(2, 7)
+    for name in ("latitude", "longitude"):
+        around = [corners[name].values[r : r + 1, c : c + 6] for r, c in ((0, 0), (0, 1), (1, 1), (1, 0))]
+        ds[f"{name}_vertices"] = (("y", "x", "corner"), np.stack(around, -1) - 0.5 + wrong)
+        if wrong:
+            ds[name].attrs["bounds"] = f"{name}_vertices"
+    return ds
+
+
+def displaced(shape=4):
+    """A curvilinear grid whose bounds are those of other cells, or of other corners."""
+    ds = curvilinear()
+    for name in ("latitude", "longitude"):
+        ds[f"{name}_vertices"] = (("y", "x", "corner"), np.stack([ds[name].values + 9] * shape, -1))
+        ds[name].attrs["bounds"] = f"{name}_vertices"
+    return ds
+
+
+BESIDE = grid([45.2, 46.1], [-118, -117])
+DROP = "ds = ds.drop_vars('lat_bnds')"
+CORRECT = meaning("Correct them", "ds = with_bounds()")
+CASES["grid"] = [
+    case("so the size of its cell is unknown", regrid, lambda tmp: {"ds": square(1)},
+         filled("ds['lat_bnds'] = (('lat', 'bnds'), [[LOW, HIGH]]); ds['lat'].attrs['bounds'] = 'lat_bnds'",
+                LOW="0", HIGH="2")),
+    case("Type ds.dropna(", regrid, lambda tmp: {"ds": field([0.5, 1.5, 2.5, np.nan], [0.5, 1.5, 2.5])},
+         "ds = ds.dropna('lat')"),
+    case("holds values twice", regrid, lambda tmp: {"ds": field([0.5, 1.5, 1.5, 2.5], [0.5, 1.5, 2.5])},
+         "ds = ds.drop_duplicates('lat')"),
+    case("holds values twice", lambda ds: regrid(ds, grid([1, 2], [179, 180])),
+         lambda tmp: {"ds": field([0.5, 1.5, 2.5], [179.0, 180.0, -180.0, -179.0])}, "ds = ds.drop_duplicates('lon')"),
+    case("Needed: ascending or descending values", regrid, lambda tmp: {"ds": square().isel(lat=[0, 1, 3, 2])},
+         "ds = ds.sortby('lat')"),
+    case("Needed: ascending or descending values", lambda ds: regrid(ds, grid([1, 2], [179, 180])),
+         lambda tmp: {"ds": field([0.5, 1.5, 2.5], [-179.5, -178.5, 178.5, 179.5])}, "ds = ds.sortby('lon')"),
+    case("or CF bounds (vertices)", lambda ds: regrid(ds, BESIDE), lambda tmp: {"ds": strip()},
+         filled("ds['lat'].attrs['bounds'] = NAME", lat="latitude", NAME="'latitude_vertices'")),
+    case("have the shape", regrid, lambda tmp: {"ds": with_bounds(count=3)}, DROP, CORRECT),
+    case("disagree with its centres", regrid, lambda tmp: {"ds": with_bounds(low=9)}, DROP, CORRECT),
+    case("leave gaps or overlap", regrid, lambda tmp: {"ds": with_bounds(width=0.8)}, DROP, CORRECT),
+    case("to have them inferred from the centres.", regrid, lambda tmp: {"ds": with_bounds("lat_bounds", low=9)}, DROP,
+         CORRECT),
+    case("Correct them, or drop them to have them inferred", lambda ds: regrid(ds, BESIDE),
+         lambda tmp: {"ds": displaced(3)},
+         meaning("Correct them", "ds = curvilinear()"),
+         meaning("drop them", "ds = ds.drop_vars(['latitude_vertices', 'longitude_vertices'])")),
+    case("or drop them to have them inferred", lambda ds: regrid(ds, BESIDE), lambda tmp: {"ds": displaced()},
+         meaning("drop them", "ds = ds.drop_vars(['latitude_vertices', 'longitude_vertices'])")),
+    case("Check that latitude and longitude are not exchanged", regrid,
+         lambda tmp: {"ds": square().rename(lat="lon", lon="lat").assign_coords(lat=100 + np.arange(4.0))},
+         meaning("Check that latitude and longitude are not exchanged and that the units are degrees",
+                 "ds = square()")),
+    case("Select the part of the grid that has them", lambda ds: regrid(ds, BESIDE),
+         lambda tmp: {"ds": with_a_gap()}, meaning("ds.isel", "ds = ds.isel(x=slice(1, None))")),
+    case("more than a whole turn", regrid, lambda tmp: {"ds": field([0.5, 1.5, 2.5], np.arange(0.0, 361.0, 10.0))},
+         "ds = ds.isel(lon=slice(None, -1))"),
+]  # fmt: skip
+
+
+def with_a_gap():
+    ds = curvilinear()
+    values = ds["latitude"].values.astype(float)
+    values[0, 0] = np.nan
+    ds["latitude"] = (("y", "x"), values, ds["latitude"].attrs)
+    return ds
+
+
+CASES["weights"] = [
+    case("The method is", regrid, lambda tmp: {"ds": square(), "method": "linear"}, "method='conservative'"),
+    case("The grids do not overlap", regrid, lambda tmp: {"ds": square(), "target": grid([60, 61], [0, 1])},
+         meaning("xdeepsd.regrid(ds, target)", "target = TARGET")),
+    case("Bilinear interpolation between", regrid, lambda tmp: {"ds": square(1), "method": "bilinear"},
+         "method='nearest'"),
+]  # fmt: skip
+
+CASES["regrid"] = [
+    case("No target arrived", regrid, lambda tmp: {"ds": square(), "target": None},
+         meaning("xdeepsd.regrid(ds, target)", "target = TARGET"),
+         meaning("weights=FILE", "weights = folder / 'w.npz'; xdeepsd.regrid_weights(ds, TARGET).save(weights)")),
+    case("The engine is", regrid,
+         lambda tmp: {"ds": square(), "engine": "esmf"}, meaning("Leave engine out", "del engine")),
+    case("conda install -c conda-forge xesmf", regrid, lambda tmp: {"ds": square(), "engine": "xesmf"},
+         meaning("leave engine out", "del engine"), machine=lambda patch: patch.setitem(sys.modules, "xesmf", None)),
+    case("Needed: the same cells in the same order. Type", regrid,
+         lambda tmp: {"ds": square(), "target": TARGET, "weights": xdeepsd.regrid_weights(square(5), TARGET)},
+         "weights=xdeepsd.regrid_weights(ds, target)"),
+    case("Needed: the same. Type ", regrid,
+         lambda tmp: {"ds": square(), "target": TARGET, "method": "nearest",
+                      "weights": xdeepsd.regrid_weights(square(), TARGET, "bilinear")},
+         "method='bilinear'", "weights=xdeepsd.regrid_weights(ds, target, 'nearest')"),
+    case("Needed: whole", regrid, lambda tmp: {"ds": square().chunk(lat=2)}, "ds = ds.chunk({'lat': -1, 'lon': -1})"),
+    case("Needed: numbers. Type", regrid, lambda tmp: {"ds": square().assign(name=square()["v"].astype(str))},
+         "ds = ds.drop_vars('name')"),
+    case("Needed: a whole number of 1 or more. Type coarsen(ds, 2)", xdeepsd.coarsen,
+         lambda tmp: {"obj": square(), "factor": 0}, meaning("coarsen(ds, 2)", "factor = 2")),
+    case("does not divide into blocks of", lambda ds: xdeepsd.coarsen(ds, 2), lambda tmp: {"ds": square(5, 6)},
+         "ds = ds.isel(lat=slice(4), lon=slice(6))"),
+    case("does not divide into blocks of", lambda ds: xdeepsd.coarsen(ds, 4), lambda tmp: {"ds": square(3, 4)},
+         "ds = ds.isel(lat=slice(0), lon=slice(4))"),
+    case("the blocks of a curvilinear grid", lambda ds: xdeepsd.coarsen(ds, 2), lambda tmp: {"ds": curvilinear()},
+         "ds = xdeepsd.regrid(ds, target)", has={"target": grid(46 + np.arange(4), -119 + np.arange(4))}),
+]  # fmt: skip
+
+# --- ladder, levels ---------------------------------------------------------------------------------------------------
+
+
+def make_levels(ds, static, factors=(2, 2), **more):
+    return xdeepsd.make_levels(ds, static, factors, **more)
+
+
+def to_levels(ds=None, static=None, **more):
+    return {"ds": FINE if ds is None else ds, "static": height(FINE) if static is None else static, **more}
+
+
+def two_variables():
+    return xr.Dataset({"ppt": FINE, "snow": FINE})
+
+
+NEAR_THE_POLE = FINE.assign_coords(lat=82.5 + np.arange(8))
+
+CASES["ladder"] = [
+    case("Needed: the name of the daily ", make_levels, lambda tmp: to_levels(two_variables(), variable="rain"),
+         filled("variable='NAME'", NAME="ppt")),
+    case("Needed: one, the daily precipitation", make_levels, lambda tmp: to_levels(two_variables()),
+         filled("variable='NAME'", NAME="ppt")),
+    case("Needed: 'crop', 'pad' or 'error'", make_levels, lambda tmp: to_levels(edges="drop"), "edges='pad'"),
+    case("to drop the last cells or edges='pad'", make_levels, lambda tmp: to_levels(factors=(5,), edges="error"),
+         "edges='crop'", "edges='pad'"),
+    case("Cropped, nothing is left", make_levels, lambda tmp: to_levels(factors=(10,), edges="crop"), "edges='pad'"),
+    case("it would reach beyond the pole", make_levels,
+         lambda tmp: to_levels(NEAR_THE_POLE, height(NEAR_THE_POLE), factors=(3,)), "edges='crop'"),
+    case("steps. Needed: one map", make_levels, lambda tmp: to_levels(static=height(FINE).expand_dims(time=3)),
+         meaning("ds['elevation'].mean('time')", "static = static['elevation'].mean('time')"),
+         meaning(".isel(time=0)", "static = static['elevation'].isel(time=0)")),
+    case("Needed: lat and lon. Select one map", make_levels,
+         lambda tmp: to_levels(static=height(FINE).expand_dims(month=3)),
+         meaning("ds.isel", "static = static.isel(month=0)")),
+    case("Type xdeepsd.regrid(static, fine) first", make_levels,
+         lambda tmp: to_levels(static=height(FINE.assign_coords(lat=FINE.lat + 0.01))),
+         "static = xdeepsd.regrid(static, fine)", has={"fine": FINE}),
+    case("Needed: the training years", make_levels, lambda tmp: to_levels(climatology=slice("1981", "1982")),
+         filled("climatology=slice('YEAR', 'YEAR')", YEAR="2001")),
+    case("Needed: one. Type climatology=", make_levels,
+         lambda tmp: to_levels(climatology=xr.Dataset({"a": FINE.mean("time"), "b": FINE.mean("time")})),
+         meaning("climatology=ds['NAME']", "climatology = climatology['a']")),
+    case("whole numbers of 2 or more", make_levels, lambda tmp: to_levels(factors=(2, 1)), "factors=(2, 2, 2)"),
+    case("others with ds.isel, or type", make_levels, lambda tmp: to_levels(FINE.expand_dims(member=2)),
+         meaning("Select one of the others with ds.isel", "ds = ds.isel(member=0)"),
+         meaning("ds.expand_dims('time')", "ds = ds.isel(member=0)")),
+    case("others with ds.isel, or type", make_levels, lambda tmp: to_levels(FINE[0]), "ds = ds.expand_dims('time')"),
+]  # fmt: skip
+
+
+def build_levels(ds, static, path, factors=(2,), **more):
+    return xdeepsd.build_levels(ds, static, factors, path, **more)
+
+
+def to_build(tmp, ds=None, **more):
+    return to_levels(ds, **{"path": tmp / "a.zarr", **more})
+
+
+@functools.cache
+def built_once():
+    folder = tempfile.TemporaryDirectory()
+    build_levels(**to_build(Path(folder.name)))
+    return folder
+
+
+def built(tmp, **more):
+    """Arguments for levels that are there."""
+    shutil.copytree(built_once().name, tmp, dirs_exist_ok=True)
+    return to_build(tmp, **more)
+
+
+def twice(hours=0):
+    """The first day again, other data, so many hours later."""
+    times = [FINE.time.values[0], FINE.time.values[0] + np.timedelta64(hours, "h"), *FINE.time.values[1:]]
+    return FINE.isel(time=[0, 1, 1, 2, 3]).assign_coords(time=times)
+
+
+CASES["levels"] = [
+    case("Needed: ascending days", build_levels, lambda tmp: to_build(tmp, FINE[::-1]), "ds = ds.sortby('time')"),
+    case("for data of several times a day", build_levels, lambda tmp: to_build(tmp, twice()),
+         "ds = ds.drop_duplicates('time', keep='last')", "ds = ds.resample(time='1D').mean()"),
+    case("for data of several times a day", build_levels, lambda tmp: to_build(tmp, twice(hours=12)),
+         "ds = ds.drop_duplicates('time', keep='last')", "ds = ds.resample(time='1D').mean()"),
+    case("for a new store;", build_levels, lambda tmp: built(tmp, factors=(4,)), another()),
+    case("for a new store;", build_levels, lambda tmp: built(tmp, static=height(FINE) + 10), another()),
+    case("Needed: the data that the store was built from", build_levels,
+         lambda tmp: built(tmp, ds=fine(seed=7)), another()),
+    case("The precipitation has no time among its dims", build_levels, lambda tmp: to_build(tmp, FINE[0]),
+         meaning("ds.expand_dims", "ds = ds.expand_dims('time')")),
+    case("to build the store anew", build_levels, lambda tmp: built(tmp, ds=fine(5, start="2000-12-31")), another()),
+    case("to go on without", build_levels, lambda tmp: to_build(tmp, FINE[[0, 1, 3]]),
+         "allow_missing=True", meaning("Fetch them", "ds = FINE")),
+    case("Fetch them and run this again", build_levels,
+         lambda tmp: to_build(tmp, FINE.where(FINE.time != FINE.time[2]), chunk_mb=1e-4),
+         "allow_missing=True", meaning("Fetch them and run this again", "ds = FINE")),
+    case("is there and is no store of levels", build_levels, lambda tmp: to_build(tmp, path=begun(tmp)), another()),
+    case("No store of levels at", xdeepsd.open_levels, lambda tmp: {"path": tmp / "levels.zarr"},
+         meaning("xdeepsd.build_levels(fine, static, factors, path)", "build_levels(FINE, height(FINE), path)"),
+         meaning("xdeepsd prepare", "command(prepare(folder))")),
+]  # fmt: skip
+
+# --- pairs, stack_training, train, checkpoints, watch -----------------------------------------------------------------
+
+
+def infinite(level):
+    level = level.copy(deep=True)
+    level["precipitation"][2, 3, 3] = np.inf
+    return level
+
+
+def narrow():
+    return HIGH.isel(lon=slice(0, 15))
+
+
+def cropped(level):
+    return xdeepsd.make_levels(level["precipitation"].isel(lon=slice(0, 14)), level["elevation"], (2,))
+
+
+def with_climatology():
+    return HIGH.assign(climatology=HIGH["precipitation"].mean("time"))
+
+
+def make_pair(coarse, fine):
+    pairs.make_pair(coarse, fine, WITH_CLIMATOLOGY.network(2))
+
+
+def unitless(level):
+    level = level.copy(deep=True)
+    del level["precipitation"].attrs["units"]
+    return level
+
+
+def to_stack(*levels, **changes):
+    return {"levels": list(levels) or [LOW, HIGH], "config": QUICK, "progress": False, **changes}
+
+
+WITH_CLIMATOLOGY = replace(QUICK, static=("elevation", "climatology"))
+NO_MASK = "level['mask'] = level['precipitation'].notnull().any('time')"
+CASES["pairs"] = [
+    case("Needed: 'precipitation'. ", xdeepsd.train_stage, lambda tmp: to_train(fine=HIGH.rename(precipitation="ppt")),
+         meaning("level.rename(NAME='precipitation')", "fine = fine.rename(ppt='precipitation')")),
+    case("Levels of different days", xdeepsd.train_stage, lambda tmp: to_train(coarse=LOW.isel(time=slice(1, None))),
+         "coarse, fine = xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])"),
+    case("(lat, lon), or leave it out: TrainConfig(static=", xdeepsd.train_stage,
+         lambda tmp: to_train(fine=HIGH.drop_vars("elevation")),
+         meaning("Add level['elevation'] (lat, lon)", "fine['elevation'] = HIGH['elevation']"),
+         meaning("leave it out: TrainConfig(static=())", "config = replace(config, static=())")),
+    case("The fine level has no 'mask'", xdeepsd.train_stage, lambda tmp: to_train(fine=HIGH.drop_vars("mask")),
+         meaning(NO_MASK, NO_MASK.replace("level", "fine"))),
+    case("The coarse level has no 'climatology'", make_pair, lambda tmp: {"coarse": LOW, "fine": with_climatology()},
+         meaning("Add the block means of the fine one",
+                 "coarse = coarse.assign(climatology=fine['climatology'].coarsen(lat=2, lon=2).mean().drop_vars("
+                 "['lat', 'lon']))")),
+    case("to crop the finest grid to a multiple of the scale", xdeepsd.train_stage,
+         lambda tmp: to_train(fine=narrow()),
+         meaning("ds.isel(lat=slice(...), lon=slice(...))", "coarse, fine = cropped(fine)")),
+    case("The two levels do not lie on each other", xdeepsd.train_stage,
+         lambda tmp: to_train(fine=HIGH.isel(lat=slice(None, None, -1))),
+         meaning("level.sortby('lat')", "coarse, fine = (level.sortby('lat') for level in (coarse, fine))")),
+    case("have no observed cell inside the mask", xdeepsd.train_stage,
+         lambda tmp: to_train(fine=HIGH.assign(precipitation=HIGH["precipitation"] * np.nan)),
+         meaning("level['precipitation'].notnull()", "fine = HIGH"),
+         meaning("level['mask'] (True is land)", "fine = HIGH")),
+    case("holds infinite values", xdeepsd.train_stage, lambda tmp: to_train(fine=infinite(HIGH)),
+         meaning("ds['precipitation'].where(np.isfinite(ds['precipitation']))",
+                 "fine['precipitation'] = fine['precipitation'].where(np.isfinite(fine['precipitation']))")),
+]  # fmt: skip
+
+
+CASES["stack_training"] = [
+    case("Needed: two or more, coarsest first", xdeepsd.train_stack, lambda tmp: to_stack(HIGH),
+         meaning("xdeepsd.make_levels(...)", "levels = make_levels(FINE, height(FINE), (2,))")),
+    case("(lat, lon), or leave it out: TrainConfig(static=", xdeepsd.train_stack,
+         lambda tmp: to_stack(LOW, HIGH.drop_vars("elevation")),
+         meaning("Add level['elevation'] (lat, lon)", "levels[-1]['elevation'] = HIGH['elevation']"),
+         meaning("leave it out: TrainConfig(static=())", "config = replace(config, static=())")),
+    case("The finest level has no 'mask'", xdeepsd.train_stack, lambda tmp: to_stack(LOW, HIGH.drop_vars("mask")),
+         meaning(NO_MASK, NO_MASK.replace("level", "levels[-1]"))),
+    case("Crop the finest grid to a multiple of the scale and make", stage_levels,
+         lambda tmp: {"levels": [LOW, narrow()], "k": 0, "static": narrow()[["elevation"]]},
+         meaning("Crop the finest grid to a multiple of the scale and make the levels from it",
+                 "levels = cropped(narrow()); static = levels[-1][['elevation']]")),
+    case("The precipitation of the finest level has no units", xdeepsd.train_stack,
+         lambda tmp: to_stack(LOW, unitless(HIGH)),
+         meaning("level['precipitation'].attrs['units'] = 'mm day-1'",
+                 "levels[-1]['precipitation'].attrs['units'] = 'mm day-1'")),
+]  # fmt: skip
+
+
+def trained(tmp, **changes):
+    """Arguments of a training whose checkpoints are there."""
+    given = to_train(checkpoint_dir=tmp / "a", config=replace(QUICK, **changes))
+    xdeepsd.train_stage(**given)
+    return given
+
+
+def diverging(tmp):
+    """A training that stops after some checkpoints."""
+    config = replace(QUICK, steps=30, learning_rate=1e9, validate_every=30)
+    return to_train(config=config, checkpoint_dir=tmp / "a")
+
+
+CASES["train"] = [
+    case("Needed: smaller steps", xdeepsd.train_stage, diverging,
+         meaning("TrainConfig(learning_rate=...) with a tenth of it, and another folder",
+                 "config = replace(config, learning_rate=1e8); checkpoint_dir = folder / 'b'")),
+    case("torch finds no CUDA on this machine. Type device", xdeepsd.train_stage,
+         lambda tmp: to_train(config=replace(QUICK, device="cuda")),
+         meaning("device='cpu'", "config = replace(config, device='cpu')"), machine=without_cuda),
+    case("holds checkpoints of another run", xdeepsd.train_stage, trained,
+         "resume=True", meaning("give another folder", "checkpoint_dir = folder / 'b'")),
+    case("is asked for without a folder", xdeepsd.train_stage, lambda tmp: to_train(resume=True),
+         filled("checkpoint_dir='FOLDER'", **{"'FOLDER'": "folder / 'a'"})),
+    case("belongs to another configuration", xdeepsd.train_stage,
+         lambda tmp: {**trained(tmp), "config": replace(QUICK, steps=2), "resume": True},
+         meaning("the same configuration to resume", "config = QUICK"),
+         meaning("give another folder to start anew", "checkpoint_dir = folder / 'b'")),
+    case("belongs to other levels", xdeepsd.train_stage,
+         lambda tmp: trained(tmp) | {"resume": True, "coarse": LOW[{"time": [0, 1]}], "fine": HIGH[{"time": [0, 1]}]},
+         meaning("Give the same levels", "coarse, fine = LOW, HIGH"),
+         meaning("or a new folder", "checkpoint_dir = folder / 'b'")),
+]  # fmt: skip
+
+
+def by_a_newer(tmp):
+    with newer(checkpoints):
+        return trained(tmp) | {"resume": True}
+
+
+def damaged(tmp):
+    given = trained(tmp) | {"resume": True}
+    for path in (tmp / "a").glob("step-*.pt"):
+        path.write_bytes(b"half")
+    return given
+
+
+CASES["checkpoints"] = [
+    case("could not be written", xdeepsd.train_stage, lambda tmp: to_train(checkpoint_dir=tmp / "a"),
+         meaning("Free some space", "patch.undo(); resume=True"),
+         meaning("train again with resume=True", "patch.undo(); resume=True"),
+         machine=lambda patch: patch.setattr(checkpoints.os, "fsync", no_space)),
+    case("was written by a newer xdeepsd", xdeepsd.train_stage, by_a_newer,
+         meaning("pip install -U xdeepsd", "patch.setattr(checkpoints, 'FORMAT', checkpoints.FORMAT + 1)")),
+    case("Remove them to start again", xdeepsd.train_stage, damaged,
+         meaning("Remove them", "for path in checkpoint_dir.glob('step-*'): path.unlink()\ndel path")),
+]  # fmt: skip
+
+
+def without(module):
+    """A machine where a package is not installed."""
+    return lambda patch: patch.setitem(sys.modules, module, None)
+
+
+CASES["watch"] = [
+    case("TensorBoard events need tensorboard", xdeepsd.train_stage,
+         lambda tmp: to_train(config=replace(QUICK, tensorboard=True), checkpoint_dir=tmp / "a"),
+         meaning("pip install xdeepsd[tensorboard]", "patch.undo()"), machine=without("torch.utils.tensorboard")),
+]  # fmt: skip
+
+# --- plot, sweep ------------------------------------------------------------------------------------------------------
+
+
+def sweep_summary():
+    shared = {"part": "validation", "relative": 1.0, "p_wilcoxon": 0.5, "low": 0.0, "high": 1.0, "count": 9}
+    keys = [(alpha, rank, error) for alpha in (0.0, 1.0) for rank in (0, 1) for error in ("rmse", "mae")]
+    return pd.DataFrame([{"alpha": a, "rank": r, "error": e, **shared} for a, r, e in keys])
+
+
+def to_sweep(tmp, **changes):
+    config = replace(QUICK, validation=("2001-01-05",), test=("2001-01-06",))
+    return {"levels": [LOW, HIGH], "config": config, "alphas": [0.0], "seeds": 1, "folder": tmp / "sweep", **changes}
+
+
+def swept(tmp):
+    sweep.run_sweep(**to_sweep(tmp))
+    return to_sweep(tmp, config=replace(to_sweep(tmp)["config"], steps=2))
+
+
+class NoFigure:
+    def savefig(self, *_, **__):
+        pass
+
+
+def without_figures(patch):
+    patch.setattr(sweep, "plot_sweep", lambda *_: NoFigure())
+
+
+CASES["plot"] = [
+    case("plot_maps needs matplotlib", plot_maps, lambda tmp: {"maps": {"rain": COARSE[0]}},
+         meaning("pip install matplotlib", "patch.undo()"), machine=without("matplotlib.figure")),
+    case("plot_sweep needs matplotlib", plot_sweep, lambda tmp: {"summary": sweep_summary()},
+         meaning("pip install matplotlib", "patch.undo()"), machine=without("matplotlib.figure")),
+]  # fmt: skip
+
+CASES["sweep"] = [
+    case("The configuration names no", sweep.run_sweep, lambda tmp: to_sweep(tmp, config=QUICK),
+         meaning("Give both, such as validation = [2004, 2005] and test = [2006] under [training]",
+                 "config = to_sweep(folder)['config']"), machine=without_figures),
+    case("holds the runs of another configuration", sweep.run_sweep, swept,
+         meaning("Give another folder ([paths] sweep)", "folder = folder.with_name('b')"),
+         machine=without_figures),
+]  # fmt: skip
+
+# --- prism, prism_store, fetch ----------------------------------------------------------------------------------------
+
+
+def prism_file(folder, day="20110101", of_release=8, **grid):
+    """The zip of a day as the service gives it out: release 8, with the map of any."""
+    when = pd.Timestamp(day)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{day}.zip"
+    path.write_bytes(day_zip("ppt", when, map_of(when, of_release), 8, **grid))
+    return path
+
+
+def prism_days(tmp, *days):
+    return {"paths": [prism_file(tmp, day) for day in days]}
+
+
+def broken_day(tmp):
+    given = prism_days(tmp, "20110101", "20110102")
+    given["paths"][1].write_bytes(b"<html>maintenance</html>")
+    return given
+
+
+def read(paths, reader):
+    return reader(paths)
+
+
+CASES["prism"] = [
+    case("Leave it out of paths", xdeepsd.open_prism, broken_day,
+         meaning("Leave it out of paths", "paths = paths[:1]"),
+         meaning("fetch it again if it is broken", "prism_file(folder, '20110102')")),
+    case("Open them apart", xdeepsd.open_prism,
+         lambda tmp: {"paths": [prism_file(tmp), prism_file(tmp, "20110102", west=-159.0)]},
+         meaning("Open them apart", "paths = paths[:1]")),
+    case("is no store of xdeepsd fetch: none of its variables", read,
+         lambda tmp: {"paths": begun(tmp), "reader": xdeepsd.open_prism},
+         meaning("Use xr.open_zarr", "reader = xr.open_zarr")),
+    case("Fetch them, or go on with allow_missing=True", xdeepsd.open_prism,
+         lambda tmp: prism_days(tmp, "20110101", "20110103"),
+         "allow_missing=True", meaning("Fetch them", "paths.append(prism_file(folder, '20110102'))")),
+    case("Leave one of them out of paths", xdeepsd.open_prism,
+         lambda tmp: {"paths": [prism_file(tmp), prism_file(tmp / "b", of_release=7)]},
+         meaning("Leave one of them out of paths", "paths = paths[:1]")),
+]  # fmt: skip
+
+
+def fetch(out, region="hi", variable="ppt"):
+    """Two days of a service on loopback."""
+    with PrismServer(region=region) as server:
+        server.publish("2011-01-01", "2011-01-02")
+        return xdeepsd.fetch_prism(
+            out, variable, "2011-01-01", "2011-01-02", region=region, pace=0, timeout=30, base_url=server.url
+        )
+
+
+def fetched(tmp):
+    fetch(tmp / "a.zarr")
+    return tmp / "a.zarr"
+
+
+def claims_to_be_us(tmp):
+    zarr.open_group(fetched(tmp), mode="r+").attrs["prism_region"] = "us"
+    return tmp / "a.zarr"
+
+
+def fetch_while(out, busy):
+    with filelock.FileLock(busy) if busy else contextlib.nullcontext():
+        return fetch(out)
+
+
+CASES["prism_store"] = [
+    case("is there and is no store of xdeepsd fetch", fetch, lambda tmp: {"out": begun(tmp)},
+         meaning("another --out", "out = folder / 'b.zarr'")),
+    case("one region and ", fetch, lambda tmp: {"out": fetched(tmp), "region": "pr"},
+         meaning("another --out", "out = folder / 'b.zarr'")),
+    case("is on another grid", fetch, lambda tmp: {"out": claims_to_be_us(tmp), "region": "us"},
+         meaning("another --out", "out = folder / 'b.zarr'; region = 'hi'")),
+    case("Wait for it, or use another", fetch_while, lambda tmp: {"out": tmp / "a.zarr", "busy": tmp / ".a.zarr.lock"},
+         meaning("Wait for it", "busy = None"), meaning("another --out", "out = folder / 'b.zarr'")),
+]  # fmt: skip
+
+CASES["fetch"] = [
+    case("Copy the store when it is done", fetch, lambda tmp: {"out": "s3://bucket/a.zarr"},
+         meaning("Copy the store when it is done", "out = folder / 'a.zarr'")),
+]  # fmt: skip
+
+# --- cli, cli_training ------------------------------------------------------------------------------------------------
+
+
+def fetch_command(tmp, broken):
+    """A fetch of two days, one of which the service does not give out the first time."""
+    with PrismServer() as server:
+        days = server.publish("2011-01-01", "2011-01-02")
+        server.mischief = {days[1]: ["404"]} if broken else {}
+        line = f"fetch --out {tmp}/a.zarr --start 2011-01-01 --end 2011-01-02 --region hi --pace 0"
+        return command(f"{line} --base-url {server.url}")
+
+
+def trained_by_command(tmp):
+    line = f"train {toml(tmp)}"
+    command(line)
+    return line
+
+
+def converted(tmp):
+    line = f"config from-ini {old_ini(tmp)}"
+    command(line)
+    return line
+
+
+CASES["cli"] = [
+    case("Needed: whole numbers. Type --factors 2,2,2", command, lambda tmp: {"line": prepare(tmp, "two")},
+         meaning("--factors 2,2,2", "line += ' --factors 2,2,2'")),
+    case("Run the same command again to fetch what is missing", fetch_command, lambda tmp: {"tmp": tmp, "broken": True},
+         meaning("Run the same command again", "broken = False")),
+]  # fmt: skip
+
+CASES["cli_training"] = [
+    case("to go on and replace it", command, lambda tmp: {"line": trained_by_command(tmp)},
+         meaning("--resume", "line += ' --resume'"), meaning("Remove it", "(folder / 'model').rename(folder / 'old')")),
+    case("exists. Remove it, or type --out NAME", command, lambda tmp: {"line": converted(tmp)},
+         meaning("--out NAME", "line += f' --out {folder}/b.toml'"),
+         meaning("Remove it", "(folder / 'config.toml').unlink()")),
+]  # fmt: skip
+
+
+def test_what_from_ini_says_leads_on(tmp_path):
+    """ "Look through it, then type xdeepsd train config.toml" """
+    said = command(f"config from-ini {old_ini(tmp_path)}")
+    command(prepare(tmp_path, days=9, start="2001-10-28"))  # validation begins in November
+    line = re.search(r"then type xdeepsd (train .*)", said)[1]
+    path = tmp_path / "config.toml"
+    path.write_text(path.read_text().replace("patch = 8", "patch = 8\nstride = 4\nworkers = 1"))
+    with contextlib.suppress(RefusedError):  # it does not beat interpolation after one step
+        command(line)
+    assert (tmp_path / "deepsd" / "model.json").exists()
+
+
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+VERBS = (
+    "add|check|conda install|convert|copy|correct|crop|drop them|fetch|free|give|leave|look|open them|remove|run|"
+    "select|take|use|wait"
+)
+# "Type ..." anywhere in a message, other imperatives at the beginning of a sentence or after an "or"
+ADVICE = re.compile(rf"\b[Tt]ype (?=\S)|(?:^|[.:;?] |\bor )(?=(?:{VERBS}|go on with)\b)", re.IGNORECASE)
+# Code in what is left of an advice: an alternative that no case follows
+CODE = re.compile(r"[\w\]]\(|\w=[^\s=]|\w\['|\w\.\w+\(")
+
+
+def messages():
+    """``(place, text)`` of every literal text with an advice; what is filled in is ``{}``."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        nodes = list(ast.walk(tree))
+        left_out = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+        left_out |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        left_out |= {id(node.value) for node in nodes if isinstance(node, ast.keyword) and node.arg == "help"}
+        for node in nodes:
+            if id(node) in left_out:
+                continue
+            text = None
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            if text is not None and " " in text.strip() and ADVICE.search(text):
+                yield f"{path.name}:{node.lineno}", text
+
+
+def flags():
+    """Every option of every command."""
+    groups, found = [typer.main.get_command(app)], set()
+    while groups:
+        one = groups.pop()
+        groups += getattr(one, "commands", {}).values()
+        found |= {option for parameter in one.params for option in parameter.opts}
+    return found
+
+
+def parameters():
+    for module, cases in CASES.items():
+        counts: dict[str, int] = {}
+        for one in cases:
+            for typed in one.typed:
+                name = f"{module}: {one.message} -> {typed.said}"
+                counts[name] = counts.get(name, 0) + 1
+                again = f" ({counts[name]})" if counts[name] > 1 else ""
+                yield pytest.param(one, typed, id=name + again)
+
+
+def test_every_advice_has_a_case():
+    known = [*(one.message for cases in CASES.values() for one in cases), *ELSEWHERE]
+    without_case = [f"{place}: {text}" for place, text in messages() if not any(part in text for part in known)]
+    assert not without_case, "\n".join(["No case in tests/test_advice.py:", *without_case])
+
+
+def test_every_case_has_an_advice():
+    texts = [text for _, text in messages()]
+    known = [*(one.message for cases in CASES.values() for one in cases), *ELSEWHERE]
+    assert not [part for part in known if not any(part in text for text in texts)]
+    assert not set(UNTRUE) - {parameter.id for parameter in parameters()}
+
+
+def test_every_flag_is_there():
+    named = {flag for _, text in messages() for flag in re.findall(r"--[a-z][a-z-]*", text)}
+    assert named
+    assert not named - flags()
+
+
+def assert_holds_something(result):
+    if isinstance(result, xr.Dataset):
+        assert any(bool(np.isfinite(v).any()) for v in result.data_vars.values() if v.dtype.kind == "f")
+    elif isinstance(result, xr.DataArray):
+        assert bool(np.isfinite(result).any())
+    elif isinstance(result, np.ndarray):
+        assert result.size
+    elif isinstance(result, list) and result and isinstance(result[0], xr.Dataset):
+        for level in result:
+            assert_holds_something(level)
+
+
+@pytest.fixture
+def patch(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler="synchronous"):  # threads take longer here
+        yield patch
+    zarr.config.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("one", "typed"), parameters())
+def test_advice_leads_on(one, typed, tmp_path, patch, request):
+    arguments = one.given(tmp_path)
+    one.machine(patch)
+    with pytest.raises(Exception, match=re.escape(one.message)) as error:
+        one.call(**arguments)
+    said = str(error.value)
+    names = globals() | dict(one.has) | {"folder": tmp_path, "patch": patch, "said": said}
+
+    def follow():
+        assert typed.said in said
+        rest = said[ADVICE.search(said).start() :]
+        for other in one.typed:
+            rest = rest.replace(other.said, "")
+        assert not CODE.search(rest), f"an advice that no case follows: {rest}"
+        exec(typed.code, names, arguments)
+        assert_holds_something(one.call(**arguments))
+
+    if request.node.callspec.id in UNTRUE:
+        with pytest.raises(Exception):  # noqa: B017
+            follow()
+    else:
+        follow()
