@@ -333,7 +333,7 @@ def kernel_figures(quick: bool) -> tuple[list[dict], dict]:
             figure("bf16_vs_float32", ratio(seconds, "xdeepsd float32", "xdeepsd bfloat16"), "times", 1.15, "higher"),
             figure("relative_error_bf16", relative(case.xdeepsd("bfloat16")()[:3], few), "relative L2", 6e-3, "lower"),
         ]
-    # What TrainConfig.default() makes: residual, the square root of precipitation.
+    # What TrainConfig() makes: residual, the square root of precipitation.
     root = Case(trained_stage(0, True, 20 if quick else 150, "sqrt"), case.coarse, mountains(8 * lat, 8 * lon))
     runs = {"torch": root.torch, "float32": root.xdeepsd()}
     if kernels.HAS_BFLOAT16:

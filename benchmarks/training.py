@@ -71,7 +71,7 @@ def open_levels(path: Path) -> list[xr.Dataset]:
 
 
 def config(**changes: Any) -> TrainConfig:
-    return TrainConfig.default(static=("elevation",), validation=None, batch=BATCH, **changes)
+    return TrainConfig(static=("elevation",), validation=None, batch=BATCH, **changes)
 
 
 def loader_of(levels: list[xr.Dataset]) -> PatchLoader:

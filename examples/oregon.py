@@ -68,7 +68,7 @@ def read(data: Path, further: Path | None) -> tuple[xr.DataArray, xr.DataArray, 
 
 def presets(test: tuple[str, ...], steps: int, seed: int) -> dict[str, xdeepsd.TrainConfig]:
     """Both presets on the same days and the same budget."""
-    default = xdeepsd.TrainConfig.default(validation=VALIDATION, test=test, seed=seed, threads=1, steps=steps)
+    default = xdeepsd.TrainConfig(validation=VALIDATION, test=test, seed=seed, threads=1, steps=steps)
     paper = xdeepsd.TrainConfig.paper(
         validation=VALIDATION, test=test, seed=seed, threads=1, steps=steps, batch=default.batch,
         schedule=default.schedule, learning_rate=1e-3,

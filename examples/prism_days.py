@@ -45,7 +45,7 @@ def run(data: Path, steps: int, folds: int | None, seed: int, console: Console) 
     levels = load(data)
     dates = [str(day)[:10] for day in levels[-1]["time"].values][:folds]
     configs = [
-        xdeepsd.TrainConfig.default(
+        xdeepsd.TrainConfig(
             static=("elevation",),
             steps=steps,
             validation=None,

@@ -188,7 +188,7 @@ def height(like):
 
 FINE = fine()
 LOW, HIGH = (level.load() for level in xdeepsd.make_levels(fine(6, 16, 16), height(fine(1, 16, 16)), (2,)))
-QUICK = TrainConfig(
+QUICK = TrainConfig.paper(
     **TINY, patch=8, stride=4, batch=2, steps=1, validation=None, threads=1, workers=1, validate_every=1,
     checkpoint_every=1,
 )  # fmt: skip

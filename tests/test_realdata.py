@@ -27,7 +27,7 @@ def levels(real_data):
 def test_a_held_out_day_beats_interpolation(levels, tmp_path):
     assert levels[-1].sizes["time"] == 7
     seen = [level.drop_sel(time=np.datetime64(HELD_OUT)) for level in levels]
-    config = xdeepsd.TrainConfig.default(static=("elevation",), steps=300, batch=16, validation=("2017-01-31",))
+    config = xdeepsd.TrainConfig(static=("elevation",), steps=300, batch=16, validation=("2017-01-31",))
     xdeepsd.save_model(xdeepsd.train_stack(seen, config, progress=False), tmp_path / "model")
 
     day = levels[0][["precipitation"]].sel(time=[HELD_OUT])

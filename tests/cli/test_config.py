@@ -15,14 +15,11 @@ from xdeepsd.cli.ini import convert_ini
 from xdeepsd.cli.toml import load_config, parse_config
 
 WHOLE = """
-preset = "default"
-
 [paths]
 levels = "scratch/levels.zarr"
 model = "/models/mine"
 
 [data]
-variable = "ppt"
 years = [1981, 2015]
 factors = [2, 2]
 
@@ -37,10 +34,8 @@ loss = "denseloss"
 alpha = 1
 
 [[stages]]
-name = "coarse"
 
 [[stages]]
-name = "fine"
 steps = 900
 """
 
@@ -57,26 +52,24 @@ def test_a_whole_file(tmp_path):
     assert str(config.paths.model) == "/models/mine"
     assert config.data.years == (1981, 2015)
     first, second = config.stage_configs(2)
-    assert first == TrainConfig.default(
+    assert first == TrainConfig(
         steps=500, learning_rate=1e-3, kernels=(9, 3, 5), train=("1981/2003",), validation=(2004, 2005),
         test=("2006-01-01", "2007/2015"), loss="denseloss", alpha=1.0,
     )  # fmt: skip
     assert second == dataclasses.replace(first, steps=900)
-    assert config.names == ("coarse", "fine")
     with pytest.raises(ValueError, match=r"2 \[\[stages\]\], the levels at .* make 3"):
         config.stage_configs(3)
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_an_empty_file_is_the_preset(tmp_path, preset):
-    config = load_config(write(tmp_path, f'preset = "{preset}"'))
-    assert config.stage_configs(3) == [getattr(TrainConfig, preset)()] * 3
-    assert load_config(write(tmp_path, "")).training == TrainConfig.default()
+def test_an_empty_file_is_what_we_recommend(tmp_path):
+    assert load_config(write(tmp_path, "")).stage_configs(3) == [TrainConfig()] * 3
+    assert load_config(write(tmp_path, 'preset = "paper"')).stage_configs(3) == [TrainConfig.paper()] * 3
+    assert load_config(write(tmp_path, "")).training == TrainConfig()
 
 
 def test_every_field_of_trainconfig_can_be_said(tmp_path):
     """The file mirrors the dataclass: what is written from one config reads as the same one."""
-    wanted = TrainConfig.default(test=0.2, patience=4, threads=2, target_transform="sqrt", clip_gradient=None)
+    wanted = TrainConfig(test=0.2, patience=4, threads=2, target_transform="sqrt", clip_gradient=None)
     values = {name: value for name, value in dataclasses.asdict(wanted).items() if value is not None}
     text = "[training]\n" + "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
     read = load_config(write(tmp_path, 'preset = "paper"\n' + text)).training
@@ -84,7 +77,7 @@ def test_every_field_of_trainconfig_can_be_said(tmp_path):
     # What a preset sets can be taken back.
     text = '[training]\ntarget_transform = "none"\nclip_gradient = "none"'
     read = load_config(write(tmp_path, text)).training
-    assert read == TrainConfig.default(target_transform=None, clip_gradient=None)
+    assert read == TrainConfig(target_transform=None, clip_gradient=None)
 
 
 BAD = {
@@ -100,7 +93,7 @@ BAD = {
     "[training]\nkernels = [9, 1]": "needed is one kernel more than hidden channels",
     "[training]\npatch = 10": "patch 10 leaves nothing of the output",
     "[[stages]]\nstep = 3": r"\[\[stages\]\] number 1: unknown key 'step'. Did you mean 'steps'",
-    "preset = 'large'": "preset is 'large'. Needed: 'default' or 'paper'",
+    "preset = 'large'": "preset is 'large'. Needed: 'paper'. Leave it out",
     "[data]\nyears = [2015, 1981]": r"years is \[2015, 1981\]. Needed: the first and the last year",
     "[data]\nyears = 2015": r"\[data\]: years is 2015; input should be a valid tuple",
     "[data]\nfactors = [2]\n[[stages]]\n[[stages]]": r"2 \[\[stages\]\] and factors \[2\]",
@@ -186,7 +179,7 @@ def convert(tmp_path, text):
 @pytest.mark.parametrize("header", ["[Model-3]", "[Model-2]", "Model-2]", "[Model-2", "Model-3]"])
 def test_whole_and_broken_headers_give_the_same(tmp_path, header):
     config, notes = convert(tmp_path, OLD.format(header=header))
-    assert config.names == ("ppt-016-032", "ppt-008-016", "ppt-004-008")
+    assert config.stages is None, "all alike"
     assert config.data.factors == (2, 2, 2)
     assert config.training == TrainConfig.paper(
         kernels=(9, 3, 5), learning_rate=1e-3, batch=100, steps=50_000, validate_every=50, checkpoint_every=1000,
@@ -248,7 +241,8 @@ def test_old_files_that_cannot_be_used(tmp_path, old, new, message):
 def test_the_originals_files(real_data, tmp_path, name, stages, repaired):
     text, notes = convert_ini(real_data / "legacy_config" / f"{name}.ini")
     config = load_config(write(tmp_path, text))
-    assert len(config.stages) == len(config.data.factors) == stages
+    assert len(config.stage_configs(stages)) == len(config.data.factors) == stages
+    assert "# xdeepsd prepare " in text
     assert sum("broken section header" in note for note in notes) == repaired
     assert sum("a second section" in note for note in notes) == 2 * repaired
 
@@ -258,7 +252,9 @@ def test_from_ini_on_the_command_line(tmp_path):
     result = CliRunner().invoke(app, ["config", "from-ini", str(ini)])
     assert result.exit_code == 0, result.output
     assert "broken section header" in result.output.replace("\n", " ")
-    assert load_config(tmp_path / "old.toml").names[-1] == "ppt-004-008"
+    assert load_config(tmp_path / "old.toml").data.factors == (2, 2, 2)
+    command = "xdeepsd prepare data/prism --elevation data/wcs_4km_prism.nc --variable ppt --factors 2,2,2 --out "
+    assert command in (tmp_path / "old.toml").read_text()
     again = CliRunner().invoke(app, ["config", "from-ini", str(ini)])
     assert again.exit_code == 1
     assert "exists" in again.output

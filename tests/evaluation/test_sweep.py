@@ -46,7 +46,7 @@ def levels(climate):
 
 @pytest.fixture(scope="module")
 def config():
-    return TrainConfig.default(**SMALL, **DAYS)
+    return TrainConfig(**SMALL, **DAYS)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_what_is_done_is_not_done_again(swept, levels, config, tmp_path, monkeyp
 
 def test_another_configuration_is_refused(swept, levels, config):
     _, folder = swept
-    other = TrainConfig.default(**{**SMALL, "steps": 13}, **DAYS)
+    other = TrainConfig(**{**SMALL, "steps": 13}, **DAYS)
     with pytest.raises(ValueError, match=r"steps of stage 0 was 12, is 13.*Give another folder"):
         run_sweep(levels, other, [0.5], 1, folder)
     with pytest.raises(ValueError, match="bins was 5, is 4"):
@@ -198,8 +198,8 @@ def test_days_without_an_observation(levels, config, tmp_path, part, caplog, mon
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config": TrainConfig.default(**SMALL, validation=0.2)}, "names no test days"),
-        ({"config": TrainConfig.default(**SMALL, validation=None, test=0.2)}, "names no validation days"),
+        ({"config": TrainConfig(**SMALL, validation=0.2)}, "names no test days"),
+        ({"config": TrainConfig(**SMALL, validation=None, test=0.2)}, "names no validation days"),
         ({"choose": "best"}, r"choose is 'best'\. Needed: one of 'bins', 'rarest', 'all'"),
         ({"alphas": [-1.0]}, "Needed: alphas of 0 or more"),
         ({"seeds": 0}, "one seed or more"),

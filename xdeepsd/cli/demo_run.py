@@ -53,7 +53,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
 
     console.print(f"[bold]3[/] Training three stages on {years[0]} and {years[1]}; {years[2]} is held out")
     seen = [level.sel(time=slice(None, str(years[-2]))) for level in levels]
-    model = train_stack(seen, TrainConfig.default(steps=steps, seed=seed))
+    model = train_stack(seen, TrainConfig(steps=steps, seed=seed))
     save_model(model, out / "model")
 
     console.print(f"[bold]4[/] Downscaling {years[2]}, Zarr to Zarr, on a local Dask cluster")

@@ -64,20 +64,22 @@ def convert_ini(path: str | Path) -> tuple[str, list[str]]:
         notes.append(f"[SRCNN] scratch {own!r} is not kept: everything goes to [Paths] scratch {scratch!r}.")
     name = old.text("DeepSD", "model_name", "model")
     paths = {
-        "prism": old.text("Paths", "prism", None),
-        "elevation": old.text("Paths", "elevation", None),
         "levels": f"{scratch}/levels.zarr",
         "checkpoints": f"{scratch}/checkpoints/{name}",
         "model": f"{scratch}/{name}",
         "sweep": f"{scratch}/sweep",
     }
-    data: dict[str, Any] = {"variable": old.text("DataOptions", "variable", "ppt")}
+    data: dict[str, Any] = {}
     training: dict[str, Any] = {}
     data["years"] = _years(old, training)
-    factors, stages = _stages(old, models)
-    data["factors"] = factors
+    data["factors"] = factors = _factors(old, models)
     _network(old, training)
-    text = _toml(path.name, paths, data, training, stages)
+    levels = (
+        f"xdeepsd prepare {old.text('Paths', 'prism', 'PRISM')} --elevation {old.text('Paths', 'elevation', 'FILE')} "
+        f"--variable {old.text('DataOptions', 'variable', 'ppt')} --factors {','.join(map(str, factors))} "
+        f"--out {paths['levels']}"
+    )
+    text = _toml(path.name, levels, paths, data, training)
     parse_config(tomllib.loads(text), path.with_suffix(".toml"))
     return text, notes
 
@@ -185,7 +187,7 @@ def _years(old: _Old, training: dict[str, Any]) -> list[int]:
     return [first, last]
 
 
-def _stages(old: _Old, models: Sequence[Mapping[str, str]]) -> tuple[list[int], list[dict[str, Any]]]:
+def _factors(old: _Old, models: Sequence[Mapping[str, str]]) -> list[int]:
     factor = old.number("DeepSD", "upscale_factor", 2)
     low, high = old.number("DeepSD", "low_resolution"), old.number("DeepSD", "high_resolution")
     if low is None or high is None or factor < 2 or low <= high:
@@ -200,13 +202,11 @@ def _stages(old: _Old, models: Sequence[Mapping[str, str]]) -> tuple[list[int], 
         )
     expected = [f"{high * factor ** (count - 1 - i):03d}_{high * factor ** (count - i):03d}" for i in range(count)]
     names = [str(model.get("model_name", f"stage {i}")) for i, model in enumerate(models)]
-    stages = [{"name": name} for name in names]
     if len(models) != count:
         old.notes.append(
             f"{low} km to {high} km in steps of {factor} are {count} stages, but {len(models)} models are listed: "
             f"{', '.join(names) or 'none'}. The resolutions are taken, the models' names are not kept."
         )
-        stages = []
     elif any(want not in name.replace("-", "_") for want, name in zip(expected, names, strict=True)):
         old.notes.append(f"The models {', '.join(names)} are not named after {', '.join(expected)}: check their order.")
     folders = [str(model["data_dir"]) for model in models if "data_dir" in model]
@@ -224,7 +224,7 @@ def _stages(old: _Old, models: Sequence[Mapping[str, str]]) -> tuple[list[int], 
             f"The finest level is {high} km: coarsen PRISM's 4 km by {high // 4} before the levels are made "
             f"(xdeepsd.coarsen(fine, {high // 4}))."
         )
-    return [factor] * count, stages
+    return [factor] * count
 
 
 def _network(old: _Old, training: dict[str, Any]) -> None:
@@ -275,17 +275,11 @@ def _network(old: _Old, training: dict[str, Any]) -> None:
 
 
 def _toml(
-    source: str,
-    paths: Mapping[str, Any],
-    data: Mapping[str, Any],
-    training: Mapping[str, Any],
-    stages: Sequence[Mapping[str, Any]],
+    source: str, levels: str, paths: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]
 ) -> str:
     lines = [f"# Converted from {source} by xdeepsd config from-ini. Relative paths count from this file.", ""]
-    lines += ['preset = "paper"', ""]
+    lines += ["# The levels are made first:", f"# {levels}", "", 'preset = "paper"', ""]
     for name, table in (("paths", paths), ("data", data), ("training", training)):
         # TOML writes text, numbers and lists of them as JSON does.
         lines += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items() if v is not None), ""]
-    for stage in stages:
-        lines += ["[[stages]]", *(f"{k} = {json.dumps(v)}" for k, v in stage.items()), ""]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from xdeepsd.levels.disk import open_levels
 from xdeepsd.training.config import TrainConfig
 
-PRESETS = ("default", "paper")
+PRESETS = ("paper",)
 
 
 class Paths(BaseModel):
@@ -30,9 +30,6 @@ class Paths(BaseModel):
     checkpoints: Path = Path("checkpoints")
     model: Path = Path("model")
     sweep: Path = Path("sweep")
-    prism: Path | None = None
-    """Daily files or the store that the ladder is made from."""
-    elevation: Path | None = None
 
 
 class Data(BaseModel):
@@ -40,7 +37,6 @@ class Data(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    variable: str | None = None
     years: tuple[int, int] | None = None
     """First and last year, both included. None: all days of the levels."""
     factors: tuple[int, ...] | None = None
@@ -55,12 +51,10 @@ class Config:
     ``[[stages]]``, else None.
     """
 
-    preset: str
     paths: Paths
     data: Data
     training: TrainConfig
     stages: tuple[TrainConfig, ...] | None = None
-    names: tuple[str | None, ...] | None = None
 
     def stage_configs(self, count: int) -> list[TrainConfig]:
         """One `TrainConfig` for each of ``count`` stages; ValueError where the file describes another number."""
@@ -87,7 +81,7 @@ _OLD_NAMES = {
 def load_config(path: str | Path) -> Config:
     """Read and check a TOML file (docs/howto/config.md has all keys).
 
-    ``[training]`` takes the fields of `TrainConfig`; those left out come from ``preset`` ("default" or "paper").
+    ``[training]`` takes the fields of `TrainConfig`; those left out are its defaults, or those of ``preset = "paper"``.
 
     Raises
     ------
@@ -113,9 +107,12 @@ def load_config(path: str | Path) -> Config:
 def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -> Config:
     """Check the content of a TOML file; ``path`` is named in errors, and relative paths count from its folder."""
     _known(content, ("preset", "paths", "data", "training", "stages"), f"{path}")
-    preset = content.get("preset", "default")
-    if preset not in PRESETS:
-        raise ValueError(f"{path}: preset is {preset!r}. Needed: {' or '.join(map(repr, PRESETS))}.")
+    preset = content.get("preset")
+    if preset not in (None, *PRESETS):
+        raise ValueError(
+            f"{path}: preset is {preset!r}. Needed: {' or '.join(map(repr, PRESETS))}. Leave it out for what is "
+            "recommended."
+        )
     for name, kind in (("paths", dict), ("data", dict), ("training", dict), ("stages", list)):
         if not isinstance(content.get(name, kind()), kind):
             wanted = "[[stages]]" if name == "stages" else f"[{name}]"
@@ -128,24 +125,21 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
         raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")
     training = _training(content.get("training", {}), preset, f"{path}, [training]")
     stages: list[TrainConfig] = []
-    names: list[str | None] = []
     if content.get("stages"):
         for i, table in enumerate(content["stages"]):
             where = f"{path}, [[stages]] number {i + 1}"
             if not isinstance(table, dict):
                 raise ValueError(f"{where} is {table!r}. Needed: a table.")
-            names.append(table.get("name"))
-            given = {**content.get("training", {}), **{k: v for k, v in table.items() if k != "name"}}
-            stages.append(_training(given, preset, where, ("name",)))
+            stages.append(_training({**content.get("training", {}), **table}, preset, where))
         if data.factors is not None and len(data.factors) != len(stages):
             raise ValueError(f"{path}: {len(stages)} [[stages]] and factors {list(data.factors)}. Needed: as many.")
-    return Config(preset, absolute, data, training, tuple(stages) or None, tuple(names) or None)
+    return Config(absolute, data, training, tuple(stages) or None)
 
 
-def _training(given: Mapping[str, Any], preset: str, where: str, more: Sequence[str] = ()) -> TrainConfig:
-    """`TrainConfig` of a preset with what is given in a table: pydantic checks types, the dataclass what they mean."""
-    _known(given, (*_FIELDS, *more), where)
-    start = getattr(TrainConfig, preset)()
+def _training(given: Mapping[str, Any], preset: str | None, where: str) -> TrainConfig:
+    """`TrainConfig`, or its preset, with what a table gives: pydantic checks types, the dataclass what they mean."""
+    _known(given, _FIELDS, where)
+    start = TrainConfig() if preset is None else getattr(TrainConfig, preset)()
     values = {name: getattr(start, name) for name in _FIELDS}
     values |= {name: _plain(value) for name, value in given.items()}
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,51 +21,37 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a stage is trained. The defaults are the paper's (Vandal et al., KDD 2017); see `default`.
+    """How a stage is trained; the defaults are what we recommend, `paper` is what was published.
 
     Parameters
     ----------
-    channels, kernels, static, residual
-        The network, as in `SRCNNConfig`.
-    patch
-        Rows and columns of the network's input window, fine cells. The loss is taken in its 'valid' output, which
-        is smaller by twice the radius: 26 of 38 for kernels 9-1-5.
-    stride
-        Step between patches, fine cells. The last patch of each axis ends at the edge of the map.
-    min_land
-        Smallest share of wanted cells (the level's mask) in the output window.
-    batch, steps
-        Patches in a batch, and batches.
-    learning_rate, last_layer_rate
-        Of Adam; the last layer learns at ``last_layer_rate`` times the rate.
-    schedule
-        "constant", "cosine" (to 0 at the last step) or "exponential" (times 0.96 every 100,000 steps, as deepsd).
-    clip_gradient
-        Largest norm of the gradient; None: not clipped.
+    channels, kernels, static, residual, target_transform
+        *Network*, as in `SRCNNConfig`; ``target_transform`` None, "sqrt" or "log1p": network and loss work on
+        transformed precipitation, which is inverted exactly on output.
+    patch, stride, min_land
+        *Patches*: rows and columns of the network's input window, fine cells; the step between two, of which the last
+        of each axis ends at the edge of the map; the smallest share of wanted cells (the level's mask) in the output
+        window. The loss is taken in the 'valid' output, which is smaller by twice the radius: 26 of 38 for 9-1-5.
+    batch, steps, learning_rate, last_layer_rate, schedule, clip_gradient
+        *Optimiser*: patches in a batch, and batches; Adam's rate, and what the last layer's is multiplied with;
+        "constant", "cosine" (to 0 at the last step) or "exponential" (times 0.96 every 100,000 steps, as deepsd);
+        the largest norm of the gradient, None: not clipped.
     loss, alpha, wet_threshold, density_transform
-        "mse", or "denseloss" with weights from `xdeepsd.DenseWeight` fitted on the training days' fine values.
-    target_transform
-        None, "sqrt" or "log1p": network and loss work on transformed precipitation; inverted exactly on output.
+        *Loss*: "mse", or "denseloss" with weights from `xdeepsd.DenseWeight` fitted to the fine values of the training
+        days.
     train, validation, test
-        Which days: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
+        *Days*: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
         ``validation`` and ``test`` a fraction of the days at the end. ``train`` None: all that are in neither of the
         others. Test days are never read.
-    validate_every, validation_days
-        Steps between validations, and how many of the validation days (spread evenly) are looked at.
-    patience
-        Stop after so many validations without a better one; None: go on to the last step. The stage that comes out
-        is always the best one on the validation days.
-    seed
-        Everything random follows from it.
-    buffer, workers
-        MiB and threads of the loader. ``workers`` changes only the speed.
-    checkpoint_every
-        Steps.
-    device, precision, threads
-        "cpu", "cuda", ...; None: a GPU if there is one. "float32" or "bfloat16" (mixed precision). CPU threads of
-        torch; None: as they are.
-    tensorboard
-        Write events (scalars, maps, histograms of the weights) to ``tensorboard`` in the checkpoint folder.
+    validate_every, validation_days, patience
+        *Validation*: steps between two; how many of the validation days (spread evenly) are looked at; stop after so
+        many without a better one, None: go on to the last step. The stage that comes out is always the best one on
+        the validation days.
+    seed, buffer, workers, checkpoint_every, device, precision, threads, tensorboard
+        *Run*: everything random follows from the seed. MiB and threads of the loader, which change only the speed.
+        Steps between checkpoints. "cpu", "cuda", ..., None: a GPU if there is one. "float32" or "bfloat16" (mixed
+        precision). CPU threads of torch, None: as they are. Events for TensorBoard (scalars, maps, histograms of the
+        weights) in the checkpoint folder.
 
     Raises
     ------
@@ -74,30 +59,37 @@ class TrainConfig:
         A value that makes no sense, named with what is needed.
     """
 
+    # Network
     channels: tuple[int, ...] = (64, 32)
     kernels: tuple[int, ...] = (9, 1, 5)
-    static: tuple[str, ...] = ("elevation",)
-    residual: bool = False
+    static: tuple[str, ...] = ("elevation", "climatology")
+    residual: bool = True
+    target_transform: str | None = "sqrt"
+    # Patches
     patch: int = 38
     stride: int = 20
     min_land: float = 0.5
-    batch: int = 200
-    steps: int = 100_000
-    learning_rate: float = 1e-4
-    last_layer_rate: float = 0.1
-    schedule: str = "constant"
-    clip_gradient: float | None = None
+    # Optimiser
+    batch: int = 32
+    steps: int = 2000
+    learning_rate: float = 3e-3
+    last_layer_rate: float = 1.0
+    schedule: str = "cosine"
+    clip_gradient: float | None = 1.0
+    # Loss
     loss: str = "mse"
     alpha: float = 1.0
     wet_threshold: float | None = None
     density_transform: Literal["log1p", "sqrt"] | None = None
-    target_transform: str | None = None
+    # Days
     train: tuple[int | str, ...] | None = None
     validation: tuple[int | str, ...] | float | None = 0.1
     test: tuple[int | str, ...] | float | None = None
+    # Validation
     validate_every: int = 250
     validation_days: int = 60
     patience: int | None = None
+    # Run
     seed: int = 0
     buffer: float = 1024
     workers: int = 2
@@ -148,19 +140,12 @@ class TrainConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> TrainConfig:
-        """As published: 9-1-5, 64-32-1, elevation, Adam 1e-4 and 1e-5, batches of 200, 100,000 steps."""
-        return cls(**changes)
-
-    @classmethod
-    def default(cls, **changes: Any) -> TrainConfig:
-        """What works better on a short budget: residual, climatology, square root, 3e-3 with cosine decay."""
-        return dataclasses.replace(
-            cls(
-                static=("elevation", "climatology"), residual=True, batch=32, steps=2000, learning_rate=3e-3,
-                last_layer_rate=1.0, schedule="cosine", clip_gradient=1.0, target_transform="sqrt",
-            ),
-            **changes,
-        )  # fmt: skip
+        """As published (Vandal et al., KDD 2017): elevation alone, Adam 1e-4 and 1e-5, 100,000 batches of 200."""
+        published: dict[str, Any] = {
+            "static": ("elevation",), "residual": False, "target_transform": None, "batch": 200, "steps": 100_000,
+            "learning_rate": 1e-4, "last_layer_rate": 0.1, "schedule": "constant", "clip_gradient": None,
+        }  # fmt: skip
+        return cls(**published | changes)
 
     def network(self, factor: int) -> SRCNNConfig:
         """Configuration of a stage's network."""

@@ -113,7 +113,7 @@ def train_stack(
     levels
         Path of a Zarr store of `build_levels`, or Datasets, coarsest first (see docs/conventions.md).
     config
-        One `TrainConfig` for all stages, or one for each. None: `TrainConfig.default()`.
+        One `TrainConfig` for all stages, or one for each. None: `TrainConfig()`.
     client
         A `distributed.Client`: all stages train at once on its workers. The levels and ``checkpoint_dir`` must be
         within their reach.
@@ -134,7 +134,7 @@ def train_stack(
         As `train_stage`.
     """
     [(_, stack)] = train_stacks(
-        levels, [config or TrainConfig.default()], client=client,
+        levels, [config or TrainConfig()], client=client,
         checkpoint_dirs=None if checkpoint_dir is None else [checkpoint_dir], resume=resume, progress=progress,
     )  # fmt: skip
     return stack

@@ -138,7 +138,7 @@ def train_stage(
         static fields of ``config``, of the same days. Where ``climatology`` is asked for and not there, it is the
         mean of the training days (see `with_climatology`).
     config
-        `TrainConfig.default()` if None.
+        `TrainConfig()` if None.
     index
         Number of the stage in its stack, from 0; enters the seed and the messages.
     checkpoint_dir
@@ -167,7 +167,7 @@ def train_stage(
     OSError
         A checkpoint could not be written. The one before it stays.
     """
-    config = config or TrainConfig.default()
+    config = config or TrainConfig()
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     check_folder(folder, resume, config)
     coarse, fine = with_climatology(coarse, fine, config.static, config.split(fine["time"]))
