@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 LAYERS = [
     {"axes", "units", "normalize", "density", "evaluate", "store", "cluster", "datasets", "losses", "srcnn", "fused",
      "grid", "interpolate", "prism_names", "kernels", "missing", "plot", "static", "weights", "binning", "splits",
-     "layout"},
+     "layout", "cells"},
     {"regrid", "stack"},
     {"inputs", "ladder", "trainconfig"},
     {"prism", "prism_store", "fetch", "levels", "pairs", "patches"},
