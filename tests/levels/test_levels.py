@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import xdeepsd
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.regrid import coarsen
-from xdeepsd.levels import disk as levels_module
-from xdeepsd.levels import store as levels_store
 from xdeepsd.levels.disk import build_levels, open_levels
+from xdeepsd.levels.disk import disk as levels_module
+from xdeepsd.levels.disk import store as levels_store
 from xdeepsd.levels.memory import fit_edges, make_levels
 
 

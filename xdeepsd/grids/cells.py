@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 
 import cf_xarray  # noqa: F401  (registers the .cf accessor)
 import numpy as np
 import xarray as xr
 
 from xdeepsd.grids import axes
+
+# Bounds of neighbouring cells are the same where they are nearer than this share of a cell (float32 of a fine grid).
+_SAME_CORNER = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +21,8 @@ class Grid:
 
     Rectilinear: ``lat`` ``(nlat,)``, ``lon`` ``(nlon,)``, bounds ``(nlat + 1,)`` and ``(nlon + 1,)``; longitudes are
     unwrapped (monotonic, perhaps beyond 180 or 360). Curvilinear: centres ``(ny, nx)``, bounds the four corners of
-    each cell ``(ny, nx, 4)``, in order around it. Bounds are None where an axis of one cell has none.
+    each cell ``(ny, nx, 4)``, in order around it (that of `_around` where neighbours share corners). Bounds are None
+    where there are none and a single cell along an axis has no neighbour to infer them from.
     """
 
     lat: np.ndarray
@@ -38,16 +43,32 @@ class Grid:
         """Cells along the two dims."""
         return (self.lat.size, self.lon.size) if self.rectilinear else (self.lat.shape[0], self.lat.shape[1])
 
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        return self.shape[0] * self.shape[1]
+
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Latitude and longitude bounds; ValueError where they are unknown."""
-        if self.lat_bounds is None or self.lon_bounds is None:
-            name = self.lat_name if self.lat_bounds is None else self.lon_name
-            raise ValueError(
-                f"{name} has 1 value and no bounds, so the size of its cell is unknown. Needed: two cells or more, or "
-                f"CF bounds. Type ds['{name}_bnds'] = (('{name}', 'bnds'), [[LOW, HIGH]]); "
-                f"ds['{name}'].attrs['bounds'] = '{name}_bnds'."
+        if self.lat_bounds is not None and self.lon_bounds is not None:
+            return self.lat_bounds, self.lon_bounds
+        if not self.rectilinear:
+            types = (
+                f"ds['{name}_bnds'] = ({(*self.dims, 'corner')}, {name.upper()}_OF_FOUR_CORNERS); "
+                f"ds['{name}'].attrs['bounds'] = '{name}_bnds'"
+                for name in (self.lat_name, self.lon_name)
             )
-        return self.lat_bounds, self.lon_bounds
+            raise ValueError(
+                f"A 2-D grid of {self.shape[0]} x {self.shape[1]} cells has no bounds, so the size of its cells is "
+                "unknown. Needed: two cells or more along both dims, or CF bounds of latitude and longitude. Type "
+                f"{'; '.join(types)}."
+            )
+        name, dim = (self.lat_name, self.dims[0]) if self.lat_bounds is None else (self.lon_name, self.dims[1])
+        raise ValueError(
+            f"{name} has 1 value and no bounds, so the size of its cell is unknown. Needed: two cells or more, or "
+            f"CF bounds. Type ds['{name}_bnds'] = (('{dim}', 'bnds'), [[LOW, HIGH]]); "
+            f"ds['{name}'].attrs['bounds'] = '{name}_bnds'."
+        )
 
     def centres(self) -> tuple[np.ndarray, np.ndarray]:
         """Latitude and longitude of every cell, each ``(ny, nx)``."""
@@ -56,12 +77,50 @@ class Grid:
         lat, lon = np.meshgrid(self.lat, self.lon, indexing="ij")
         return lat, lon
 
+    @property
+    def is_global(self) -> bool:
+        """True where the columns go round the earth, so that the last one is the neighbour of the first."""
+        if self.rectilinear:
+            edges = self.lon_bounds
+            return edges is not None and bool(abs(abs(edges[-1] - edges[0]) - 360.0) < 1e-3)
+        points = unit_vectors(self.lat, self.lon)
+        if points.shape[1] < 3:
+            return False
+        step = np.linalg.norm(np.diff(points, axis=1), axis=-1).max(axis=1)
+        return bool((np.linalg.norm(points[:, -1] - points[:, 0], axis=-1) <= 1.5 * step + 1e-9).all())
+
+    def closed_centres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Latitude, longitude and number of every cell, each ``(ny, nx)``; on a global grid the first column once more.
+
+        So what lies between the last and the first column needs no case of its own.
+        """
+        lat, lon = self.centres()
+        number = np.arange(self.size).reshape(self.shape)
+        if self.is_global:
+            lat, lon, number = (np.concatenate([a, a[:, :1]], axis=1) for a in (lat, lon, number))
+        return lat, lon, number
+
     def corners(self) -> tuple[np.ndarray, np.ndarray]:
         """Latitude and longitude of the four corners of every cell, each ``(cells, 4)``, in order around it."""
         lat, lon = self.bounds()
         if self.rectilinear:
             lat, lon = _around(*np.meshgrid(lat, lon, indexing="ij"))
         return lat.reshape(-1, 4), lon.reshape(-1, 4)
+
+    def shared_corners(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latitude and longitude of the corners ``(ny + 1, nx + 1)``; ValueError where neighbours share none."""
+        lat, lon = self.bounds()
+        if self.rectilinear:
+            lat, lon = np.meshgrid(lat, lon, indexing="ij")
+            return lat, lon
+        if not _neighbours_share(unit_vectors(lat, lon)):
+            raise ValueError(
+                f"The bounds of {self.lat_name} and {self.lon_name} are corners that neighbouring cells do not share. "
+                "Needed for engine='xesmf': cells without gaps and overlaps between them. Leave engine out: the "
+                "default takes any cells."
+            )
+        lat, lon = (np.block([[b[..., 0], b[:, -1:, 1]], [b[-1:, :, 3], b[-1:, -1:, 2]]]) for b in (lat, lon))
+        return lat, lon
 
     @property
     def spans(self) -> str:
@@ -83,26 +142,41 @@ def unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
-def _monotonic(values: np.ndarray, name: str) -> np.ndarray:
-    """``values`` as float64; ValueError where they are not finite and strictly monotonic."""
-    values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
+def _unwrap(lon: np.ndarray) -> np.ndarray:
+    return np.unwrap(lon, period=360.0)
+
+
+def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
+    """The values as float64; ValueError where they are not finite and strictly monotonic.
+
+    ``turn``: they are longitudes, which may jump by whole turns; the result does not.
+    """
+    name, dim = str(coord.name), str(coord.dims[0])
+    given = np.asarray(coord.values, np.float64)
+    if not np.isfinite(given).all():
         raise ValueError(
-            f"{name} has {np.count_nonzero(~np.isfinite(values))} NaN among its {values.size} values. Needed: the "
-            f"centre of every cell. Type ds.dropna({name!r})."
+            f"{name} has {np.count_nonzero(~np.isfinite(given))} NaN among its {given.size} values. Needed: the "
+            f"centre of every cell. Type ds.isel({dim}=np.isfinite(ds['{name}'].values))."
         )
+    values = _unwrap(given) if turn else given
     steps = np.diff(values)
     if (steps == 0).any():
-        repeated = np.unique(values[1:][steps == 0])
+        repeated = np.flatnonzero(steps == 0) + 1
         raise ValueError(
-            f"{name} holds values twice: {repeated[:5].tolist()}. Needed: every cell once. "
-            f"Type ds.drop_duplicates({name!r})."
+            f"{name} holds values twice: {np.unique(given[repeated])[:5].tolist()}. Needed: every cell once. "
+            f"Type ds.isel({dim}=np.delete(range({values.size}), {repeated.tolist()}))."
         )
     if not ((steps > 0).all() or (steps < 0).all()):
         at = int(np.argmax(np.sign(steps) != np.sign(steps[0])))
+        before = ""
+        if turn and (np.diff(_unwrap(np.sort(given))) < 0).any():  # sorted, they would jump in the middle of the map
+            up = np.sort(given % 360.0)
+            gaps = np.diff(up, append=up[0] + 360.0)
+            west = f"{(up + gaps / 2)[np.argmax(gaps)]:g}"
+            before = f".assign_coords({name}=ds['{name}'].copy(data=(ds['{name}'].values - {west}) % 360 + {west}))"
         raise ValueError(
             f"{name} is not monotonic: {values[at]:g} is followed by {values[at + 1]:g} at position {at + 1} of "
-            f"{values.size}. Needed: ascending or descending values. Type ds.sortby({name!r})."
+            f"{values.size}. Needed: ascending or descending values. Type ds{before}.sortby({name!r})."
         )
     return values
 
@@ -118,13 +192,28 @@ def infer_edges(centres: np.ndarray) -> np.ndarray | None:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def _infer_corners(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Four corners of each cell ``(ny, nx, 4)``: means of the surrounding centres on the sphere."""
+def _reach(points: np.ndarray) -> np.ndarray:
+    """Distance ``(ny, nx)`` from the middle of each cell to the farthest of its corners ``(ny, nx, 4, 3)``."""
+    return np.linalg.norm(points - points.mean(axis=2, keepdims=True), axis=-1).max(axis=2)
+
+
+def _neighbours_share(points: np.ndarray) -> bool:
+    """True where corners ``(ny, nx, 4, 3)``, in the order of `_around`, are those of the cells next to them."""
+    slack = _SAME_CORNER * _reach(points)
+    pairs = (
+        (points[:, :-1, [1, 2]], points[:, 1:, [0, 3]], slack[:, 1:]),
+        (points[:-1, :, [3, 2]], points[1:, :, [0, 1]], slack[1:]),
+    )
+    return all((np.linalg.norm(a - b, axis=-1) <= near[..., None]).all() for a, b, near in pairs)
+
+
+def _infer_corners(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray | None, ...]:
+    """Four corners of each cell ``(ny, nx, 4)``: means of the surrounding centres on the sphere.
+
+    None where a single cell along a dim has no neighbour.
+    """
     if min(lat.shape) < 2:
-        raise ValueError(
-            f"A 2-D grid of {lat.shape[0]} x {lat.shape[1]} cells without bounds: the size of its cells is unknown. "
-            "Needed: two cells or more along both dims, or CF bounds (vertices). Type ds['lat'].attrs['bounds'] = NAME."
-        )
+        return None, None
     points = unit_vectors(lat, lon)
     for axis in (0, 1):
         first, second, before, last = (np.take(points, [i], axis) for i in (0, 1, -2, -1))
@@ -133,17 +222,17 @@ def _infer_corners(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, ...]:
     return _around(np.rad2deg(np.arctan2(z, np.hypot(x, y))), np.rad2deg(np.arctan2(y, x)))
 
 
-def _edges_from_bounds(bounds: np.ndarray, centres: np.ndarray, name: str, turn: bool) -> np.ndarray:
+def _edges_from_bounds(given: xr.DataArray, centres: np.ndarray, name: str, turn: bool) -> np.ndarray:
     """Edges ``(n + 1,)`` from CF bounds ``(n, 2)`` or from edges ``(n + 1,)``, in the order of ``centres``.
 
     ``turn``: the values are longitudes and may be off by whole turns. ValueError where a centre lies outside its
     cell, or cells overlap or leave gaps.
     """
-    bounds = np.asarray(bounds, np.float64)
+    bounds = np.asarray(given.values, np.float64)
     n = centres.size
     if bounds.shape == (n + 1,):
         bounds = np.stack([bounds[:-1], bounds[1:]], axis=1)
-    drop = f"type ds.drop_vars('{name}_bnds') to have them inferred from the centres."
+    drop = f"type ds.drop_vars('{given.name}') to have them inferred from the centres."
     if bounds.shape != (n, 2):
         raise ValueError(
             f"The bounds of {name} have the shape {bounds.shape}. Needed: ({n}, 2) for {n} cells. Correct them, or "
@@ -152,8 +241,8 @@ def _edges_from_bounds(bounds: np.ndarray, centres: np.ndarray, name: str, turn:
     if turn:
         bounds = bounds + 360.0 * np.round((centres[:, None] - bounds) / 360.0)
     low, high = bounds.min(axis=1), bounds.max(axis=1)
-    slack = 1e-3 * np.maximum(high - low, 1e-12)
-    outside = (centres < low - slack) | (centres > high + slack)
+    slack = _SAME_CORNER * np.maximum(high - low, 1e-12)
+    outside = ~((centres >= low - slack) & (centres <= high + slack))  # NaN too
     if outside.any():
         i = int(np.argmax(outside))
         raise ValueError(
@@ -206,38 +295,41 @@ def _read_curvilinear(obj: xr.Dataset | xr.DataArray, lat_name: str, lon_name: s
                 "centre of every cell. Select the part of the grid that has them with ds.isel."
             )
     _check_latitude(lat, lat_name)
-    given = []
-    for name in (lat_name, lon_name):
-        bounds = _find_bounds(obj, name)
-        if bounds is not None:
-            bounds = bounds.transpose(*dims, ...) if set(dims) <= set(bounds.dims) else bounds
-            given.append(np.asarray(bounds.values, np.float64))
-    if len(given) < 2:
+    lat_bounds, lon_bounds = (_find_bounds(obj, name) for name in (lat_name, lon_name))
+    if lat_bounds is None or lon_bounds is None:
         lat_corners, lon_corners = _infer_corners(lat, lon)
         return Grid(lat, lon, lat_corners, lon_corners, lat_name, lon_name, dims)
+    names = [lat_bounds.name, lon_bounds.name]
+    drop = f"Correct them, or type ds.drop_vars({names}) to have them inferred from the centres."
+    given = []
+    for bounds in (lat_bounds, lon_bounds):
+        bounds = bounds.transpose(*dims, ...) if set(dims) <= set(bounds.dims) else bounds
+        given.append(np.asarray(bounds.values, np.float64))
     if given[0].shape == (lat.shape[0] + 1, lat.shape[1] + 1) == given[1].shape:
         given = list(_around(*given))
     for name, values in zip((lat_name, lon_name), given, strict=True):
         if values.shape != (*lat.shape, 4):
             raise ValueError(
                 f"The bounds of {name} have the shape {values.shape}. Needed: {(*lat.shape, 4)}, four corners for "
-                f"each cell. Correct them, or drop them to have them inferred from the centres."
+                f"each cell. {drop}"
             )
-    middle = unit_vectors(*given).mean(axis=2)
-    reach = np.linalg.norm(unit_vectors(*given) - middle[:, :, None], axis=-1).max(axis=2)
-    outside = np.linalg.norm(unit_vectors(lat, lon) - middle, axis=-1) > reach
+    points = unit_vectors(*given)
+    outside = ~(np.linalg.norm(unit_vectors(lat, lon) - points.mean(axis=2), axis=-1) <= _reach(points))  # NaN too
     if outside.any():
         j, i = np.argwhere(outside)[0]
         raise ValueError(
             f"The bounds of {lat_name} and {lon_name} disagree with the centres: cell ({j}, {i}) has its centre at "
             f"{lat[j, i]:g}, {lon[j, i]:g} and its corners at {given[0][j, i].tolist()}, {given[1][j, i].tolist()} "
-            f"({np.count_nonzero(outside)} of {lat.size} cells). Needed: every centre inside its cell. Correct them, "
-            "or drop them to have them inferred from the centres."
+            f"({np.count_nonzero(outside)} of {lat.size} cells). Needed: every centre inside its cell. {drop}"
         )
-    return Grid(lat, lon, given[0], given[1], lat_name, lon_name, dims)
+    # Files begin at any corner and go either way round: neighbours tell which corner is which.
+    order = next((list(o) for o in permutations(range(4)) if _neighbours_share(points[:, :, o])), [0, 1, 2, 3])
+    return Grid(lat, lon, given[0][..., order], given[1][..., order], lat_name, lon_name, dims)
 
 
 def _check_latitude(lat: np.ndarray, name: str) -> None:
+    if lat.size == 0:
+        raise ValueError(f"{name} has no values: the selection is empty. Needed: two cells or more along both dims.")
     if np.abs(lat).max() > 90.001:
         raise ValueError(
             f"{name} reaches from {lat.min():g} to {lat.max():g}. Needed: degrees within -90..90. "
@@ -268,23 +360,23 @@ def read_grid(obj: xr.Dataset | xr.DataArray) -> Grid:
     if curvilinear is not None:
         return _read_curvilinear(obj, *curvilinear)
     found = axes.find(centres_only)
-    lat = _monotonic(obj[found.lat].values, found.lat)
+    lat = _monotonic(obj[found.lat], turn=False)
     _check_latitude(lat, found.lat)
-    lon = _monotonic(np.unwrap(np.asarray(obj[found.lon].values, np.float64), period=360.0), found.lon)
+    lon = _monotonic(obj[found.lon], turn=True)
     edges = []
     for name, centres in ((found.lat, lat), (found.lon, lon)):
         bounds = _find_bounds(obj, name)
         if bounds is None:
             edges.append(infer_edges(centres))
         else:
-            edges.append(_edges_from_bounds(bounds.values, centres, name, turn=name == found.lon))
+            edges.append(_edges_from_bounds(bounds, centres, name, turn=name == found.lon))
     lat_edges, lon_edges = edges
     if lat_edges is not None:
         lat_edges = np.clip(lat_edges, -90.0, 90.0)
     if lon_edges is not None and abs(lon_edges[-1] - lon_edges[0]) > 360.0 * (1 + 1e-6):
         raise ValueError(
             f"{found.lon} spans {abs(lon_edges[-1] - lon_edges[0]):g} degrees, more than a whole turn: some cells are "
-            f"there twice. Needed: 360 or less. Type ds.isel({found.lon}=slice(None, -1)) if the last column repeats "
-            "the first."
+            f"there twice. Needed: 360 or less. Type ds.isel({found.lon_dim}=slice(None, -1)) if the last column "
+            "repeats the first."
         )
     return Grid(lat, lon, lat_edges, lon_edges, found.lat, found.lon, (found.lat_dim, found.lon_dim))

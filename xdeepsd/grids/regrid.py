@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import dask
@@ -112,9 +115,31 @@ def regrid_weights(
 def _build(source: Grid, target: Grid, method: str, engine: str | None) -> Weights:
     if engine not in (None, "spherely", "xesmf"):
         raise ValueError(f"The engine is {engine!r}. Needed: None, 'spherely' or 'xesmf'. Leave engine out.")
+    _weights.check_method(method)
     if engine == "xesmf":
-        return _xesmf_weights(source, target, method)
+        with _without_esmf_logs():
+            return _weights.check_overlap(_xesmf_weights(source, target, method))
     return _weights.build(source, target, method, great_circles=engine == "spherely")
+
+
+@contextlib.contextmanager
+def _without_esmf_logs() -> Iterator[None]:
+    """Remove the logs that ESMF leaves in the working directory, but none that was there before.
+
+    esmpy offers no way to ask for none or for another folder; to go to another folder would take all threads along.
+    What a log says is added to the error that it belongs to.
+    """
+    before = set(Path().glob("PET*.ESMF_LogFile"))
+    try:
+        yield
+    except Exception as error:
+        for log in set(Path().glob("PET*.ESMF_LogFile")) - before:
+            error.add_note(f"{log.name} (removed) ends with:\n{log.read_text(errors='replace')[-2000:]}")
+        raise
+    finally:
+        for log in set(Path().glob("PET*.ESMF_LogFile")) - before:
+            with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                log.unlink()
 
 
 def _xesmf_weights(source: Grid, target: Grid, method: str) -> Weights:
@@ -127,24 +152,26 @@ def _xesmf_weights(source: Grid, target: Grid, method: str) -> Weights:
             "conda install -c conda-forge xesmf. Or leave engine out: the results agree (docs/howto/regrid.md)."
         ) from error
 
-    def dataset(grid: Grid) -> xr.Dataset:
-        coords = {"lat": grid.lat, "lon": grid.lon}
+    def dataset(grid: Grid, lat: np.ndarray, lon: np.ndarray) -> xr.Dataset:
+        coords = {"lat": (("y", "x"), lat), "lon": (("y", "x"), lon)}
         if method.startswith("conservative"):
-            lat, lon = grid.bounds()
-            if not grid.rectilinear:  # from four corners a cell to shared corners
-                lat, lon = (np.block([[b[..., 0], b[:, -1:, 1]], [b[-1:, :, 3], b[-1:, -1:, 2]]]) for b in (lat, lon))
-            coords |= {"lat_b": lat, "lon_b": lon}
-        dims = {"lat": ("y", "x"), "lon": ("y", "x"), "lat_b": ("y_b", "x_b"), "lon_b": ("y_b", "x_b")}
-        flat = {"lat": "lat", "lon": "lon", "lat_b": "lat_b", "lon_b": "lon_b"}
-        return xr.Dataset(coords={n: (flat[n] if grid.rectilinear else dims[n], v) for n, v in coords.items()})
+            lat_b, lon_b = grid.shared_corners()
+            coords |= {"lat_b": (("y_b", "x_b"), lat_b), "lon_b": (("y_b", "x_b"), lon_b)}
+        return xr.Dataset(coords=coords)
 
+    lat, lon = source.centres()
+    number = np.arange(lat.size)
+    if method == "bilinear":  # closed here: periodic=True would also fill all that lies beyond the outermost rows
+        lat, lon, number = source.closed_centres()
     regridder = xesmf.Regridder(
-        dataset(source),
-        dataset(target),
+        dataset(source, lat, lon),
+        dataset(target, *target.centres()),
         "nearest_s2d" if method == "nearest" else method,
-        periodic=not method.startswith("conservative") and _weights.is_global(source),
+        periodic=False,
     )
-    return Weights(method, source, target, matrix=sparse.csr_array(regridder.weights.data.to_scipy_sparse()))
+    matrix = sparse.coo_array(regridder.weights.data.to_scipy_sparse())
+    matrix = sparse.coo_array((matrix.data, (matrix.row, number.ravel()[matrix.col])), (matrix.shape[0], source.size))
+    return Weights(method, source, target, matrix=matrix.tocsr())
 
 
 def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: str) -> None:
@@ -292,10 +319,13 @@ def _map(
 
 def block_weights(source: Grid, factor: int) -> Weights:
     """Conservative weights from a rectilinear grid to its blocks of ``factor`` x ``factor`` cells."""
-    factor = int(factor)
-    if factor < 1:
-        raise ValueError(f"The factor is {factor}. Needed: a whole number of 1 or more. Type coarsen(ds, 2).")
     nlat, nlon = source.shape
+    if factor != int(factor) or not 1 <= factor <= min(nlat, nlon):
+        raise ValueError(
+            f"The factor is {factor}, of {nlat} x {nlon} cells. Needed: a whole number from 1 to {min(nlat, nlon)}. "
+            f"Type xdeepsd.coarsen(ds, {min(2, nlat, nlon)})."
+        )
+    factor = int(factor)
     if nlat % factor or nlon % factor:
         raise ValueError(
             f"A grid of {nlat} x {nlon} cells does not divide into blocks of {factor}. Needed: both sizes a multiple "

@@ -1,26 +1,24 @@
-"""Regridding weights: built from two grids, applied to arrays, saved and loaded (numpy, scipy, numba, spherely)."""
+"""Regridding weights: built from two grids, applied to arrays, saved and loaded (numpy, scipy, numba)."""
 
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 
-import numba
 import numpy as np
-import spherely
 from scipy import sparse
 from scipy.spatial import cKDTree
 
 from xdeepsd.grids.cells import Grid, unit_vectors
+from xdeepsd.grids.great_circles import bilinear, csr, intersections
 
 METHODS = ("conservative", "conservative_normed", "bilinear", "nearest")
 
 # Edges nearer than this (degrees) are one edge: about 35 roundings at 180 degrees.
 _SAME_EDGE = 1e-12
-# Weights and places in a cell nearer than this to its edge are on it.
-_ON_EDGE = 1e-9
-# Target cells whose intersections are computed at a time: bounds the polygons in memory to some 100 MB.
-_BLOCK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +62,19 @@ class Weights:
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
-    """Weights that `Weights.save` wrote; ValueError where the file is something else."""
-    with np.load(path) as file:
-        if "method" not in file or "source.lat" not in file:
-            raise ValueError(
-                f"{os.fspath(path)} holds no weights of xdeepsd but {sorted(file)[:5]}. Needed: a file that "
-                "xdeepsd.regrid_weights(source, target).save(NAME) wrote."
-            )
-        content = {name: file[name] for name in file}
+    """Weights that `Weights.save` wrote; ValueError where the file is something else, or damaged."""
+    try:
+        with np.load(path) as file:
+            content = {name: file[name] for name in file}
+        return _from_content(content)
+    except (TypeError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{os.fspath(path)} holds no weights of xdeepsd, or is damaged ({error}). Needed: a file that "
+            "xdeepsd.regrid_weights(source, target).save(NAME) wrote."
+        ) from error
 
+
+def _from_content(content: dict[str, np.ndarray]) -> Weights:
     def grid(side: str) -> Grid:
         dims = content[f"{side}.dims"]
         return Grid(
@@ -96,29 +98,33 @@ def load(path: str | os.PathLike[str]) -> Weights:
     return Weights(str(content["method"]), grid("source"), grid("target"), **matrices)
 
 
-def build(source: Grid, target: Grid, method: str, great_circles: bool = False) -> Weights:
-    """Weights of one of `METHODS`. ValueError where the grids do not overlap.
-
-    Between rectilinear grids they are a product of weights along lat and lon, unless ``great_circles`` asks for the
-    cells of ESMF, whose edges are great circles, as between other grids.
-    """
+def check_method(method: str) -> None:
+    """ValueError where the method is none of `METHODS`."""
     if method not in METHODS:
         raise ValueError(f"The method is {method!r}. Needed: one of {', '.join(METHODS)}. Type method='conservative'.")
-    flat = source.rectilinear and target.rectilinear and not great_circles
-    parts: tuple[sparse.csr_array, ...]
-    if method.startswith("conservative"):
-        parts = conservative_axes(source, target) if flat else (_intersections(source, target),)
-        if method == "conservative_normed":
-            parts = tuple(_normalized(part) for part in parts)
-    elif method == "bilinear":
-        parts = _bilinear_axes(source, target) if flat else (_bilinear_cells(source, target),)
-    else:
-        parts = (_nearest(source, target),)
-    if len(parts) == 2:
-        weights = Weights(method, source, target, lat=parts[0], lon=parts[1])
-    else:
-        weights = Weights(method, source, target, matrix=parts[0])
-    if not weights.mapped().any():
+
+
+def need_two(source: Grid) -> None:
+    """ValueError where there is nothing to interpolate between."""
+    if min(source.shape) < 2:
+        raise ValueError(
+            f"Bilinear interpolation between {source.shape[0]} x {source.shape[1]} cells. Needed: two or more along "
+            "each axis. Type method='nearest'."
+        )
+
+
+def check_overlap(weights: Weights) -> Weights:
+    """The weights; ValueError where no target cell takes anything, or the nearest centre is cells away from all."""
+    source, target = weights.source, weights.target
+    apart = not weights.mapped().any()
+    if weights.method == "nearest" and weights.matrix is not None and not apart:
+        centres = unit_vectors(*source.centres())
+        steps = [np.linalg.norm(np.diff(centres, axis=axis), axis=-1) for axis in (0, 1)]
+        cell = max((float(step.max()) for step in steps if step.size), default=2.0)
+        pairs = weights.matrix.tocoo()
+        goal = unit_vectors(*target.centres()).reshape(-1, 3)[pairs.row]
+        apart = bool(np.linalg.norm(goal - centres.reshape(-1, 3)[pairs.col], axis=1).min() > 2 * cell)
+    if apart:
         raise ValueError(
             f"The grids do not overlap: the source spans {source.spans}, the target {target.spans}. Needed: a target "
             "that lies on the source, at least in part. Check that latitude and longitude are in degrees and not "
@@ -127,11 +133,27 @@ def build(source: Grid, target: Grid, method: str, great_circles: bool = False) 
     return weights
 
 
-def _csr(row: np.ndarray, col: np.ndarray, share: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
-    """Sum of the shares by row and column; zeros are left out, so that NaN there does not count."""
-    matrix = sparse.coo_array((share, (row, col)), shape=shape).tocsr()
-    matrix.eliminate_zeros()
-    return matrix
+def build(source: Grid, target: Grid, method: str, great_circles: bool = False) -> Weights:
+    """Weights of one of `METHODS`. ValueError where the grids do not overlap.
+
+    Between rectilinear grids they are a product of weights along lat and lon, unless ``great_circles`` asks for the
+    cells of ESMF, whose edges are great circles, as between other grids.
+    """
+    check_method(method)
+    flat = source.rectilinear and target.rectilinear and not great_circles
+    parts: tuple[sparse.csr_array, ...]
+    if method.startswith("conservative"):
+        parts = conservative_axes(source, target) if flat else (intersections(source, target),)
+        if method == "conservative_normed":
+            parts = tuple(_normalized(part) for part in parts)
+    elif method == "bilinear":
+        need_two(source)
+        parts = _bilinear_axes(source, target) if flat else (bilinear(source, target),)
+    else:
+        parts = (_nearest(source, target),)
+    if len(parts) == 2:
+        return check_overlap(Weights(method, source, target, lat=parts[0], lon=parts[1]))
+    return check_overlap(Weights(method, source, target, matrix=parts[0]))
 
 
 def _normalized(matrix: sparse.csr_array) -> sparse.csr_array:
@@ -189,75 +211,11 @@ def conservative_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, spa
     (source_lat, source_lon), (target_lat, target_lon) = source.bounds(), target.bounds()
     row, col, low, high = _overlaps(source_lat, target_lat)
     share = _sin_between(low, high) / np.abs(_sin_between(target_lat[:-1], target_lat[1:]))[row]
-    lat = _csr(row, col, share, (target.lat.size, source.lat.size))
+    lat = csr(row, col, share, (target.lat.size, source.lat.size))
     pieces = [_overlaps(source_lon + turn, target_lon) for turn in _turns(source_lon, target_lon)]
     row, col, low, high = (np.concatenate(column) for column in zip(*pieces, strict=True))
     share = (high - low) / np.abs(np.diff(target_lon))[row]
-    return lat, _csr(row, col, share, (target.lon.size, source.lon.size))
-
-
-def _polygons(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
-    """Spherical polygons from corners ``(n, 4)``; corners that coincide (at a pole) are taken once."""
-    shells = []
-    for lats, lons in zip(lat, lon, strict=True):
-        corners = [(x if abs(y) < 90.0 else 0.0, y) for x, y in zip(lons.tolist(), lats.tolist(), strict=True)]
-        shells.append([c for i, c in enumerate(corners) if c != corners[i - 1]])
-    return np.array([spherely.create_polygon(shell) for shell in shells], dtype=object)
-
-
-def _circles(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre ``(n, 3)`` and radius ``(n,)`` of a ball around the corners ``(n, 4)`` of each cell."""
-    corners = unit_vectors(lat, lon)
-    middle = corners.mean(axis=1)
-    middle /= np.linalg.norm(middle, axis=1, keepdims=True)
-    # An edge bulges beyond its corners only on cells wider than a hemisphere, which no polygon here may be.
-    return middle, np.linalg.norm(corners - middle[:, None], axis=-1).max(axis=1)
-
-
-def _intersections(source: Grid, target: Grid) -> sparse.csr_array:
-    """Share of each target cell's area in each source cell; edges are great circles, as in ESMF.
-
-    Candidates come from a tree of cell centres, areas from S2 (spherely), a block of the target at a time.
-    """
-    source_lat, source_lon = source.corners()
-    target_lat, target_lon = target.corners()
-    source_middle, source_radius = _circles(source_lat, source_lon)
-    target_middle, target_radius = _circles(target_lat, target_lon)
-    tree = cKDTree(source_middle)
-    rows, cols, shares = [], [], []
-    for start in range(0, len(target_lat), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        near = tree.query_ball_point(target_middle[block], target_radius[block] + source_radius.max())
-        row = np.repeat(np.arange(len(near)), [len(n) for n in near])
-        if row.size == 0:
-            continue
-        col = np.concatenate([n for n in near if n]).astype(np.intp)
-        distance = np.linalg.norm(target_middle[block][row] - source_middle[col], axis=1)
-        touching = distance < target_radius[block][row] + source_radius[col]
-        row, col = row[touching], col[touching]
-        if row.size == 0:
-            continue
-        used, col_in_block = np.unique(col, return_inverse=True)
-        cells = _polygons(target_lat[block], target_lon[block])
-        common = spherely.intersection(cells[row], _polygons(source_lat[used], source_lon[used])[col_in_block])
-        rows.append(row + start)
-        cols.append(col)
-        shares.append(spherely.area(common, radius=1.0) / spherely.area(cells, radius=1.0)[row])
-    shape = (len(target_lat), len(source_lat))
-    if not rows:
-        return sparse.csr_array(shape)
-    return _csr(np.concatenate(rows), np.concatenate(cols), np.concatenate(shares), shape)
-
-
-def is_global(grid: Grid) -> bool:
-    """True where the columns of a grid go round the earth, so that the last one is the neighbour of the first."""
-    if grid.rectilinear:
-        return grid.lon_bounds is not None and bool(abs(abs(grid.lon_bounds[-1] - grid.lon_bounds[0]) - 360.0) < 1e-3)
-    points = unit_vectors(*grid.centres())
-    if points.shape[1] < 3:
-        return False
-    step = np.linalg.norm(np.diff(points, axis=1), axis=-1).max(axis=1)
-    return bool((np.linalg.norm(points[:, -1] - points[:, 0], axis=-1) <= 1.5 * step + 1e-9).all())
+    return lat, csr(row, col, share, (target.lon.size, source.lon.size))
 
 
 def _linear(source: np.ndarray, target: np.ndarray) -> sparse.csr_array:
@@ -269,23 +227,14 @@ def _linear(source: np.ndarray, target: np.ndarray) -> sparse.csr_array:
     left = np.clip(np.searchsorted(up, target[inside], side="right") - 1, 0, up.size - 2)
     right_share = (target[inside] - up[left]) / (up[left + 1] - up[left])
     row, col = np.concatenate([inside, inside]), np.concatenate([order[left], order[left + 1]])
-    return _csr(row, col, np.concatenate([1 - right_share, right_share]), (target.size, source.size))
-
-
-def _need_two(source: Grid) -> None:
-    if min(source.shape) < 2:
-        raise ValueError(
-            f"Bilinear interpolation between {source.shape[0]} x {source.shape[1]} cells. Needed: two or more along "
-            "each axis. Type method='nearest'."
-        )
+    return csr(row, col, np.concatenate([1 - right_share, right_share]), (target.size, source.size))
 
 
 def _bilinear_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, sparse.csr_array]:
     """Linear interpolation along lat and along lon (round the earth where the source is global)."""
-    _need_two(source)
     columns = np.arange(source.lon.size)
     lon = source.lon
-    if is_global(source):
+    if source.is_global:
         turn = 360.0 * np.sign(lon[-1] - lon[0])
         lon, columns = np.append(lon, lon[0] + turn), np.append(columns, 0)
     along = sparse.csr_array((target.lon.size, lon.size))
@@ -294,129 +243,17 @@ def _bilinear_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, sparse
         # A target on the seam is met twice: once is enough.
         free = sparse.diags_array((np.diff(along.indptr) == 0).astype(float))
         along = (along + free @ more).tocsr()
-    fold = _csr(np.arange(columns.size), columns, np.ones(columns.size), (columns.size, source.lon.size))
+    fold = csr(np.arange(columns.size), columns, np.ones(columns.size), (columns.size, source.lon.size))
     along = (along @ fold).tocsr()
     along.eliminate_zeros()
     return _linear(source.lat, target.lat), along
 
 
-def _bilinear_cells(source: Grid, target: Grid) -> sparse.csr_array:
-    """Bilinear weights within the quadrilaterals of four source centres, as ESMF computes them.
-
-    A target point p lies in the quadrilateral a, b, c, d (unit vectors) where some u and v in [0, 1] put
-    ``(1-u)(1-v) a + u(1-v) b + uv c + (1-u)v d`` on the line through p: three equations in u, v and the length,
-    solved by Newton's method. Quadrilaterals are tried by distance.
-    """
-    _need_two(source)
-    points = unit_vectors(*source.centres())
-    size = points[..., 0].size
-    index = np.arange(size).reshape(source.shape)
-    if is_global(source):
-        points, index = (np.concatenate([a, a[:, :1]], axis=1) for a in (points, index))
-    corner = [(slice(None, -1), slice(None, -1)), (slice(None, -1), slice(1, None)),
-              (slice(1, None), slice(1, None)), (slice(1, None), slice(None, -1))]  # fmt: skip
-    quads = np.stack([points[c] for c in corner], axis=2).reshape(-1, 4, 3)
-    index = np.stack([index[c] for c in corner], axis=2).reshape(-1, 4)
-    middle = quads.mean(axis=1)
-    tree = cKDTree(middle / np.linalg.norm(middle, axis=1, keepdims=True))
-    reach = np.linalg.norm(quads - np.asarray(tree.data)[:, None], axis=-1).max()
-    goal = unit_vectors(*target.centres()).reshape(-1, 3)
-    rows, cols, shares = [], [], []
-    left, tried = np.arange(len(goal)), 0
-    for count in (4, 16, 64, 256):  # long thin quadrilaterals (near the poles) are not among the nearest few
-        count = min(count, len(quads))
-        distance, near = tree.query(goal[left], k=np.arange(tried + 1, count + 1))
-        for k in range(count - tried):
-            within = distance[:, k] <= reach
-            left, distance, near = left[within], distance[within], near[within]
-            u, v = _place(goal[left], quads[near[:, k]])
-            share = np.stack([(1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v], axis=1)
-            inside = (np.abs(u - 0.5) <= 0.5 + _ON_EDGE) & (np.abs(v - 0.5) <= 0.5 + _ON_EDGE)
-            rows.append(np.repeat(left[inside], 4))
-            cols.append(index[near[inside, k]].ravel())
-            shares.append(np.where(np.abs(share) < _ON_EDGE, 0.0, share)[inside].ravel())
-            left, distance, near = left[~inside], distance[~inside], near[~inside]
-        tried = count
-    return _csr(np.concatenate(rows), np.concatenate(cols), np.concatenate(shares), (len(goal), size))
-
-
-def _place(goal: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``u`` and ``v`` of points ``(n, 3)`` in quadrilaterals ``(n, 4, 3)``; beyond [0, 1] outside."""
-    a, b, c, d = np.moveaxis(quads, 1, 0)
-    along_u, along_v, twist = b - a, d - a, a - b + c - d
-    uvt = np.tile([0.5, 0.5, 1.0], (len(goal), 1))
-    for _ in range(8):  # quadratic convergence from the middle of a nearly flat cell
-        u, v, t = (uvt[:, i, None] for i in range(3))
-        miss = a + u * along_u + v * along_v + u * v * twist - t * goal
-        slope = np.stack([along_u + v * twist, along_v + u * twist, -goal], axis=-1)
-        uvt = np.clip(uvt - np.linalg.solve(slope, miss[..., None])[..., 0], -3.0, 4.0)
-    return uvt[:, 0], uvt[:, 1]
-
-
 def _nearest(source: Grid, target: Grid) -> sparse.csr_array:
     """The nearest source centre by great-circle distance; every target cell has one, within or without the source."""
     tree = cKDTree(unit_vectors(*source.centres()).reshape(-1, 3))
-    distance, col = tree.query(unit_vectors(*target.centres()).reshape(-1, 3))
-    shape = (len(col), source.shape[0] * source.shape[1])
-    spacing = tree.query(tree.data, k=[2])[0].max() if shape[1] > 1 else 2.0
-    if distance.min() > 2 * spacing:
-        return sparse.csr_array(shape)  # the grids do not overlap
-    return _csr(np.arange(len(col)), col, np.ones(len(col)), shape)
-
-
-@numba.njit(nogil=True)
-def _apply_axes(values, lat_start, lat_col, lat_share, lon_start, lon_col, lon_share, skipna, least, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """``out[n, i, j] = sum lat[i, a] * lon[j, b] * values[n, a, b]``, over lat first: whole rows, one after another.
-
-    With ``skipna`` the sum is over values that are not NaN and is divided by their weight; NaN where that is below
-    ``least``.
-    """
-    nlon = values.shape[2]
-    total = np.empty(nlon)
-    valid = np.empty(nlon)
-    for n in range(values.shape[0]):
-        for i in range(out.shape[1]):
-            total[:] = 0.0
-            valid[:] = 0.0
-            for k in range(lat_start[i], lat_start[i + 1]):
-                row = values[n, lat_col[k]]
-                share = lat_share[k]
-                if skipna:
-                    for b in range(nlon):
-                        seen = row[b] == row[b]
-                        total[b] += share * row[b] if seen else 0.0
-                        valid[b] += share if seen else 0.0
-                else:
-                    for b in range(nlon):
-                        total[b] += share * row[b]
-            for j in range(out.shape[2]):
-                above = 0.0
-                below = 0.0
-                for k in range(lon_start[j], lon_start[j + 1]):
-                    above += lon_share[k] * total[lon_col[k]]
-                    below += lon_share[k] * valid[lon_col[k]]
-                if skipna:
-                    above = above / below if below >= least else np.nan
-                out[n, i, j] = above
-
-
-@numba.njit(nogil=True)
-def _apply_matrix(values, start, col, share, skipna, least, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """``out[n, i] = sum matrix[i, a] * values[n, a]``; ``skipna`` and ``least`` as above."""
-    for n in range(values.shape[0]):
-        for i in range(out.shape[1]):
-            above = 0.0
-            below = 0.0
-            for k in range(start[i], start[i + 1]):
-                value = values[n, col[k]]
-                if value == value:
-                    below += share[k]
-                    above += share[k] * value
-                elif not skipna:
-                    above = np.nan
-            if skipna:
-                above = above / below if below >= least else np.nan
-            out[n, i] = above
+    _, col = tree.query(unit_vectors(*target.centres()).reshape(-1, 3))
+    return csr(np.arange(len(col)), col, np.ones(len(col)), (len(col), source.size))
 
 
 def apply(values: np.ndarray, weights: Weights, skipna: bool, na_thres: float, unmapped_to_nan: bool) -> np.ndarray:
@@ -428,15 +265,40 @@ def apply(values: np.ndarray, weights: Weights, skipna: bool, na_thres: float, u
     least = float(np.clip(1.0 - na_thres, 1e-6, 1.0 - 1e-6))
     flat = np.ascontiguousarray(values).reshape(-1, *values.shape[-2:])
     out = np.empty((len(flat), *weights.target.shape), flat.dtype)
+    (_sum_compiled if find_spec("numba") else _sum_plain)(flat, weights, skipna, least, out)
+    if unmapped_to_nan and not skipna:
+        out[:, ~weights.mapped()] = np.nan
+    return out.reshape(*values.shape[:-2], *weights.target.shape)
+
+
+def _sum_compiled(days: np.ndarray, weights: Weights, skipna: bool, least: float, out: np.ndarray) -> None:
+    from xdeepsd.grids import compiled
+
     if weights.matrix is not None:
-        m = weights.matrix
-        cells = flat.reshape(len(flat), -1)
-        _apply_matrix(cells, m.indptr, m.indices, m.data, skipna, least, out.reshape(len(flat), -1))
+        m, cells = weights.matrix, days.reshape(len(days), -1)
+        compiled.sum_matrix(cells, m.indptr, m.indices, m.data, skipna, least, out.reshape(len(days), -1))
     else:
         lat, lon = weights.lat, weights.lon
         assert lat is not None
         assert lon is not None
-        _apply_axes(flat, lat.indptr, lat.indices, lat.data, lon.indptr, lon.indices, lon.data, skipna, least, out)
-    if unmapped_to_nan and not skipna:
-        out[:, ~weights.mapped()] = np.nan
-    return out.reshape(*values.shape[:-2], *weights.target.shape)
+        csr_parts = (lat.indptr, lat.indices, lat.data, lon.indptr, lon.indices, lon.data)
+        compiled.sum_axes(days, *csr_parts, skipna, least, out)
+
+
+def _sum_plain(days: np.ndarray, weights: Weights, skipna: bool, least: float, out: np.ndarray) -> None:
+    """The same by scipy, where there is no numba."""
+
+    def product(day: np.ndarray) -> np.ndarray:
+        if weights.matrix is not None:
+            return np.asarray(weights.matrix @ day.ravel()).reshape(weights.target.shape)
+        assert weights.lat is not None
+        assert weights.lon is not None
+        return np.asarray((weights.lon @ (weights.lat @ day).T).T)
+
+    for n, day in enumerate(days):
+        if skipna:
+            seen = ~np.isnan(day)
+            above, below = product(np.where(seen, day, 0.0).astype(np.float64)), product(seen.astype(np.float64))
+            out[n] = np.divide(above, below, out=np.full(below.shape, np.nan), where=below >= least)
+        else:
+            out[n] = product(day.astype(np.float64))
