@@ -12,7 +12,7 @@ LAYERS = [
      "layout"},
     {"regrid", "stack"},
     {"inputs", "ladder", "trainconfig"},
-    {"prism", "prism_store", "fetch", "levels", "pairs", "patches"},
+    {"prism", "prism_files", "prism_store", "fetch", "levels", "pairs", "patches"},
     {"blocks", "train", "stack_training", "validate", "watch", "inference", "checkpoints", "sweep", "config",
      "config_ini"},
     {"accessor"},
