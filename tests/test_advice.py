@@ -46,7 +46,7 @@ from xdeepsd.evaluation.plot import plot_maps, plot_sweep
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.inference.downscale import downscale as inference
 from xdeepsd.inference.fast import fused, kernels
-from xdeepsd.levels.disk import pairs
+from xdeepsd.levels import pairs
 from xdeepsd.losses.density import DenseWeight
 from xdeepsd.models import stack
 from xdeepsd.stores import write as store

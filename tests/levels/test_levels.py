@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import xdeepsd
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.regrid import coarsen
+from xdeepsd.levels import disk as levels_module
+from xdeepsd.levels import store as levels_store
 from xdeepsd.levels.disk import build_levels, open_levels
-from xdeepsd.levels.disk import disk as levels_module
-from xdeepsd.levels.disk import store as levels_store
 from xdeepsd.levels.memory import fit_edges, make_levels
 
 
@@ -358,7 +358,7 @@ KILLED = """
     import numpy as np, xarray as xr
     sys.path.insert(0, {here!r})
     from test_levels import fine, elevation, small
-    from xdeepsd.levels.disk import disk as levels
+    from xdeepsd.levels import disk as levels
     write = levels.write_days
     def slowly(*arguments):
         time.sleep(0.05)
@@ -398,7 +398,7 @@ REWRITTEN = """
     import sys, time
     sys.path.insert(0, {here!r})
     from test_levels import changed, fine, released, small
-    from xdeepsd.levels.disk import disk as levels
+    from xdeepsd.levels import disk as levels
     da = changed(fine(200, 8, 8), range(1, 199), by={by})
     ds = released(da, {number}, days=range(1, 199))
     print("begin", flush=True)
@@ -562,7 +562,7 @@ def contents(path):
 @settings(max_examples=12)
 def test_days_that_were_released_anew_are_written_again(tmp_path_factory, first, per_chunk, seed, renewed, missing):
     """Whatever days are renewed, come late or are appended, the levels are those of the newest data."""
-    da = fine(20, 8, 8, seed=seed)
+    da = fine(20, 8, 8, seed=seed, units="mm day-1")
     arguments = {
         "path": tmp_path_factory.mktemp("levels") / "l.zarr", "factors": (2,), "chunk_mb": small(da, per_chunk),
         "allow_missing": True,

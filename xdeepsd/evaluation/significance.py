@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -12,13 +11,12 @@ from scipy import stats
 def significance(
     errors: Sequence[float] | np.ndarray,
     reference: Sequence[float] | np.ndarray,
-    alternative: Literal["two-sided", "less", "greater"] = "two-sided",
 ) -> dict[str, float]:
     """Whether the errors of some runs differ from those of the reference runs with the same seeds, in the same order.
 
     Returns ``relative`` (mean error over mean reference error), ``p_mannwhitney`` (scipy's ``mannwhitneyu``: two
     independent groups) and ``p_wilcoxon`` (``wilcoxon``: pairs of the same seed; 1 where all pairs are equal, NaN for
-    fewer than two pairs). ``alternative="less"`` asks if the errors are smaller.
+    fewer than two pairs), both two-sided.
     """
     ours, theirs = np.asarray(errors, np.float64), np.asarray(reference, np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or not ours.size:
@@ -29,6 +27,6 @@ def significance(
     result = {"relative": float(ours.mean() / theirs.mean()), "p_mannwhitney": np.nan, "p_wilcoxon": np.nan}
     if ours.size > 1:
         same = bool((ours == theirs).all())
-        result["p_mannwhitney"] = float(stats.mannwhitneyu(ours, theirs, alternative=alternative).pvalue)
-        result["p_wilcoxon"] = 1.0 if same else float(stats.wilcoxon(ours, theirs, alternative=alternative).pvalue)
+        result["p_mannwhitney"] = float(stats.mannwhitneyu(ours, theirs).pvalue)
+        result["p_wilcoxon"] = 1.0 if same else float(stats.wilcoxon(ours, theirs).pvalue)
     return result

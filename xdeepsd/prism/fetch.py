@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
+import os
+import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from os import PathLike
@@ -18,15 +19,14 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 import pandas as pd
-import rasterio
 import tenacity
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import xdeepsd
+from xdeepsd._version import __version__
 from xdeepsd.prism import names as prism_names
 from xdeepsd.prism import store as prism_store
-from xdeepsd.prism.files import raster_grid, read_map, zip_sources
 from xdeepsd.prism.names import Grid, Source
+from xdeepsd.prism.raster import check_zip, raster_grid, read_map, reading, zip_sources
 from xdeepsd.prism.store import Release
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # So many days in a row without an answer mean that the service, or the way to it, is down.
 _GIVE_UP = 5
+_QUOTED = 500  # bytes of what the service says in place of a zip
 
 
 @dataclass
@@ -78,9 +79,10 @@ def fetch_prism(
     ----------
     out : path
         Zarr v3 store (a local folder), made if it is not there. It holds one region and resolution, and any number
-        of variables, on one gapless axis of days. Days not held are NaN and have ``{variable}_release`` 0 (a call
-        that is killed may leave one whole map without its release; the next call writes both). A period before or
-        after the one there lengthens the axis; open the store anew after that.
+        of variables, on one axis of every day from 1981-01-01 to the last that was asked for. Days not held take no
+        room, are NaN and have ``{variable}_release`` 0 (a call that is killed may leave one whole map without its
+        release; the next call writes both). `open_prism` gives the days that are held. Groups and arrays of your own
+        may be in the store; nothing of them is ever touched.
     variable : str
         One of ppt, tmin, tmax, tmean, tdmean, vpdmin, vpdmax; or elevation, which needs no period.
     start, end : date
@@ -102,7 +104,10 @@ def fetch_prism(
     Raises
     ------
     ValueError
-        Before any request: unknown names, a period that is none, a store that holds something else.
+        Before any request: unknown names, a period that is none, a store that holds something else. Before any day is
+        asked for: a list of releases that is not understood; an array of your own in the way.
+    OSError
+        Nothing can be written at ``out``.
     httpx.HTTPError, PermissionError
         The service does not say which releases there are: nothing is done.
     """
@@ -111,7 +116,6 @@ def fetch_prism(
         raise ValueError(f"out is {str(out)!r}. Needed: a local folder. Copy the store when it is done.")
     path = Path(out).expanduser().absolute()
     with prism_store.alone(path):
-        prism_store.recover(path)
         store = prism_store.open_store(path, region, resolution)
         with _Service(base_url, region, resolution, pace, timeout) as service:
             if variable == "elevation":
@@ -150,9 +154,9 @@ def _fetch_days(
     service: _Service, path: Path, store: Any, variable: str, days: pd.DatetimeIndex, progress: bool
 ) -> FetchReport:
     announced = service.releases(variable, days[0], days[-1])
-    marks = prism_store.marks(store, variable)
-    held = dict(zip(marks.index, zip(marks["date"], marks["number"], strict=True), strict=True))
+    held = prism_store.marks(store, variable)
     wanted = [day for day in days if day in announced and held.get(day) != announced[day]]
+    prism_store.check_room(path, store, variable, wanted)
     report = FetchReport(
         held=[day for day in days if day in held and held[day] == announced.get(day, held[day])],
         unpublished=[day for day in days if day not in announced and day not in held],
@@ -188,15 +192,13 @@ def _fetch_days(
                     report.stopped = f"No answer for {silent} days in a row; the last: {report.failed[day]}"
                     report.not_tried = wanted[i + 1 :]
                     break
-            except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            except (ValueError, EOFError) as error:
                 report.failed[day] = str(error)
                 silent = 0
             else:
                 if group is None:
-                    group, axis = prism_store.lay_out(
-                        path, grid, service.region, service.resolution, variable, pd.date_range(wanted[0], wanted[-1])
-                    )
-                prism_store.write_day(path, group, (day - axis[0]).days, variable, values, announced[day])
+                    group = prism_store.lay_out(path, grid, service.region, service.resolution, variable, wanted[-1])
+                prism_store.write_day(path, group, day, variable, values, announced[day])
                 report.fetched.append(day)
                 silent = 0
             bar.update(task, advance=1, megabytes=report.megabytes)
@@ -208,9 +210,10 @@ def _fetch_days(
 def _fetch_elevation(service: _Service, path: Path, store: Any) -> FetchReport:
     if store is not None and "elevation" in store:
         return FetchReport()
+    prism_store.check_room(path, store, "elevation")
     try:
         content = service.elevation()
-        with _in_memory(content, "elevation.zip") as sources:
+        with _unpacked(content, "elevation.zip") as sources:
             if [source.variable for source in sources] != ["elevation"]:
                 raise ValueError(f"the zip holds {', '.join(map(str, sources)) or 'no grid'}, not the elevation")
             grid, source = raster_grid(sources[0])
@@ -218,7 +221,7 @@ def _fetch_elevation(service: _Service, path: Path, store: Any) -> FetchReport:
             values = read_map(source, grid)
     except PermissionError as error:
         return FetchReport(stopped=str(error))
-    except (httpx.HTTPError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (httpx.HTTPError, ValueError, EOFError) as error:
         return FetchReport(stopped=f"elevation: {error}")
     prism_store.lay_out(path, grid, service.region, service.resolution, "elevation", elevation=values)
     return FetchReport(megabytes=len(content) / 1e6)
@@ -235,9 +238,11 @@ class _Service:
         self.pace, self.timeout = pace, timeout
         self._answered = -np.inf
         self._client = httpx.Client(
-            headers={"User-Agent": f"xdeepsd/{xdeepsd.__version__} (python-httpx/{httpx.__version__})"},
+            headers={
+                "User-Agent": f"xdeepsd/{__version__} (python-httpx/{httpx.__version__})",
+                "Accept-Encoding": "identity",  # so that what is counted is what comes
+            },
             timeout=timeout,
-            follow_redirects=True,
         )
 
     def __enter__(self) -> _Service:
@@ -252,10 +257,10 @@ class _Service:
         end = min(end, today)
         while start <= end:
             url = prism_names.release_url(variable, start, end, self.region, self.resolution, self.base_url)
-            content = self._get(url, lambda content: content)
+            content = self._get(url, 1000 * ((end - start).days + 100), lambda content: content)
             try:
                 rows = json.loads(content)
-            except ValueError:
+            except (ValueError, RecursionError):
                 text = _text(content)
                 # What is said of a range that reaches beyond the newest day, which is not known: step back to it.
                 if text.startswith("Invalid date") and today - end < pd.Timedelta(days=14):
@@ -267,13 +272,17 @@ class _Service:
 
     def day(self, variable: str, day: pd.Timestamp) -> bytes:
         """The zip of one day, whole."""
-        return self._get(prism_names.day_url(variable, day, self.region, self.resolution, self.base_url), _whole_zip)
+        return self._zip(prism_names.day_url(variable, day, self.region, self.resolution, self.base_url))
 
     def elevation(self) -> bytes:
         """The zip of the elevation, whole."""
-        return self._get(prism_names.elevation_url(self.region, self.resolution, self.base_url), _whole_zip)
+        return self._zip(prism_names.elevation_url(self.region, self.resolution, self.base_url))
 
-    def _get(self, url: str, accept: Callable[[bytes], T]) -> T:
+    def _zip(self, url: str) -> bytes:
+        most = prism_names.most_bytes(self.resolution)
+        return self._get(url, most, lambda content: _whole_zip(content, most))
+
+    def _get(self, url: str, most: int, accept: Callable[[bytes], T]) -> T:
         """``accept`` of what the service answers, asked again where that makes sense."""
         retrying = tenacity.Retrying(
             retry=_again,
@@ -281,25 +290,43 @@ class _Service:
             wait=tenacity.wait_exponential(multiplier=2 * self.pace, max=120) + tenacity.wait_random(0, self.pace),
             before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
         )
-        return retrying(lambda: accept(self._get_once(url)))
+        return retrying(lambda: accept(self._get_once(url, most)))
 
-    def _get_once(self, url: str) -> bytes:
+    def _get_once(self, url: str, most: int) -> bytes:
+        """The answer, of at most ``most`` bytes; where it was sent on to is followed, and nothing else of that read."""
         time.sleep(max(0.0, self._answered + self.pace - time.monotonic()))
-        begin = time.monotonic()
+        request = self._client.build_request("GET", url)
         try:
-            with self._client.stream("GET", url) as response:
-                if response.status_code in (403, 429):
-                    response.read()
-                    raise PermissionError(f"status {response.status_code}: {_text(response.content)}")
-                response.raise_for_status()
-                content = bytearray()
-                for part in response.iter_bytes():
-                    content += part
-                    if time.monotonic() - begin > 10 * self.timeout:
-                        raise httpx.ReadTimeout(f"{len(content)} bytes in {10 * self.timeout:.0f} s, broken off")
-                return bytes(content)
+            for _ in range(10):
+                with closing(self._client.send(request, stream=True)) as response:
+                    if response.next_request is None:
+                        return self._content(response, most)
+                    request = response.next_request
+            raise httpx.TooManyRedirects(f"{url} is sent on and on", request=request)
         finally:
             self._answered = time.monotonic()
+
+    def _content(self, response: httpx.Response, most: int) -> bytes:
+        refused = response.status_code in (403, 429)
+        if not refused:
+            response.raise_for_status()
+        if response.headers.get("Content-Encoding") in ("gzip", "deflate", "br", "zstd"):
+            raise httpx.DecodingError(f"the answer is packed by {response.headers['Content-Encoding']}, unasked")
+        begin = time.monotonic()
+        content = bytearray()
+        for part in response.iter_raw():
+            content += part
+            if refused and len(content) >= _QUOTED:
+                break
+            if len(content) > most:
+                raise ValueError(
+                    f"{response.url} answers with more than {most} bytes: broken off, no such file has so many"
+                )
+            if time.monotonic() - begin > 10 * self.timeout:
+                raise httpx.ReadTimeout(f"{len(content)} bytes in {10 * self.timeout:.0f} s, broken off")
+        if refused:
+            raise PermissionError(f"status {response.status_code}: {_text(content)}")
+        return bytes(content)
 
 
 def _again(state: tenacity.RetryCallState) -> bool:
@@ -313,17 +340,17 @@ def _again(state: tenacity.RetryCallState) -> bool:
     return isinstance(error, httpx.TransportError | EOFError) and state.attempt_number < 2
 
 
-def _text(content: bytes) -> str:
-    return " ".join(content[:500].decode(errors="replace").split()) or "(nothing)"
+def _text(content: bytes | bytearray) -> str:
+    return " ".join(content[:_QUOTED].decode(errors="replace").split()) or "(nothing)"
 
 
-def _whole_zip(content: bytes) -> bytes:
-    """``content`` if it is a whole zip.
+def _whole_zip(content: bytes, most: int) -> bytes:
+    """``content`` if it is a whole zip of no more than ``most`` bytes unpacked.
 
-    Raises PermissionError for a refusal, ValueError for a day that is not there, BadZipFile and EOFError for zips.
+    Raises PermissionError for a refusal, ValueError for what the service has not, EOFError for a broken zip.
     """
     if content.startswith(b"PK\x05\x06"):
-        raise zipfile.BadZipFile("an empty zip")
+        raise ValueError("an empty zip")
     if not content.startswith(b"PK\x03\x04"):
         # Errors come as text with status 200 and the name of a zip.
         text = _text(content)
@@ -333,49 +360,53 @@ def _whole_zip(content: bytes) -> bytes:
             raise EOFError("an empty answer")
         raise PermissionError(f"The service refuses; it says: {text}")
     try:
-        with zipfile.ZipFile(BytesIO(content)) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise EOFError(f"a broken zip of {len(content)} bytes ({error})") from error
-    if broken:
-        raise EOFError(f"a broken zip of {len(content)} bytes (checksum of {broken})")
+        with reading(f"a broken zip of {len(content)} bytes"):
+            check_zip(BytesIO(content), most)
+    except ValueError as error:
+        raise EOFError(str(error)) from error
     return content
 
 
 def _parse_releases(rows: Any, variable: str, url: str) -> dict[pd.Timestamp, Release]:
     """Rows of day, release date, variable, release number, address; one row alone is not in a list of rows."""
-    if rows and not isinstance(rows[0], list):
-        rows = [rows]
     found: dict[pd.Timestamp, Release] = {}
-    try:
-        for day, date, element, number, *_ in rows:
+    with reading(f"The list of releases at {url} is not understood", "It may have changed."):
+        if not isinstance(rows, list):
+            raise ValueError(f"it is no list but {str(rows)[:_QUOTED]}")
+        for day, date, element, number, *_ in rows if not rows or isinstance(rows[0], list) else [rows]:
             if element != variable:
                 raise ValueError(f"it lists {element!r}")
             if date and number:  # neither where a day is not published
-                found[pd.Timestamp(day)] = (pd.Timestamp(date), int(number))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"The list of releases at {url} is not understood ({error}). It may have changed.") from error
+                if int(number) not in range(1, 9):
+                    raise ValueError(f"release {number!r} of {day!r}")
+                found[_date(day)] = (_date(date), int(number))
     return found
+
+
+def _date(text: str) -> pd.Timestamp:
+    return pd.Timestamp(dt.date.fromisoformat(text[:10]))
 
 
 # -------------------------------------------------------------------------------------------------------- the zips
 
 
 @contextmanager
-def _in_memory(content: bytes, name: str) -> Iterator[list[Source]]:
-    """The rasters of a zip in memory, to be read while the context lasts."""
-    with rasterio.MemoryFile(content, filename=name) as file:
+def _unpacked(content: bytes, name: str) -> Iterator[list[Source]]:
+    """The rasters of a zip, to be read while the context lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
         try:
-            yield zip_sources(Path(file.name), content)
+            yield zip_sources(path)
         except ValueError as error:
-            raise ValueError(str(error).replace(f"{file.name}/", "")) from error
+            raise ValueError(str(error).replace(f"{path.parent}{os.sep}", "")) from error
 
 
 def _read_day(
     content: bytes, service: _Service, variable: str, day: pd.Timestamp, release: Release, grid: Grid | None
 ) -> tuple[np.ndarray, Grid]:
     """The map in a zip if it is the one that was asked for, on ``grid``; ValueError otherwise."""
-    with _in_memory(content, f"{variable}_{day:%Y%m%d}.zip") as sources:
+    with _unpacked(content, f"{variable}_{day:%Y%m%d}.zip") as sources:
         asked = (variable, day, service.region, service.resolution)
         there = [
             source for source in sources if (source.variable, source.day, source.region, source.resolution) == asked

@@ -3,171 +3,24 @@
 from __future__ import annotations
 
 import logging
-import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from glob import glob
-from io import BytesIO
 from os import PathLike
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pandas as pd
-import rasterio
-import rioxarray
 import xarray as xr
 
-from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, Grid, Source, days_text, parse_name, skeleton, snap
+from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, Grid, Source, days_text, parse_name, skeleton
+from xdeepsd.prism.raster import RASTERS, netcdf_sources, raster_grid, read_map, reading, zip_sources
 
 logger = logging.getLogger(__name__)
 
 _ADVICE = "Leave it out of paths; fetch it again if it is broken."
-_RASTERS = {".tif", ".bil", ".asc", ".nc"}
-
-
-def zip_sources(path: Path, content: bytes | None = None) -> list[Source]:
-    """The rasters in a zip, by the names of its members; ``content`` where it is not the file at ``path``.
-
-    Raises ValueError where the file is no zip (quoting what it says), has no members, or a BIL in it is cut.
-    """
-    with BytesIO(content) if content is not None else path.open("rb") as file:
-        start = file.read(200)
-        if not start.startswith(b"PK"):
-            text = start.decode(errors="replace").strip()
-            raise ValueError(f"{path} is no zip; it starts with {text!r}.")
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-                if not members:
-                    raise ValueError(f"{path} is an empty zip.")
-                sources = []
-                for member in members:
-                    if PurePosixPath(member.filename).suffix.lower() in _RASTERS:
-                        source = parse_name(path, member.filename)
-                        if source is not None:
-                            sources.append(_with_facts(source, archive, member))
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is a broken zip ({error}).") from error
-    return sources
-
-
-def _with_facts(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Source:
-    """Check the length of a BIL and take release and day from the text files beside a raster in its zip."""
-    stem = member.filename.rpartition(".")[0]
-    beside = {name.lower(): name for name in archive.namelist()}
-    header = beside.get(f"{stem}.hdr".lower())
-    if member.filename.lower().endswith(".bil") and header:
-        facts = _key_values(archive.read(header), None)
-        needed = int(facts["NROWS"]) * int(facts["NCOLS"]) * int(facts.get("NBITS", "32")) // 8
-        if member.file_size < needed:
-            raise ValueError(f"{source} is cut: {member.file_size} bytes of {needed}.")
-    info = beside.get(f"{stem}.info.txt".lower())
-    return _apply_tags(source, _key_values(archive.read(info), ":") if info else {})
-
-
-def _key_values(text: bytes, separator: str | None) -> dict[str, str]:
-    """Lines of ``key separator value``."""
-    lines = (line.split(separator, 1) for line in text.decode(errors="replace").splitlines() if line.strip())
-    return {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
-
-
-def _apply_tags(source: Source, tags: dict[str, str]) -> Source:
-    """Release number from PRISM's tags; ValueError where they name another day than the file."""
-    dates = set(re.findall(r"(?<!\d)(\d{8})(?!\d)", tags.get("PRISM_DATASET_FILENAME", "")))
-    if source.day is not None and dates and f"{source.day:%Y%m%d}" not in dates:
-        raise ValueError(
-            f"{source} holds another day than it says: its tag PRISM_DATASET_FILENAME is "
-            f"{tags['PRISM_DATASET_FILENAME']!r}."
-        )
-    number = tags.get("PRISM_DATASET_RELEASE_NUMBER", "")
-    return replace(source, release=int(number)) if number.isdigit() and not source.release else source
-
-
-def raster_grid(source: Source) -> tuple[Grid, Source]:
-    """Grid of a raster from its header, and the source with what its tags say. Reads no map.
-
-    Raises ValueError, naming the file, where it cannot be opened or is not on a PRISM grid.
-    """
-    if PurePosixPath(source.uri).suffix.lower() == ".nc":
-        with _open_netcdf(source) as ds:
-            lat, lon = ds["lat"].values.astype(float), ds["lon"].values.astype(float)
-        north, south = max(lat[0], lat[-1]), min(lat[0], lat[-1])
-        step = (south - north) / (lat.size - 1)
-        return snap(north, lon[0], step, (lon[-1] - lon[0]) / (lon.size - 1), (lat.size, lon.size), str(source)), source
-    try:
-        with rasterio.open(source.uri) as raster:
-            transform, shape, tags = raster.transform, raster.shape, raster.tags()
-    except rasterio.errors.RasterioIOError as error:
-        raise ValueError(f"{source} cannot be read ({error}).") from error
-    # GDAL's transform is that of the outer corner, also for BIL, whose header names the centre (ULXMAP).
-    grid = snap(
-        transform.f + transform.e / 2, transform.c + transform.a / 2, transform.e, transform.a, shape, str(source)
-    )
-    return grid, _apply_tags(source, tags)
-
-
-def _open_netcdf(source: Source) -> xr.Dataset:
-    """A NetCDF file, also inside a zip (in memory, nothing is unpacked), with ``lat`` and ``lon``. Lazy."""
-    file: Path | BytesIO = source.path
-    if source.member:
-        with zipfile.ZipFile(source.path) as archive:
-            file = BytesIO(archive.read(source.member))
-    with file.open("rb") if isinstance(file, Path) else BytesIO(file.getbuffer()) as beginning:
-        classic = beginning.read(3) == b"CDF"
-    try:
-        # Not the netcdf4 engine: its library crashes when several threads open files.
-        ds = xr.open_dataset(file, engine="scipy" if classic else "h5netcdf", cache=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{source} cannot be read as NetCDF ({error}).") from error
-    names = {"latitude": "lat", "longitude": "lon", "y": "lat", "x": "lon"}
-    return ds.rename({old: new for old, new in names.items() if old in ds.dims and new not in ds.variables})
-
-
-def read_map(source: Source, grid: Grid) -> np.ndarray:
-    """The map of a source, ``(lat, lon)`` from north to south, float32; NaN where there is no value.
-
-    Raises ValueError, naming the file, where it cannot be read or is not on ``grid``.
-    """
-    if PurePosixPath(source.uri).suffix.lower() == ".nc":
-        with _open_netcdf(source) as ds:
-            name = source.variable if source.variable in ds else "Band1"
-            array = ds[name] if source.index is None else ds[name].isel({_time_dim(ds[name]): source.index})
-            values = array.squeeze(drop=True).transpose("lat", "lon").sortby("lat", ascending=False).values
-    else:
-        try:
-            raster: Any = rioxarray.open_rasterio(source.uri, masked=True, cache=False)
-            with raster:
-                values = raster.values[0]
-        except rasterio.errors.RasterioIOError as error:
-            raise ValueError(f"{source} cannot be read ({error}).") from error
-    if values.shape != grid.shape:
-        raise ValueError(f"{source} has {values.shape[0]} x {values.shape[1]} cells. Needed: {grid}.")
-    values = values.astype(np.float32)
-    # Some files hold a nodata value that their header does not name.
-    values[~np.isfinite(values) | (values <= -9990) | (values >= 1e20)] = np.nan
-    return values
-
-
-def _time_dim(array: xr.DataArray) -> str | None:
-    return next((str(dim) for dim in ("time", "day") if dim in array.dims), None)
-
-
-def _netcdf_sources(path: Path) -> list[Source]:
-    """Sources of a NetCDF file whose name is not PRISM's: its variables that are named as PRISM names them."""
-    with _open_netcdf(Source(path, None, "", None)) as ds:
-        sources = [Source(path, None, "elevation", None)] if "elevation" in ds else []
-        for variable in (name for name in VARIABLES if name in ds):
-            dim = _time_dim(ds[variable])
-            if dim is None:
-                raise ValueError(f"{path}: {variable} has no time. Needed: the date in the file's name or a time axis.")
-            days = pd.DatetimeIndex(ds[dim].values).floor("D")
-            sources += [Source(path, None, variable, day, index=i) for i, day in enumerate(days)]
-    return sources
 
 
 def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Source]:
@@ -182,7 +35,7 @@ def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> 
         path = Path(item).expanduser()
         if path.is_dir():
             for file in sorted(path.rglob("*")):
-                if file.suffix.lower() in _RASTERS | {".zip"} and file.is_file():
+                if file.suffix.lower() in RASTERS | {".zip"} and file.is_file():
                     files.setdefault(file.resolve(), False)
         elif path.is_file():
             files[path.resolve()] = True
@@ -192,7 +45,7 @@ def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> 
                 raise FileNotFoundError(
                     f"No file or folder {item}. Needed: PRISM files, a folder of them or a pattern."
                 )
-            files.update({file.resolve(): False for file in found if file.suffix.lower() in _RASTERS | {".zip"}})
+            files.update({file.resolve(): False for file in found if file.suffix.lower() in RASTERS | {".zip"}})
 
     sources: list[Source] = []
     problems: list[str] = []
@@ -203,7 +56,7 @@ def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> 
             elif (source := parse_name(file)) is not None:
                 found_here = [source]
             else:
-                found_here = _netcdf_sources(file) if file.suffix.lower() == ".nc" else []
+                found_here = netcdf_sources(file) if file.suffix.lower() == ".nc" else []
         except ValueError as error:
             problems.append(f"{error} {_ADVICE}")
             continue
@@ -304,16 +157,19 @@ def open_prism(
 
 
 def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
-    """The days that a store of `xdeepsd fetch` holds; its axis also has those that are not fetched yet."""
-    ds = xr.open_zarr(path)
-    variables = [name for name in VARIABLES if f"{name}_release" in ds]
-    if not variables:
+    """The days that a store of `xdeepsd fetch` holds; its axis also has those that are not fetched."""
+    with reading(f"{path} cannot be read as a store of xdeepsd fetch"):
+        ds = xr.open_zarr(path)
+        variables = [name for name in VARIABLES if f"{name}_release" in ds]
+        there = {name: ds[f"{name}_release"].values > 0 for name in variables}
+    if not variables and "elevation" not in ds:
         raise ValueError(f"{path} is no store of xdeepsd fetch: none of its variables has a release. Use xr.open_zarr.")
-    there = np.stack([ds[f"{name}_release"].values > 0 for name in variables])
+    if not variables:
+        return ds
     days = pd.DatetimeIndex(ds["time"].values)
     if not allow_missing:
-        _refuse_gaps({name: days[mine] for name, mine in zip(variables, there, strict=True)})
-    return ds.isel(time=np.flatnonzero(there.any(axis=0)))
+        _refuse_gaps({name: days[mine] for name, mine in there.items() if mine.any()})
+    return ds.isel(time=np.flatnonzero(np.any(list(there.values()), axis=0)))
 
 
 def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:

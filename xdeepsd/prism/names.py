@@ -48,6 +48,14 @@ RELEASE_ATTRS = {
     "comment": "0: no data of this day, or release not known; 1 (first, early) to 8 (final, stable). From the name of "
     "an old file: early is 1, provisional is 2, stable is 8.",
 }
+GLOBAL_ATTRS = {
+    "Conventions": "CF-1.11",
+    "title": "PRISM daily grids",
+    "institution": "PRISM Climate Group, Oregon State University",
+    "source": ATTRIBUTION,
+    "references": "https://prism.oregonstate.edu/terms",
+    "geographic_crs": "NAD83 (EPSG:4269)",
+}
 LAT_ATTRS = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
 LON_ATTRS = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
 TIME_ATTRS = {
@@ -105,15 +113,28 @@ GRIDS = {
     ("us", "4km"): Grid(24, 2396, -6000, (621, 1405)),
     ("us", "800m"): Grid(120, 11984, -30004, (3105, 7025)),
 }
+# No map has more cells than that of CONUS, the largest region.
+MOST_CELLS = {"4km": 621 * 1405, "800m": 3105 * 7025, "400m": 6210 * 14050}
+
+
+def most_bytes(resolution: str | None) -> int:
+    """More than a file of one map needs: 16 bytes a cell, whatever its format, and 16 MiB for the texts beside it."""
+    return 16 * MOST_CELLS[resolution or "400m"] + 2**24
 
 
 def snap(lat: float, lon: float, lat_step: float, lon_step: float, shape: tuple[int, int], where: str) -> Grid:
     """The grid whose first (north-west) cell centre is ``lat, lon``, snapped to whole half cells.
 
-    ``lat_step`` is negative. Raises ValueError, naming ``where``, where the steps are not one whole part of a degree
-    or the centre is off by more than 1/40 of a cell.
+    ``lat_step`` is negative. Raises ValueError, naming ``where``, where the steps are not one whole part of a degree,
+    the centre is off by more than 1/40 of a cell, or there are more cells than any map of PRISM has.
     """
-    per_degree = round(1 / lon_step) if lon_step > 0 else 0
+    if shape[0] * shape[1] > max(MOST_CELLS.values()):
+        raise ValueError(
+            f"{where} has {shape[0]} x {shape[1]} cells. Needed: a PRISM grid; the largest has "
+            f"{max(MOST_CELLS.values())}."
+        )
+    known = abs(lat) <= 360 and abs(lon) <= 360 and lon_step > 1e-6  # not so where a damaged header says anything
+    per_degree = round(1 / lon_step) if known else 0
     steps_fit = per_degree > 0 and all(
         abs(abs(step) * per_degree - 1) * cells < 0.025 for step, cells in zip((lat_step, lon_step), shape, strict=True)
     )
@@ -180,7 +201,7 @@ def parse_name(path: Path, member: str | None = None) -> Source | None:
             "daily grids, with year, month and day in their name."
         )
     try:
-        day = pd.Timestamp(int(found["date"][:4]), int(found["date"][4:6]), int(found["date"][6:]))
+        day = pd.Timestamp(int(found["date"][:4]), int(found["date"][4:6]), int(found["date"][6:])).as_unit("ns")
     except ValueError as error:
         raise ValueError(f"{where}: {found['date']} is no date.") from error
     resolution = {"25m": "4km", "30s": "800m", "15s": "400m"}.get(found["resolution"], found["resolution"])
@@ -228,14 +249,7 @@ def skeleton(grid: Grid, days: pd.DatetimeIndex) -> xr.Dataset:
     bounds = np.stack([(ends - pd.Timedelta(days=1)).to_numpy(), ends.to_numpy()], axis=1)
     ds = xr.Dataset(
         coords={"lat": ("lat", grid.lat, LAT_ATTRS), "lon": ("lon", grid.lon, LON_ATTRS)},
-        attrs={
-            "Conventions": "CF-1.11",
-            "title": "PRISM daily grids",
-            "institution": "PRISM Climate Group, Oregon State University",
-            "source": ATTRIBUTION,
-            "references": "https://prism.oregonstate.edu/terms",
-            "geographic_crs": "NAD83 (EPSG:4269)",
-        },
+        attrs=GLOBAL_ATTRS,
     )
     if len(days):
         ds = ds.assign_coords(time=("time", days.to_numpy().astype("datetime64[ns]"), TIME_ATTRS))
