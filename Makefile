@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JSON_DIR ?= bench-results
 
-.PHONY: demo test lint types bench install install-bench clean
+.PHONY: demo test fuzz lint types bench install install-bench clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Random cases for an hour, or so many SECONDS; each prints how to repeat it
+SECONDS ?= 3600
+fuzz: install
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 lint: install
 	$(BIN)/ruff check .

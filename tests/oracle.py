@@ -22,8 +22,15 @@ def interpolate(coarse, factor):
     return fine
 
 
+TRANSFORMS = {
+    None: (lambda x: x, lambda y: y),
+    "sqrt": (lambda x: np.sqrt(np.maximum(x, 0)), np.square),
+    "log1p": (lambda x: np.log1p(np.maximum(x, 0)), np.expm1),
+}
+
+
 def stage(one, coarse, static):
-    """One day through one Stage: ``coarse (lat, lon)``, ``static (n, lat * factor, lon * factor)``, no NaN."""
+    """One day, transformed, through one Stage: ``coarse (lat, lon)``, ``static (n, factor * ...)``, no NaN."""
     config = one.net.config
     between = interpolate(coarse, config.factor)
     channels = [(between - one.precipitation.mean) / one.precipitation.std]
@@ -53,25 +60,63 @@ def block_mean(field, factor):
     out = np.empty((nlat, nlon))
     for i in range(nlat):
         for j in range(nlon):
-            out[i, j] = np.nanmean(field[i * factor : (i + 1) * factor, j * factor : (j + 1) * factor])
+            block = field[i * factor : (i + 1) * factor, j * factor : (j + 1) * factor]
+            out[i, j] = block[~np.isnan(block)].mean()
     return out
 
 
-def stack(model, coarse, static):
-    """One day through a stack; ``static`` is a dict of finest maps without NaN."""
+def channels(model, static):
+    """Static channels of every stage; ``static`` is a dict of finest maps without NaN."""
     scale = int(np.prod([s.net.config.factor for s in model.stages]))
     means = {k: block_mean(v, scale) for k, v in static.items()}
+    every = []
     for one in model.stages:
         config = one.net.config
         scale //= config.factor
         fine = {k: block_mean(v, scale) for k, v in static.items()}
-        channels = []
+        every.append([])
         for name in config.static:
             if name == "climatology":
-                ratio = fine[name] / interpolate(means[name], config.factor)
-                channels.append(np.log(np.clip(ratio, 0.2, 5)))
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    ratio = fine[name] / interpolate(means[name], config.factor)
+                ratio[np.isnan(ratio)] = 1  # 0 of 0
+                every[-1].append(np.log(np.clip(ratio, 0.2, 5)))
             else:
-                channels.append(fine[name])
-        coarse = stage(one, coarse, np.array(channels))
+                every[-1].append(fine[name])
         means = fine
+    return every
+
+
+def stack(model, coarse, static):
+    """One day through a stack; ``static`` is a dict of finest maps without NaN, or their `channels`."""
+    every = channels(model, static) if isinstance(static, dict) else static
+    for one, fields in zip(model.stages, every, strict=True):
+        there, back = TRANSFORMS[one.transform]
+        coarse = back(stage(one, there(coarse), np.array(fields)))
     return coarse
+
+
+def fill(coarse, reach):
+    """NaN from the nearest observed cell within ``reach`` rows and columns, the first of equals; 0 if there is none."""
+    filled = coarse.copy()
+    for i, j in np.argwhere(np.isnan(coarse)):
+        near = [
+            ((a - i) ** 2 + (b - j) ** 2, a, b)
+            for a, b in np.argwhere(np.isfinite(coarse))
+            if max(abs(a - i), abs(b - j)) <= reach
+        ]
+        filled[i, j] = coarse[min(near)[1:]] if near else 0
+    return filled
+
+
+def downscale(model, days, static, mask=None):
+    """Days ``(n, lat, lon)`` in the model's units through a stack; what is not finite is missing, on that day only."""
+    scale = model.scale
+    static = channels(model, {k: v for k, v in static.items() if k in model.static_names})
+    fine = []
+    for day in days:
+        day = np.where(np.isfinite(day), day, np.nan)
+        one = stack(model, fill(day, model.halo), static)
+        one[np.kron(np.isnan(day), np.ones((scale, scale))) > 0] = np.nan
+        fine.append(one if mask is None else np.where(mask, one, np.nan))
+    return np.stack(fine)

@@ -1,0 +1,81 @@
+"""Random cases without end: what xdeepsd computes, reads, leaves behind when killed, and leaves alone.
+
+A kind of case is a module with ``case(seed, folder)``: everything in it follows from the seed, and it may use the empty
+folder as it likes. It raises `Wrong` or `Lost` where what its docstring says does not hold; any other exception is a
+traceback that a user might see. ``python -m tests.fuzz --kind stacks --seed 123`` repeats a case.
+"""
+
+import hashlib
+import importlib
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # builders, oracle, prism_server
+
+# And how many of 20 cases are of this kind: what is quick comes often.
+KINDS = {"stacks": 4, "regridding": 4, "damage": 9, "folders": 2, "kills": 1}
+
+
+class Wrong(Exception):
+    """Numbers, labels or attributes that are not what they should be."""
+
+
+class Lost(Exception):
+    """A file of the user's is gone or changed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case: "ok", "wrong", "lost" or "traceback", and the story."""
+
+    kind: str
+    seed: int
+    verdict: str = "ok"
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.text}\n  repeat: python -m tests.fuzz --kind {self.kind} --seed {self.seed}"
+
+
+def chance(rng, share):
+    """True with a probability of ``share``."""
+    return bool(rng.random() < share)
+
+
+def pick(rng, options):
+    """One of a sequence."""
+    return options[rng.integers(len(options))]
+
+
+def listing(folder):
+    """Every file, folder and symbolic link below a folder, with what it is: links are not followed."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = f"link to {path.readlink()}"
+        else:
+            found[name] = "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def run(kind: str, seed: int) -> Outcome:
+    """One case in a folder of its own."""
+    case = importlib.import_module(f"{__name__}.{kind}").case
+    folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            case(seed, folder)
+    except (Wrong, Lost) as error:
+        return Outcome(kind, seed, type(error).__name__.lower(), str(error))
+    except Exception:
+        return Outcome(kind, seed, "traceback", traceback.format_exc())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(kind, seed)

@@ -1,0 +1,339 @@
+"""Processes killed at any moment: nothing half is taken for whole, and the same call again ends with the same bits."""
+
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from pathlib import Path
+
+import dask.array
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from builders import make_coarse, make_stack, make_static
+from prism_server import PrismServer, map_of
+
+import xdeepsd
+from xdeepsd.grids import regrid_weights as weights
+from xdeepsd.training import checkpoints
+
+from . import Wrong, chance, listing, pick
+
+# What Python tells of before it does it; one of these is the moment.
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree", "tempfile.mkstemp"}
+DAYS = pd.date_range("2011-01-01", periods=6)
+
+
+def victim(name, folder, variant, at, delay):
+    """Run an operation, and die at the ``at``-th thing it does to a file in ``folder``, or ``delay`` seconds after."""
+    counted = itertools.count(1)
+    die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+
+    def watch(event, arguments):
+        if event not in EVENTS or not str(arguments[0]).startswith(str(folder)):
+            return
+        number = next(counted)
+        if number == at:
+            threading.Timer(delay, die).start() if delay else die()
+
+    sys.addaudithook(watch)
+    OPERATIONS[name].run(folder, variant)
+    Path(f"{folder}.count").write_text(str(next(counted) - 1))
+
+
+class Nursery:
+    """A process without threads, from which the victims are forked."""
+
+    pipe = None
+
+    @classmethod
+    def start(cls):
+        cls.pipe, there = multiprocessing.Pipe()
+        if os.fork():
+            there.close()
+            return
+        cls.pipe.close()
+        while True:
+            try:
+                arguments = there.recv()
+            except EOFError:
+                os._exit(0)
+            child = os.fork()
+            if not child:
+                try:
+                    victim(*arguments)
+                    os._exit(0)
+                except BaseException:
+                    Path(f"{arguments[1]}.error").write_text(traceback.format_exc())
+                    os._exit(1)
+            there.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    @classmethod
+    def run(cls, *arguments):
+        """Exit status of `victim`; negative where a signal ended it."""
+        cls.pipe.send(arguments)
+        return cls.pipe.recv()
+
+
+# --- operations: ``prepare`` what is there before, ``run``, ``check`` what a kill left, ``result`` when done ----------
+
+
+class Store:
+    """`to_zarr`, on an empty place or over an older store; Zarr 2 or 3; root or group."""
+
+    def variants(rng):
+        return {
+            "zarr_format": int(rng.integers(2, 4)),
+            "group": pick(rng, [None, "a/b"]),
+            "overwrite": chance(rng, 0.5),
+        }
+
+    def data(name="pr", days=6):
+        data = dask.array.from_array(np.arange(days * 6.0).reshape(days, 2, 3), chunks=(1, 2, 3)) + 0.5
+        return xr.Dataset({name: (("time", "lat", "lon"), data)}, {"lat": [1.0, 2.0]}, {"title": name})
+
+    def prepare(folder, variant):
+        if variant["overwrite"]:
+            xdeepsd.to_zarr(Store.data("old", 3), folder / "a.zarr", group=variant["group"])
+
+    def run(folder, variant):
+        xdeepsd.to_zarr(Store.data(), folder / "a.zarr", **variant)
+
+    def check(folder, variant):
+        try:
+            ds = xr.open_zarr(folder / "a.zarr", group=variant["group"], consolidated=False)
+        except (FileNotFoundError, KeyError):
+            return
+        if "pr" in ds:
+            missing = np.isnan(ds.pr.values)
+            if not (missing | (ds.pr.values == Store.data().pr.values)).all():
+                raise Wrong("a region is neither whole nor missing")
+            if ds.attrs.get("xdeepsd_status") == "complete" and missing.any():
+                raise Wrong("marked complete, and is not")
+
+    def result(folder):
+        return listing(folder)
+
+
+class Levels:
+    """`build_levels`, of a new ladder or with days to append."""
+
+    def variants(rng):
+        return {"append": chance(rng, 0.5)}
+
+    def data(days):
+        fine = make_coarse(days=days, nlat=4, nlon=8).chunk(time=2)
+        return fine, make_static(fine, 1), (2, 2), "levels.zarr"
+
+    def build(folder, days):
+        fine, static, factors, name = Levels.data(days)
+        xdeepsd.build_levels(fine, static, factors, folder / name, chunk_mb=0.0003)
+
+    def prepare(folder, variant):
+        if variant["append"]:
+            Levels.build(folder, 4)
+
+    def run(folder, variant):
+        Levels.build(folder, 8)
+
+    def check(folder, variant):
+        try:
+            levels = xdeepsd.open_levels(folder / "levels.zarr")
+        except ValueError:
+            if variant["append"]:
+                raise Wrong("the ladder that was there cannot be read any more") from None
+            return
+        whole = Levels.result(reference("levels", tuple(variant.items()))[0])
+        for k, level in enumerate(levels):
+            if not level.load().identical(whole[k].sel(time=level.time)):
+                raise Wrong(f"level {k} holds days that are not whole")
+        if variant["append"] and levels[0].sizes["time"] < 4:
+            raise Wrong("days that were there are gone")
+
+    def result(folder):
+        return [level.load() for level in xdeepsd.open_levels(folder / "levels.zarr")]
+
+
+class Model:
+    """`save_model`, on an empty place or over an older model."""
+
+    def variants(rng):
+        return {"overwrite": chance(rng, 0.5)}
+
+    def data(seed):
+        model = make_stack(1, seed, channels=(3,), kernels=(3, 1))
+        return xdeepsd.StackedSRCNN(model.stages, static=make_static(make_coarse(), model.scale))
+
+    def prepare(folder, variant):
+        if variant["overwrite"]:
+            xdeepsd.save_model(Model.data(0), folder / "model")
+
+    def run(folder, variant):
+        if variant["overwrite"] or not (folder / "model").exists():
+            xdeepsd.save_model(Model.data(1), folder / "model", overwrite=variant["overwrite"])
+
+    def check(folder, variant):
+        if (folder / "model").exists():
+            found = xdeepsd.load_model(folder / "model").fingerprint()
+            if found not in (Model.data(0).fingerprint(), Model.data(1).fingerprint()):
+                raise Wrong("a model that nobody saved")
+
+    def result(folder):
+        return listing(folder / "model")
+
+
+class Weights:
+    """`Weights.save`."""
+
+    def variants(rng):
+        return {}
+
+    def prepare(folder, variant):
+        pass
+
+    def run(folder, variant):
+        coarse = make_coarse()
+        xdeepsd.regrid_weights(coarse, make_static(coarse, 3)).save(folder / "weights.npz")
+
+    def check(folder, variant):
+        if (folder / "weights.npz").exists():
+            weights.load(folder / "weights.npz")
+
+    def result(folder):
+        return weights.load(folder / "weights.npz").lat.toarray()
+
+
+class Training:
+    """`train_stage` with checkpoints."""
+
+    def variants(rng):
+        return {"loss": pick(rng, ["mse", "denseloss"])}
+
+    def prepare(folder, variant):
+        pass
+
+    def run(folder, variant):
+        coarse, fine = ladder()
+        chosen = xdeepsd.TrainConfig(
+            channels=(3,), kernels=(3, 3), patch=10, stride=6, batch=4, steps=10, learning_rate=1e-2, threads=1,
+            validation=0.3, validate_every=4, checkpoint_every=2, workers=1, loss=variant["loss"], min_land=0.1,
+        )  # fmt: skip
+        xdeepsd.train_stage(coarse, fine, chosen, checkpoint_dir=folder / "stage_0", resume=True)
+
+    def check(folder, variant):
+        checkpoints.read_checkpoint(folder / "stage_0")
+
+    def result(folder):
+        state = checkpoints.read_checkpoint(folder / "stage_0")
+        history = [{k: v for k, v in row.items() if k in ("step", "loss", "rmse")} for row in state["history"]]
+        flat, _ = torch.utils._pytree.tree_flatten([state[k] for k in ("step", "net", "optimizer", "best", "losses")])
+        return [np.asarray(value) for value in flat] + [repr(history)]
+
+
+@functools.cache
+def ladder():
+    fine = make_coarse(days=10, nlat=12, nlon=16)
+    return [level.load() for level in xdeepsd.make_levels(fine, make_static(fine, 1), (2,))]
+
+
+class Fetch:
+    """`fetch_prism` of a new store, or of one whose period grows."""
+
+    def variants(rng):
+        return {"grow": chance(rng, 0.5)}
+
+    def get(folder, first, last):
+        with PrismServer() as server:
+            server.publish(DAYS[0], DAYS[-1])
+            return xdeepsd.fetch_prism(folder / "store", "ppt", DAYS[first], DAYS[last], region="hi", pace=0,
+                                       base_url=server.url)  # fmt: skip
+
+    def prepare(folder, variant):
+        if variant["grow"]:
+            Fetch.get(folder, 2, 3)
+
+    def run(folder, variant):
+        Fetch.get(folder, 0, 5)
+
+    def check(folder, variant):
+        if not (folder / "store").exists():
+            if variant["grow"] and not (folder / ".store.xdeepsd-old").exists():
+                raise Wrong("the store that was there is gone")
+            return
+        ds = xr.open_zarr(folder / "store", consolidated=False)
+        for time, number, values in zip(ds.time.values, ds.ppt_release.values, ds.ppt.values, strict=True):
+            whole = np.array_equal(values, map_of(pd.Timestamp(time)), equal_nan=True)
+            if not whole and (number or not np.isnan(values).all()):
+                raise Wrong(f"{time}: release {number}, and the map is not whole")
+        if variant["grow"] and not (ds.ppt_release.sel(time=DAYS[2:4]) == 8).all():
+            raise Wrong("days that were there are gone")
+
+    def result(folder):
+        return listing(folder / "store")
+
+
+OPERATIONS = {
+    "store": Store,
+    "levels": Levels,
+    "model": Model,
+    "weights": Weights,
+    "training": Training,
+    "fetch": Fetch,
+}
+
+
+@functools.cache
+def reference(name, variant):
+    """The folder of a run that nothing stopped, and how many things it did to files."""
+    folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-whole-"), "whole")
+    folder.mkdir()
+    OPERATIONS[name].prepare(folder, dict(variant))
+    if Nursery.run(name, folder, dict(variant), -1, 0):
+        raise RuntimeError(Path(f"{folder}.error").read_text())
+    return folder, int(Path(f"{folder}.count").read_text())
+
+
+def case(seed, folder):
+    """One operation killed one to three times, looked at after each, and then done to its end."""
+    rng = np.random.default_rng(seed)
+    name = pick(rng, list(OPERATIONS))
+    operation, variant = OPERATIONS[name], OPERATIONS[name].variants(rng)
+    whole, count = reference(name, tuple(variant.items()))
+    place = folder / "whole"  # the name of the reference's, as the output may hold it
+    place.mkdir()
+    operation.prepare(place, variant)
+    story = f"{name} {variant}"
+    for _ in range(rng.integers(1, 4)):
+        at, delay = int(rng.integers(1, count + 1)), pick(rng, [0, float(rng.uniform(0, 0.01))])
+        code = Nursery.run(name, place, variant, at, delay)
+        story += f", killed at file {at} of {count} + {1000 * delay:.1f} ms"
+        if code not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"{story}: {Path(f'{place}.error').read_text()}")
+        try:
+            operation.check(place, variant)
+        except Exception as error:
+            error.add_note(story)
+            raise (Wrong(f"{story}: {error}") if isinstance(error, Wrong) else error) from None
+    operation.run(place, variant)
+    same(operation.result(place), operation.result(whole), story)
+
+
+def same(found, wanted, story):
+    """Raise where the results of two runs differ."""
+    if isinstance(wanted, dict):
+        different = {k for k in set(found) | set(wanted) if found.get(k) != wanted.get(k)}
+        if different:
+            raise Wrong(f"{story}: {sorted(different)} differ from those of a run that nothing stopped")
+    elif isinstance(wanted, list):
+        if len(found) != len(wanted):
+            raise Wrong(f"{story}: {len(found)} parts for {len(wanted)}")
+        for one, other in zip(found, wanted, strict=True):
+            same(one, other, story)
+    elif not (found.identical(wanted) if isinstance(wanted, xr.Dataset) else np.array_equal(found, wanted)):
+        raise Wrong(f"{story}: the result is not that of a run that nothing stopped")

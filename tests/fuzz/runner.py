@@ -1,0 +1,100 @@
+"""Run cases in processes of their own, so that one that crashes or never ends is an outcome like any other."""
+
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from . import KINDS, Outcome, kills, run
+
+LIMIT = 120.0  # seconds until a case counts as one without an end
+
+
+def rounds(base: int, kinds: Iterable[str] = KINDS) -> Iterator[tuple[str, int]]:
+    """Cases without end: all kinds in turn, as often as `KINDS` says, with seeds that follow from ``base``."""
+    kinds = list(kinds)
+    for turn in itertools.count():
+        for kind in kinds:
+            yield from ((kind, base + turn * KINDS[kind] + i) for i in range(KINDS[kind]))
+
+
+def _work(pipe, folder: str) -> None:
+    tempfile.tempdir = folder
+    kills.Nursery.start()  # while there is no thread
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # what libraries say of broken files
+        os.dup2(null, stream)
+    while True:
+        pipe.send(run(*pipe.recv()))
+
+
+def _context():
+    """Processes that have imported everything when they begin."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # else the server finds no tests
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload([f"{__package__}.warm"])
+    return made
+
+
+class Worker:
+    """A process, and the case that it is busy with."""
+
+    def __init__(self, folder: str) -> None:
+        self.pipe, there = _context().Pipe()
+        self.process = _context().Process(target=_work, args=(there, folder))
+        self.process.start()
+        there.close()
+        self.case: tuple[str, int] | None = None
+        self.since = 0.0
+
+    def give(self, case: tuple[str, int]) -> None:
+        self.case, self.since = case, time.monotonic()
+        self.pipe.send(case)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def many(
+    cases: Iterable[tuple[str, int]], processes: int | None = None, seconds: float = float("inf")
+) -> Iterator[Outcome]:
+    """Outcomes as they come; no case begins after so many ``seconds``."""
+    folder = tempfile.mkdtemp(prefix="xdeepsd-fuzz-")
+    cases, ends = iter(cases), time.monotonic() + seconds
+    workers = [Worker(folder) for _ in range(processes or os.cpu_count() or 1)]
+    try:
+        while True:
+            for worker in workers:
+                if worker.case is None and time.monotonic() < ends and (case := next(cases, None)) is not None:
+                    worker.give(case)
+            busy = [worker for worker in workers if worker.case is not None]
+            if not busy:
+                return
+            ready = multiprocessing.connection.wait([worker.pipe for worker in busy], timeout=1)
+            for i, worker in enumerate(workers):
+                story = ""
+                if worker.pipe in ready:
+                    try:
+                        yield worker.pipe.recv()
+                        worker.case = None
+                    except EOFError:
+                        worker.process.join()
+                        story = f"the process died ({worker.process.exitcode})"
+                elif worker.case is not None and time.monotonic() - worker.since > LIMIT:
+                    story = f"no end after {LIMIT:.0f} s"
+                if story:
+                    yield Outcome(*worker.case, "traceback", story)
+                    worker.end()
+                    workers[i] = Worker(folder)
+    finally:
+        for worker in workers:
+            worker.end()
+        shutil.rmtree(Path(folder), ignore_errors=True)

@@ -1,0 +1,21 @@
+"""Imported once, by the server that processes are forked from: all modules, and what numba compiles; no thread stays."""
+
+import dask
+import torch
+import torch._dynamo  # what optimizers import when the first one is made
+from builders import make_coarse, make_stack, make_static
+
+import xdeepsd
+
+from . import damage, folders, kills, regridding, stacks  # noqa: F401
+
+torch.set_num_threads(1)
+for dtype in ("float32", "float64"):
+    coarse = make_coarse(days=1, nlat=4, nlon=6, dtype=dtype)
+    static = make_static(coarse, 2)
+    for method in ("conservative", "nearest"):
+        xdeepsd.regrid(coarse, static, method)
+coarse.deepsd.downscale(make_stack(1, channels=(2,), kernels=(3, 3)), static)
+with dask.config.set(scheduler="synchronous"):
+    for level in xdeepsd.make_levels(coarse, make_static(coarse, 1), (2,)):
+        level.load()
