@@ -1,4 +1,4 @@
-"""Imported once, by the server that processes are forked from: all modules, and what numba compiles; no thread stays."""
+"""Imported once, by the server that processes are forked from: all modules, what numba compiles; no thread stays."""
 
 import dask
 import torch

@@ -144,6 +144,8 @@ def raster_grid(source: Source) -> tuple[Grid, Source]:
         if not off * grid.per_degree < 0.05:
             raise ValueError(f"{source}: its lat or lon is {off:g} degrees off regular steps. Needed: {grid}.")
         return grid, source
+    if source.member and source.uri.lower().endswith(".asc"):
+        _check_member(source)  # before GDAL counts lines for minutes, in a text whose numbers are damaged
     with reading(f"{source} cannot be read"), rasterio.open(source.uri) as raster:
         transform, shape, tags = raster.transform, raster.shape, raster.tags()
     # GDAL's transform is that of the outer corner, also for BIL, whose header names the centre (ULXMAP).
@@ -151,6 +153,12 @@ def raster_grid(source: Source) -> tuple[Grid, Source]:
         transform.f + transform.e / 2, transform.c + transform.a / 2, transform.e, transform.a, shape, str(source)
     )
     return grid, _apply_tags(source, tags)
+
+
+def _check_member(source: Source) -> None:
+    """ValueError where a raster in a zip, or a text beside it, is not what its checksum says."""
+    with reading(f"{source.path} is a broken zip"):
+        check_zip(source.path, most_bytes(source.resolution), f"{str(source.member).rpartition('.')[0]}.")
 
 
 def _is_netcdf(source: Source) -> bool:
@@ -177,8 +185,7 @@ def read_map(source: Source, grid: Grid) -> np.ndarray:
     Raises ValueError, naming the file, where it cannot be read, is not on ``grid``, or a checksum of its zip is wrong.
     """
     if source.member and not _is_netcdf(source):
-        with reading(f"{source.path} is a broken zip"):
-            check_zip(source.path, most_bytes(source.resolution), f"{source.member.rpartition('.')[0]}.")
+        _check_member(source)
     with reading(f"{source} cannot be read"):
         if _is_netcdf(source):
             with _open_netcdf(source) as ds:
