@@ -117,7 +117,6 @@ channels = [8, 4]
 learning_rate = 1e-3
 validation = ["2004", 2005]
 [[stages]]
-name = "first"
 [[stages]]
 kernels = [5, 3, 5]
 """

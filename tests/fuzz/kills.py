@@ -175,11 +175,11 @@ class Model:
             xdeepsd.save_model(Model.data(0), folder / "model")
 
     def run(folder, variant):
-        if variant["overwrite"] or not (folder / "model").exists():
+        if variant["overwrite"] or not (folder / "model" / "model.json").exists():
             xdeepsd.save_model(Model.data(1), folder / "model", overwrite=variant["overwrite"])
 
     def check(folder, variant):
-        if (folder / "model").exists():
+        if (folder / "model" / "model.json").exists():
             found = xdeepsd.load_model(folder / "model").fingerprint()
             if found not in (Model.data(0).fingerprint(), Model.data(1).fingerprint()):
                 raise Wrong("a model that nobody saved")

@@ -77,12 +77,23 @@ def downscale(
             variable=name, mask=None if mask is None else open_mask(mask), precision=precision, device=device,
         )  # fmt: skip
         packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
-        with _computing(workers, scheduler, threads), _bar(console, days) as progress:
+        with _computing(workers, scheduler, threads), _bar(console, days) as progress, _naming(source):
             xdeepsd.to_zarr(
                 fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
                 encoding=None if scale_factor is None else {name: packing}, progress=progress,
             )  # fmt: skip
         console.print(f"{out} is complete: {days} days.", markup=False)
+
+
+@contextlib.contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Name the input in what libraries say of damaged bytes, which they find only now and without its name."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if source not in str(error) and not getattr(error, "filename", None) and not getattr(error, "errno", None):
+            raise type(error)(f"While {source} was read: {error}") from error
+        raise
 
 
 @contextlib.contextmanager

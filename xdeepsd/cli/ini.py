@@ -87,7 +87,11 @@ def convert_ini(path: str | Path) -> tuple[str, list[str]]:
 def _read_ini(path: Path, notes: list[str]) -> list[tuple[str, dict[str, str]]]:
     """Sections in the order of the file, repaired so that configparser takes them."""
     lines, names = [], []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}). Needed: a config.ini.") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         header = re.fullmatch(r"\s*(\[?)\s*([^\[\]=:#;]+?)\s*(\]?)\s*", line)
         whole = header and header[1] and header[3]
         if header and (whole or header[1] or header[3]):

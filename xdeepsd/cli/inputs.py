@@ -45,6 +45,8 @@ def open_file(path: str, **options: Any) -> Any:
         warnings.filterwarnings("ignore", "The specified chunks separate the stored chunks", UserWarning)
         try:
             return xr.open_dataset(path, **options)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
         except ImportError as error:
             raise ImportError(
                 f"{path} needs a package that is not installed ({error}). Type pip install s3fs for s3://, gcsfs for "

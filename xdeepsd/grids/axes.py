@@ -126,6 +126,12 @@ def _aside(name: str) -> str:
     return f"{name} of another kind"
 
 
+def as_map(da: xr.DataArray) -> xr.DataArray:
+    """Without dims of a single step and without single values (a selected time, a band): they mean nothing to a map."""
+    da = da.squeeze()
+    return da.drop_vars([name for name, coord in da.coords.items() if not coord.ndim])
+
+
 def standardize(da: xr.DataArray) -> tuple[xr.DataArray, Axes]:
     """Rename to ``time, lat, lon`` and bring them last: ``(..., time, lat, lon)``. Lazy; values untouched."""
     axes = find(da)

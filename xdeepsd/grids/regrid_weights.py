@@ -7,6 +7,8 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from scipy import sparse
@@ -14,6 +16,7 @@ from scipy.spatial import cKDTree
 
 from xdeepsd.grids.cells import Grid, unit_vectors
 from xdeepsd.grids.great_circles import bilinear, csr, intersections
+from xdeepsd.stores.whole import write_whole
 
 METHODS = ("conservative", "conservative_normed", "bilinear", "nearest")
 
@@ -45,7 +48,10 @@ class Weights:
         return np.logical_and.outer(np.diff(self.lat.indptr) > 0, np.diff(self.lon.indptr) > 0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a NumPy ``.npz`` file, exactly; `load` reads it back."""
+        """Write to a NumPy ``.npz`` file, exactly; `load` reads it back.
+
+        The file is whole or not there. Raises FileExistsError where something else than weights has its name.
+        """
         content: dict[str, np.ndarray] = {"method": np.array(self.method)}
         for side, grid in (("source", self.source), ("target", self.target)):
             for field in fields(Grid):
@@ -57,8 +63,21 @@ class Weights:
             if m is not None:
                 content |= {f"{name}.data": m.data, f"{name}.indices": m.indices, f"{name}.indptr": m.indptr}
                 content[f"{name}.shape"] = np.array(m.shape)
-        with open(path, "wb") as file:  # noqa: PTH123  (np.savez would add .npz to the name)
-            np.savez_compressed(file, **content)  # type: ignore[arg-type]
+        if os.path.lexists(path) and not _holds_weights(path):
+            raise FileExistsError(
+                f"{os.fspath(path)} exists and holds no weights. It is left alone: type another path."
+            )
+        file = BytesIO()
+        np.savez_compressed(file, **content)  # type: ignore[arg-type]
+        write_whole(Path(path), file.getvalue())
+
+
+def _holds_weights(path: str | os.PathLike[str]) -> bool:
+    try:
+        load(path)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def load(path: str | os.PathLike[str]) -> Weights:

@@ -112,7 +112,7 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
     fields: dict[str, xr.DataArray] = {}
     for name in needed:
         # Scalars (a selected time, a band) would clash between fields and mean nothing to the network.
-        da, _ = axes.standardize(static[name].squeeze().reset_coords(drop=True))
+        da, _ = axes.standardize(axes.as_map(static[name]))
         if da.dims != ("lat", "lon"):
             raise ValueError(
                 f"The static field {name!r} has the dims {static[name].dims}; needed: latitude and longitude only. "
@@ -227,7 +227,7 @@ def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Datas
             f"mask is of {kind}; needed: a bool DataArray, True where values are wanted. Type elevation.notnull() or "
             "land_fraction > 0."
         )
-    da, _ = axes.standardize(mask.squeeze().reset_coords(drop=True))
+    da, _ = axes.standardize(axes.as_map(mask))
     if da.dims == ("lat", "lon"):
         sizes = {dim: da.sizes[dim] for dim in da.dims}
         picked = {dim: align.cells_at(da[dim], fields[dim], dim) for dim in ("lat", "lon")}

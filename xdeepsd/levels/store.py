@@ -135,9 +135,10 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
     """Make room for the days of ``time`` at the end of each level. Done again after an interruption, it completes."""
     for k in range(levels):
         with open_times(path, k) as held:
-            more = time.isel(time=slice(held.sizes["time"], None))
+            more, attrs = time.isel(time=slice(held.sizes["time"], None)), held.attrs
         if more.size:
-            xr.Dataset(coords={"time": more}).to_zarr(path, group=f"level_{k}", append_dim="time", consolidated=False)
+            later = xr.Dataset(coords={"time": more}, attrs=attrs)  # xarray writes the attributes anew
+            later.to_zarr(path, group=f"level_{k}", append_dim="time", consolidated=False)
         array = get_array(root, f"level_{k}/precipitation")
         array.resize((time.size, *array.shape[1:]))
     get_array(root, "done").resize((time.size,))

@@ -49,11 +49,11 @@ def _static_attrs(model: StackedSRCNN) -> dict[str, dict[str, Any]]:
 def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
     """Raise FileExistsError where `save_model` would not write: before a training, not after it."""
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
     begun = path.is_dir() and all(_NEW_TENSORS in (file.name, partial_of(file.name)) for file in path.iterdir())
     if not path.exists() or begun:  # empty, or what a first call left that was stopped
         return
+    if not overwrite:
+        raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
     try:
         ours = "tensors_sha256" in json.loads((path / _JSON).read_text())
     except (OSError, ValueError, TypeError):

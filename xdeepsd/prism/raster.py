@@ -148,6 +148,9 @@ def raster_grid(source: Source) -> tuple[Grid, Source]:
         _check_member(source)  # before GDAL counts lines for minutes, in a text whose numbers are damaged
     with reading(f"{source} cannot be read"), rasterio.open(source.uri) as raster:
         transform, shape, tags = raster.transform, raster.shape, raster.tags()
+        needed = raster.count * shape[0] * shape[1] * np.dtype(raster.dtypes[0]).itemsize
+    if not source.member and source.path.suffix.lower() == ".bil" and source.path.stat().st_size < needed:
+        raise ValueError(f"{source} is cut: {source.path.stat().st_size} bytes of {needed}.")
     # GDAL's transform is that of the outer corner, also for BIL, whose header names the centre (ULXMAP).
     grid = snap(
         transform.f + transform.e / 2, transform.c + transform.a / 2, transform.e, transform.a, shape, str(source)
