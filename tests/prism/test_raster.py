@@ -245,7 +245,7 @@ def peak(call) -> float:
     finally:
         megabytes = tracemalloc.get_traced_memory()[1] / 1e6
         tracemalloc.stop()
-        assert megabytes < 60
+        assert megabytes < 65
 
 
 BOMB = bytes(300_000_000)

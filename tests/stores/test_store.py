@@ -1008,7 +1008,7 @@ def test_command_reads_and_writes_groups(job, tmp_path):
     assert result.exit_code == 0, result.output
     assert opened(store, group="fine")["pr"].equals(coarse.deepsd.downscale(model).load())
     result = run(folder, str(store), "model", str(store), "--group", "level_0", "--out-group", "fine", "--overwrite")
-    assert "levels.zarr/fine is replaced." in result.output
+    assert "levels.zarr/fineisreplaced." in "".join(result.output.split())  # however the line is broken
     result = run(folder, str(store), "model", str(store), "--group", "level_0", "--out-group", "level_0", "--overwrite")
     assert result.exit_code == 1
     assert "is, or holds, the input" in result.stderr

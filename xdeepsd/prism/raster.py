@@ -52,13 +52,17 @@ def zip_sources(path: Path) -> list[Source]:
         if not archive.namelist():
             raise ValueError(f"{path} is an empty zip.")
         sources = []
+        others = []
         for member in archive.infolist():
-            with reading(f"{path} is a broken zip"):
+            raster = PurePosixPath(member.filename).suffix.lower() in RASTERS
+            source = parse_name(path, member.filename) if raster else None
+            if source is None:
+                others.append(member)
+            else:
+                sources.append(_with_facts(source, archive, member))
+        with reading(f"{path} is a broken zip"):
+            for member in others:
                 archive.open(member).close()  # a name that is not what it was is seen here
-            if PurePosixPath(member.filename).suffix.lower() in RASTERS:
-                source = parse_name(path, member.filename)
-                if source is not None:
-                    sources.append(_with_facts(source, archive, member))
     return sources
 
 

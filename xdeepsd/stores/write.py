@@ -387,13 +387,16 @@ def _begin_or_resume(
 def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None:
     """Clear the place and lay the store out; killed at any moment, it is found empty or as ``begun``."""
     zarr_format: Any = zarr.open_group(layout, mode="r").metadata.zarr_format
-    for parent in list(Path(prefix).parents)[-2::-1]:  # the groups that hold this one
-        zarr.open_group(target, path=parent.as_posix(), mode="a", zarr_format=zarr_format)
     root = f"{prefix}zarr.json"
     prototype = default_buffer_prototype()
+    parents = {"zarr_format": zarr_format} | ({} if zarr_format == 2 else {"node_type": "group", "attributes": {}})
     mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN}}
 
     async def begin() -> None:
+        for parent in list(Path(prefix).parents)[-2::-1]:  # the groups that hold this one, each by one file
+            key = f"{parent.as_posix()}/{'.zgroup' if zarr_format == 2 else 'zarr.json'}"
+            if not await target.exists(key):
+                await target.set(key, prototype.buffer.from_bytes(json.dumps(parents).encode()))
         await target.set(root, prototype.buffer.from_bytes(json.dumps(mark).encode()))
         for name in await _list(target.list_dir(prefix)):
             key = f"{prefix}{name.strip('/')}"
