@@ -5,6 +5,7 @@ import torch
 import xarray as xr
 
 import xdeepsd
+from xdeepsd.grids.blocks import block_mean
 
 
 def make_stack(stages=2, seed=0, gain=3.0, **config):
@@ -67,3 +68,28 @@ def make_static(coarse, scale, seed=2, names=("elevation",)):
         else:
             fields[name] = (("lat", "lon"), rng.normal(800, 600, shape), {"units": "m"})
     return xr.Dataset(fields, coords)
+
+
+def pair_of_levels(days=10, shape=(12, 14), factor=2, seed=0, ocean=True, chunks=None):
+    """A coarse and a fine level with an ocean in one corner and some days with gaps."""
+    rng = np.random.default_rng(seed)
+    nlat, nlon = shape
+    fine = rng.gamma(0.5, 4.0, (days, nlat * factor, nlon * factor)).astype(np.float32)
+    mask = np.ones(fine.shape[1:], bool)
+    if ocean:
+        mask[: 2 * factor, : 3 * factor] = False
+        fine[:, ~mask] = np.nan
+        fine[days // 2, -factor:, -factor:] = np.nan
+    coarse = block_mean(fine, factor).astype(np.float32)
+    elevation = rng.uniform(0, 2000, mask.shape).astype(np.float32)
+    time = xr.date_range("2001-01-01", periods=days)
+    lat, lon = 50 - np.arange(nlat * factor) / 24, np.arange(nlon * factor) / 24 - 120
+
+    def level(values, factor, **maps):
+        coords = {"time": time, "lat": lat.reshape(-1, factor).mean(1), "lon": lon.reshape(-1, factor).mean(1)}
+        fields = {"precipitation": (("time", "lat", "lon"), values, {"units": "mm day-1"})}
+        return xr.Dataset(fields | {name: (("lat", "lon"), field) for name, field in maps.items()}, coords)
+
+    low = level(coarse, factor, elevation=block_mean(elevation, factor), mask=block_mean(mask, factor) > 0)
+    high = level(fine, 1, elevation=elevation, mask=mask)
+    return (low.chunk(time=chunks), high.chunk(time=chunks)) if chunks else (low, high)

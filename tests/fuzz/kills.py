@@ -185,7 +185,7 @@ class Model:
                 raise Wrong("a model that nobody saved")
 
     def result(folder):
-        return listing(folder / "model")
+        return xdeepsd.load_model(folder / "model").fingerprint()
 
 
 class Weights:
@@ -262,7 +262,7 @@ class Fetch:
         Fetch.get(folder, 0, 5)
 
     def check(folder, variant):
-        if not (folder / "store").exists():
+        if not (folder / "store" / "zarr.json").exists():
             if variant["grow"]:
                 raise Wrong("the store that was there is gone")
             return

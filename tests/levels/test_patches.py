@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from builders import pair_of_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.interpolate import upsample
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.levels.pairs import Moments, Normalizers, fit_normalizers, make_pair, slabs
@@ -21,31 +21,6 @@ from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
 
 SMALL = SRCNNConfig(channels=(4, 3), kernels=(5, 1, 3), factor=2, static=("elevation",))
-
-
-def pair_of_levels(days=10, shape=(12, 14), factor=2, seed=0, ocean=True, chunks=None):
-    """A coarse and a fine level with an ocean in one corner and some days with gaps."""
-    rng = np.random.default_rng(seed)
-    nlat, nlon = shape
-    fine = rng.gamma(0.5, 4.0, (days, nlat * factor, nlon * factor)).astype(np.float32)
-    mask = np.ones(fine.shape[1:], bool)
-    if ocean:
-        mask[: 2 * factor, : 3 * factor] = False
-        fine[:, ~mask] = np.nan
-        fine[days // 2, -factor:, -factor:] = np.nan
-    coarse = block_mean(fine, factor).astype(np.float32)
-    elevation = rng.uniform(0, 2000, mask.shape).astype(np.float32)
-    time = xr.date_range("2001-01-01", periods=days)
-    lat, lon = 50 - np.arange(nlat * factor) / 24, np.arange(nlon * factor) / 24 - 120
-
-    def level(values, factor, **maps):
-        coords = {"time": time, "lat": lat.reshape(-1, factor).mean(1), "lon": lon.reshape(-1, factor).mean(1)}
-        fields = {"precipitation": (("time", "lat", "lon"), values, {"units": "mm day-1"})}
-        return xr.Dataset(fields | {name: (("lat", "lon"), field) for name, field in maps.items()}, coords)
-
-    low = level(coarse, factor, elevation=block_mean(elevation, factor), mask=block_mean(mask, factor) > 0)
-    high = level(fine, 1, elevation=elevation, mask=mask)
-    return (low.chunk(time=chunks), high.chunk(time=chunks)) if chunks else (low, high)
 
 
 def whole(pair):

@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from builders import pair_of_levels
 from distributed import Client, LocalCluster
-from test_patches import pair_of_levels
 
 from xdeepsd import TrainConfig, downscale, load_model, save_model, train_stack, train_stage
 from xdeepsd.grids.interpolate import upsample
