@@ -393,8 +393,10 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
     mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN}}
 
     async def begin() -> None:
-        for parent in list(Path(prefix).parents)[-2::-1]:  # the groups that hold this one, each by one file
-            key = f"{parent.as_posix()}/{'.zgroup' if zarr_format == 2 else 'zarr.json'}"
+        above = list(Path(prefix).parents)
+        for parent in above[::-1] if len(above) > 1 else ():  # the groups that hold this one, each by one file
+            name = ".zgroup" if zarr_format == 2 else "zarr.json"
+            key = name if parent == Path() else f"{parent.as_posix()}/{name}"
             if not await target.exists(key):
                 await target.set(key, prototype.buffer.from_bytes(json.dumps(parents).encode()))
         await target.set(root, prototype.buffer.from_bytes(json.dumps(mark).encode()))
