@@ -120,3 +120,20 @@ def downscale(model, days, static, mask=None):
         one[np.kron(np.isnan(day), np.ones((scale, scale))) > 0] = np.nan
         fine.append(one if mask is None else np.where(mask, one, np.nan))
     return np.stack(fine)
+
+
+def conserve(fine, coarse, weights, factor, kind):
+    """One map: each block by itself, by the definitions of docs/method.md; every block has a cell that counts."""
+    kept = np.empty(fine.shape)
+    for i, j in np.ndindex(coarse.shape):
+        block = (slice(i * factor, (i + 1) * factor), slice(j * factor, (j + 1) * factor))
+        y, w, x = fine[block].astype(np.float64), weights[block].astype(np.float64), float(coarse[i, j])
+        counts = w > 0
+        y = np.where(counts, y, np.minimum(y, y[counts].max()))
+        if kind == "softmax":
+            y = np.exp(y - y.max())
+        if kind == "additive":
+            y = np.maximum(y + x - (w * y).sum() / w.sum(), 0)
+        mean = (w * y).sum() / w.sum()
+        kept[block] = 0 if x == 0 else x if mean == 0 else y * x / mean
+    return kept

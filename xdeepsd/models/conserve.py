@@ -1,0 +1,154 @@
+"""Coarse means kept: the fine cells of a coarse cell have its mean. Stated once, for tensors and arrays alike."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from xdeepsd.grids.cells import infer_edges
+from xdeepsd.models.transform import transform
+
+Conserve = Literal["multiplicative", "additive", "softmax"]
+KINDS: tuple[Conserve | None, ...] = (None, "multiplicative", "additive", "softmax")
+
+# A mean below this share of the coarse value holds no pattern, and gradients through it would have no bound: as dry.
+_NOTHING = 1e-9
+# exp(-60) is 1e-26: the driest cell of "softmax" stays above 0 in float32.
+_DRIEST = -60.0
+# mm day-1: as good as dry, and the square root has a slope.
+_LEAST = 1e-8
+
+
+def check(kind: str | None, argument: str = "conserve") -> None:
+    """Raise ValueError for anything but one of `KINDS`."""
+    if kind not in KINDS:
+        raise ValueError(f"{argument} is {kind!r}; needed: one of {', '.join(map(repr, KINDS))}.")
+
+
+def cell_weights(lat: np.ndarray, columns: int, mask: np.ndarray | None = None) -> np.ndarray:
+    """What each cell counts in the mean of its block: its area on the sphere times its wanted share.
+
+    Parameters
+    ----------
+    lat
+        ``(lat,)`` centres in degrees, ascending or descending; the edges lie half-way between.
+    columns
+        Number of longitudes, evenly spaced.
+    mask
+        ``(lat, columns)``: True where values are wanted, or the share of each cell that is. None: everywhere.
+
+    Returns
+    -------
+    ``(lat, columns)`` float32, from 0 (does not count) to 1 (the largest cell, wanted). The areas are those of
+    `xdeepsd.coarsen`. ValueError where the mask is of another shape or leaves no cell.
+
+    >>> cell_weights(np.array([60.25, 59.75]), 2, np.array([[True, True], [True, False]])).round(3)
+    array([[0.985, 0.985],
+           [1.   , 0.   ]], dtype=float32)
+    """
+    lat = np.asarray(lat, np.float64)
+    edges = infer_edges(lat)
+    area = np.ones(1) if edges is None else np.abs(np.diff(np.sin(np.deg2rad(np.clip(edges, -90.0, 90.0)))))
+    shape = (lat.size, columns)
+    wanted = np.ones(shape) if mask is None else np.asarray(mask, np.float64)
+    if wanted.shape != shape or not (wanted > 0).any():
+        raise ValueError(
+            f"A mask of {' x '.join(map(str, wanted.shape))} cells with {np.count_nonzero(wanted > 0)} wanted ones, on "
+            f"a grid of {shape[0]} x {columns}: no mean can be kept. Needed: the mask of the fine grid, True where "
+            "values are wanted."
+        )
+    return ((area / area.max())[:, None] * wanted).astype(np.float32)
+
+
+def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve | str) -> Any:
+    """Fine precipitation whose weighted mean over each block of cells is the coarse value. Tensors or numpy.
+
+    With ``x`` the coarse value, ``y`` the fine ones and ``mean`` over the block, weighted:
+
+    * "multiplicative": ``y x / mean(y)``; ``x`` everywhere where all y are 0 and x is not.
+    * "additive": ``y + x - mean(y)``, clipped at 0, then multiplicative, for the clip adds mass.
+    * "softmax": ``x exp(y) / mean(exp(y))`` (Harder et al., JMLR 2023, section 3.3), y any real number.
+
+    Parameters
+    ----------
+    fine
+        ``(..., factor * lat, factor * lon)``, mm day-1, at least 0; for "softmax" the exponents. No NaN.
+    coarse
+        ``(..., lat, lon)``, mm day-1. No NaN; below 0 counts as 0.
+    weights
+        ``(factor * lat, factor * lon)`` as `cell_weights`, or one for each map. Cells of weight 0 do not count: they
+        are scaled with the others, from no more than the largest of those. A block without any weight is left as it
+        is ("softmax": ``x``).
+    factor
+        Fine cells per coarse cell along an axis.
+    kind
+        One of `KINDS` but None.
+
+    Returns
+    -------
+    Shape and dtype of ``fine``, at least 0. Means are exact to 1e-6 of the coarse value in float32 (summed in
+    float64). A dry coarse cell gives dry fine ones; what is positive stays so, but for "additive". A mean(y) below
+    1e-9 x counts as 0, so that nothing is scaled by more than 1e9 and gradients are finite everywhere.
+
+    >>> conserve(np.array([[1.0, 0.0], [2.0, 1.0]]), np.array([[3.0]]), np.ones((2, 2)), 2, "multiplicative")
+    array([[3., 0.],
+           [6., 3.]])
+    """
+    check(kind)
+    if kind is None:
+        return fine
+    *lead, nlat, nlon = fine.shape
+    blocks = (nlat // factor, factor, nlon // factor, factor)
+    y, w = fine.reshape(*lead, *blocks), weights.reshape(*weights.shape[:-2], *blocks)
+    x = coarse.clip(min=0)[..., :, None, :, None]
+    if kind == "softmax":
+        lib = _library(y)
+        largest = lib.amax(lib.where(w > 0, y, -np.inf), axis=(-3, -1), keepdims=True)
+        # Above the largest that counts there are only cells that do not.
+        kept = _scaled(lib.exp((y - largest).clip(min=_DRIEST, max=0.0)), x, w, x)
+    elif kind == "additive":
+        kept = _scaled((y + (x - _mean(y, w))).clip(min=0), x, w, y)
+    else:
+        kept = _scaled(y, x, w, y)
+    return kept.reshape(fine.shape)
+
+
+def transform_kept(kept: Any, name: str | None) -> Any:
+    """`transform` of what `conserve` gives, with finite gradients: the square root of 0 has none.
+
+    Less than 1e-8 mm day-1 counts as that (square root: 1e-4) and has the gradient 0. Tensors or numpy.
+    """
+    return transform(kept.clip(min=_LEAST), name)
+
+
+def _scaled(y: Any, x: Any, w: Any, otherwise: Any) -> Any:
+    """``y x / mean(y)`` of blocks ``(..., lat, factor, lon, factor)``; ``otherwise`` where nothing counts."""
+    lib = _library(y)
+    counts = w > 0
+    largest = lib.amax(lib.where(counts, y, 0.0), axis=(-3, -1), keepdims=True)
+    y = lib.where(counts, y, lib.minimum(y, largest))
+    mean = _mean(y, w)
+    holds = mean > _NOTHING * x
+    kept = lib.where(holds, y * (x / lib.where(holds, mean, 1.0)), x)
+    return _cast(lib.where(counts.any(-1, keepdims=True).any(-3, keepdims=True), kept, otherwise), y.dtype)
+
+
+def _mean(y: Any, w: Any) -> Any:
+    """Weighted mean of each block, summed in float64, dtype of ``y``; 0 where nothing counts."""
+    lib = _library(y)
+    above, below = ((v.sum(axis=(-3, -1), keepdims=True, dtype=lib.float64)) for v in (w * y, w))
+    return _cast(above / lib.where(below > 0, below, 1.0), y.dtype)
+
+
+def _cast(values: Any, dtype: Any) -> Any:
+    return values.astype(dtype, copy=False) if isinstance(values, np.ndarray) else values.to(dtype)
+
+
+def _library(values: Any) -> Any:
+    """numpy or torch: what is used here they call alike."""
+    if isinstance(values, np.ndarray):
+        return np
+    import torch
+
+    return torch
