@@ -48,10 +48,12 @@ def gridmet(tmp_path_factory):
 def check_stacks(folder):
     table = pd.read_csv(folder / "stacks.csv").set_index(["stack", "method"])
     assert list(dict.fromkeys(table.index.get_level_values(0))) == ["x2", "x2-x2", "x2-x2-x2", "x4"]
-    assert set(table.loc["x4"].index) == {"bilinear", "bicubic", "climatology ratio", "paper preset", "default preset"}
+    plain = {"bilinear", "bicubic", "climatology ratio"}
+    kept = {f"{name}, means kept" for name in plain}
+    assert set(table.loc["x4"].index) == plain | kept | {"paper preset", "default preset"}
     assert np.isfinite(table).all().all()
     # One ladder is coarser by two factors of 2, the other by one of 4: the same coarse grid, the same baselines.
-    for method in ("bilinear", "bicubic", "climatology ratio"):
+    for method in plain | kept:
         assert table.loc[("x2-x2", method), "rmse"] == pytest.approx(table.loc[("x4", method), "rmse"], rel=0.05)
     return table
 
@@ -84,12 +86,17 @@ def test_oregon_on_the_real_year(real_data, tmp_path):
     table = check_stacks(tmp_path)
     assert table.loc[("x2", "bilinear"), "rmse"] == pytest.approx(0.219, abs=0.001)
     assert table.loc[("x4", "bicubic"), "rmse"] == pytest.approx(0.349, abs=0.001)
+    assert table.loc[("x2", "climatology ratio, means kept"), "rmse"] == pytest.approx(0.172, abs=0.001)
+    assert table.loc[("x4", "bicubic, means kept"), "rmse"] == pytest.approx(0.332, abs=0.001)
 
 
 @pytest.mark.realdata
 def test_prism_days(real_data, tmp_path):
     output = run("prism_days.py", "--data", real_data / "prism", "--out", tmp_path, "--steps", 3, "--folds", 1)
     table = pd.read_csv(tmp_path / "errors.csv").set_index(["stack", "method"])
-    assert set(table.loc["x2-x2-x2"].index) == {"bilinear", "bicubic", "xdeepsd"}
+    plain = {"bilinear", "bicubic"}
+    assert set(table.loc["x2-x2-x2"].index) == plain | {f"{name}, means kept" for name in plain} | {"xdeepsd"}
+    for name in plain:
+        assert (table["rmse"].xs(f"{name}, means kept", level=1) < table["rmse"].xs(name, level=1)).all()
     assert table.loc[("x2-x2-x2", "bilinear"), "rmse"] > table.loc[("x2", "bilinear"), "rmse"] > 0.1
     assert "x2-x2-x2: the model" in output

@@ -141,10 +141,58 @@ def test_baselines_are_lazy_and_the_same_in_chunks(no_compute):
     with no_compute():
         lazy = xdeepsd.baselines(coarse.chunk(time=2), like, *means)
     eager = xdeepsd.baselines(coarse, like, *means)
-    assert list(eager) == ["bilinear", "bicubic", "climatology ratio"]
+    plain = ["bilinear", "bicubic", "climatology ratio"]
+    assert list(eager) == [*plain, *(f"{name}, means kept" for name in plain)]
     for name in eager:
         np.testing.assert_array_equal(lazy[name], eager[name])
-    assert list(xdeepsd.baselines(coarse, like)) == ["bilinear", "bicubic"]
+    assert list(xdeepsd.baselines(coarse, like)) == [
+        "bilinear", "bicubic", "bilinear, means kept", "bicubic, means kept",
+    ]  # fmt: skip
+    with no_compute():
+        lazy = xdeepsd.baselines(coarse.chunk(time=2), like.chunk(time=3, lat=4))
+    for name in lazy:
+        assert lazy[name].chunks is not None
+        assert lazy[name].dims == ("time", "lat", "lon")
+        assert lazy[name].attrs["units"] == "mm day-1"
+        np.testing.assert_array_equal(lazy[name], eager[name])
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_baselines_with_means_kept_have_them(factor):
+    """By area on the sphere and over the wanted cells, as the coarse level was made."""
+    truth = field(nlat=8, nlon=12).assign_coords(lat=70.0 - 2 * np.arange(8), lon=2.0 * np.arange(12))
+    truth = truth.where((truth["lat"] != 68) | (truth["lon"] != 4))
+    levels = xdeepsd.make_levels(truth, factors=(factor,))
+    coarse, like = (level["precipitation"] for level in levels)
+    means = like.mean("time"), coarse.mean("time")
+    fields = xdeepsd.baselines(coarse, like, *means)
+    for name, da in fields.items():
+        wanted = da.where(like.notnull())
+        apart = abs(xdeepsd.coarsen(wanted, factor) - coarse) / coarse
+        assert (float(apart.max()) < 2e-6) == name.endswith("means kept"), name
+        assert float(da.min()) >= 0
+        np.testing.assert_array_equal(da.isnull(), fields["bilinear"].isnull())
+    given = xdeepsd.baselines(coarse, like.fillna(0), *means, mask=levels[-1]["mask"])
+    everywhere = xdeepsd.baselines(coarse, like.fillna(0), *means)
+    for name, da in fields.items():
+        np.testing.assert_array_equal(given[name], da)
+        assert everywhere[name].equals(da) != name.endswith("means kept")
+
+
+def test_means_are_kept_where_rain_is_missing_or_dry():
+    coarse, like = grids()
+    coarse = coarse.copy(data=coarse.values)
+    coarse[0, 1, 2], coarse[1, 2, 2] = np.nan, 0
+    for name, da in xdeepsd.baselines(coarse, like).items():
+        assert np.isnan(da[0, 2:4, 4:6]).all()
+        assert int(np.isnan(da).sum()) == 4
+        if name.endswith("means kept"):
+            assert (da[1, 4:6, 4:6] == 0).all(), "a dry coarse cell is dry"
+            kept = da.coarsen(lat=2, lon=2).mean()
+            np.testing.assert_allclose(kept, coarse, rtol=0.01)  # without areas: two rows differ by 1.5 %
+    nowhere = like.isel(time=0, drop=True) > np.inf
+    for name, da in xdeepsd.baselines(coarse, like, mask=nowhere).items():
+        np.testing.assert_array_equal(da, xdeepsd.baselines(coarse, like)[name.removesuffix(", means kept")])
 
 
 def test_a_dry_climatology_changes_nothing():

@@ -1,4 +1,4 @@
-"""What a model has to beat: interpolation and the climatology ratio."""
+"""What a model has to beat: interpolation and the climatology ratio, as they are and with coarse means kept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.grids.interpolate import interpolate, upsample
+from xdeepsd.models.conserve import cell_weights, conserve
 from xdeepsd.models.static import fill
 
 
@@ -35,17 +36,69 @@ def climatology_ratio(
     return (result * xr.DataArray(ratio, dims=("lat", "lon"))).assign_attrs(coarse.attrs)
 
 
+def keep_means(
+    fine: xr.DataArray, coarse: xr.DataArray, like: xr.DataArray, mask: xr.DataArray | None = None
+) -> xr.DataArray:
+    """``fine``, scaled so that each coarse cell keeps its mean (`xdeepsd.models.conserve.conserve`, multiplicative).
+
+    Parameters
+    ----------
+    fine
+        ``(..., lat, lon)`` on the grid of ``like``, such as an interpolation of ``coarse``; units of ``coarse``.
+    coarse, like
+        As in `xdeepsd.grids.interpolate.interpolate`.
+    mask
+        ``(lat, lon)`` on the fine grid: True (or the share) where values are wanted, which are those that count in the
+        mean, by area. None: wherever ``like`` is observed on any day.
+
+    Returns
+    -------
+    As ``fine``, NaN where it is; lazy if ``fine`` or ``like`` is. The mean over the cells that count is the coarse
+    value to 1e-6 of it; blocks where none does stay as they are.
+    """
+    factor = like.sizes["lat"] // coarse.sizes["lat"]
+    if mask is None:
+        mask = like.notnull()
+        mask = mask.any([dim for dim in mask.dims if dim not in ("lat", "lon")])
+    lat = like["lat"].values
+
+    def scale(values: np.ndarray, low: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        if not wanted.any():
+            return values
+        weights = cell_weights(lat, values.shape[-1], wanted)
+        kept = conserve(np.nan_to_num(values), np.nan_to_num(low), weights, factor, "multiplicative")
+        kept[np.isnan(values)] = np.nan
+        return kept
+
+    block = {"lat": "coarse_lat", "lon": "coarse_lon"}
+    wide = mask.transpose("lat", "lon").drop_vars(mask.coords)
+    return xr.apply_ufunc(
+        scale,
+        fine,
+        coarse.drop_vars(["lat", "lon"], errors="ignore").rename(block),
+        wide,
+        input_core_dims=[["lat", "lon"], list(block.values()), ["lat", "lon"]],
+        output_core_dims=[["lat", "lon"]],
+        dask="parallelized",
+        dask_gufunc_kwargs={"allow_rechunk": True},
+        output_dtypes=[fine.dtype],
+        keep_attrs=True,
+    )
+
+
 def baselines(
     coarse: xr.DataArray,
     like: xr.DataArray,
     fine_mean: xr.DataArray | None = None,
     coarse_mean: xr.DataArray | None = None,
+    mask: xr.DataArray | None = None,
 ) -> dict[str, xr.DataArray]:
     """What a model has to beat: "bilinear", "bicubic" and, where the training means are given, "climatology ratio".
 
-    Arguments as in `climatology_ratio`; lazy if ``coarse`` is.
+    Each of them also with the coarse means kept (`keep_means`), by the names "bilinear, means kept" and so on.
+    Arguments as in `climatology_ratio` and `keep_means`; lazy if ``coarse`` is.
     """
     fields = {"bilinear": interpolate(coarse, like), "bicubic": interpolate(coarse, like, method="cubic")}
     if fine_mean is not None and coarse_mean is not None:
         fields["climatology ratio"] = climatology_ratio(coarse, like, fine_mean, coarse_mean)
-    return fields
+    return fields | {f"{name}, means kept": keep_means(da, coarse, like, mask) for name, da in fields.items()}

@@ -68,7 +68,7 @@ def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve |
 
     * "multiplicative": ``y x / mean(y)``; ``x`` everywhere where all y are 0 and x is not.
     * "additive": ``y + x - mean(y)``, clipped at 0, then multiplicative, for the clip adds mass.
-    * "softmax": ``x exp(y) / mean(exp(y))`` (Harder et al., JMLR 2023, section 3.3), y any real number.
+    * "softmax": ``x exp(y) / mean(exp(y))`` (Harder et al., JMLR 2023), y any real number.
 
     Parameters
     ----------
