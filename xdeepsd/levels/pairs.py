@@ -303,14 +303,14 @@ def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
     return [part for part in parts if len(part)]
 
 
-class Moments(NamedTuple):
+class MeanAndStd(NamedTuple):
     """Count, mean and sum of squared deviations, to be merged exactly (Chan et al. 1979)."""
 
     size: int = 0
     mean: float = 0.0
     deviations: float = 0.0
 
-    def merge(self, values: np.ndarray) -> Moments:
+    def merge(self, values: np.ndarray) -> MeanAndStd:
         """With more ``values`` (no NaN) taken in, float64."""
         if not values.size:
             return self
@@ -320,7 +320,7 @@ class Moments(NamedTuple):
             deviations = float(np.square(values - mean).sum())
         size = self.size + values.size
         apart = mean - self.mean
-        return Moments(
+        return MeanAndStd(
             size,
             self.mean + apart * values.size / size,
             self.deviations + deviations + apart**2 * self.size * values.size / size,
@@ -355,7 +355,7 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
         wanted = transform(torch.from_numpy(target[valid]), pair.transform).numpy()
         return inner[valid], wanted - inner[valid] if residual else wanted, slab[~valid.any(axis=(1, 2))]
 
-    moments = [Moments(), Moments()]
+    moments = [MeanAndStd(), MeanAndStd()]
     empty: list[np.ndarray] = []
     with ThreadPoolExecutor(workers) as pool:
         for *values, without in _in_order(pool, read, days, ahead=workers):
@@ -376,7 +376,7 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
         logger.warning("%d of %d training days have no observed cell inside the mask and teach nothing: %s.",
                        without.size, sum(map(len, days)), pair.name(without))  # fmt: skip
     static = {
-        name: Moments().merge(channel[pair.mask]).normalizer()
+        name: MeanAndStd().merge(channel[pair.mask]).normalizer()
         for name, channel in zip(pair.config.static, pair.static, strict=True)
     }
     return Normalizers(moments[0].normalizer(), static, moments[1].normalizer())
