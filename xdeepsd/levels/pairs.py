@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from xdeepsd.grids import align
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.levels.days import name_days
@@ -254,6 +255,7 @@ def _days(da: xr.DataArray) -> str:
 
 
 def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
+    """ValueError where the cells of ``coarse`` are not the blocks of ``factor`` x ``factor`` fine ones."""
     sizes = [(da.sizes["lat"], da.sizes["lon"]) for da in (coarse, fine)]
     if sizes[1] != (factor * sizes[0][0], factor * sizes[0][1]):
         raise ValueError(
@@ -263,10 +265,8 @@ def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
         )
     for name in ("lat", "lon"):
         if name in coarse.coords and name in fine.coords:
-            low, high = (np.asarray(da[name], np.float64) for da in (coarse, fine))
-            middle = high.reshape(-1, factor).mean(axis=1)
-            cell = abs(high[-1] - high[0]) / max(high.size - 1, 1) * factor
-            if np.abs(low - middle).max() > 0.02 * cell:
+            low, middle = coarse[name].values, np.asarray(fine[name], np.float64).reshape(-1, factor).mean(axis=1)
+            if align.off_blocks(fine[name], low, name) > align.LIES_ON:
                 raise ValueError(
                     f"The two levels do not lie on each other: {name} of the coarse one is {low[0]:g} to {low[-1]:g}, "
                     f"the middles of the fine one's blocks are {middle[0]:g} to {middle[-1]:g}. Needed: centres of "

@@ -19,6 +19,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec
 
+from xdeepsd.grids import align
 from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
@@ -165,10 +166,6 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
     return [level.isel(time=finished) for level in levels]
 
 
-def _same(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
-    return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
-
-
 def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], described: dict[str, Any]) -> None:
     """ValueError where the store holds another grid, variable, factors or static fields than those given."""
     new = f"Needed: the same as in the store. Type another path (--out NAME) for a new store; {path} is left as it is."
@@ -182,7 +179,7 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
     with _open_group(path, len(wanted) - 1) as held:
         for dim in ("lat", "lon"):
             values, old = finest[dim].values, held[dim].values
-            if not _same(values, old, 0.01 * abs(float(old[1] - old[0]))):
+            if not align.same(values, old, dim):
                 raise ValueError(
                     f"{path} holds another grid: {dim} of {old.size} cells from {old[0]:.5f} to {old[-1]:.5f}; now "
                     f"{values.size} cells from {values[0]:.5f} to {values[-1]:.5f} arrived. {new}"
@@ -190,7 +187,7 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
         for name in sorted({str(n) for n in finest.data_vars} - {"precipitation", "mask", "land_fraction"}):
             if name not in held:
                 raise ValueError(f"{path} holds no {name} among {sorted(map(str, held.data_vars))}. {new}")
-            if not _same(finest[name].values, held[name].values, 1e-3):
+            if not np.allclose(finest[name].values, held[name].values, rtol=0, atol=1e-3, equal_nan=True):
                 raise ValueError(f"{path} holds another field of {name}. {new}")
 
 
