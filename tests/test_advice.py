@@ -49,7 +49,6 @@ from xdeepsd.losses.density import DenseWeight
 from xdeepsd.models import files
 from xdeepsd.stores import whole, write
 from xdeepsd.training import checkpoints
-from xdeepsd.training.stack import stage_levels
 
 PACKAGE = Path(xdeepsd.__file__).parent
 
@@ -1092,7 +1091,7 @@ CASES["pairs"] = [
          lambda tmp: to_train(fine=HIGH.drop_vars("elevation")),
          meaning("Add level['elevation'] (lat, lon)", "fine['elevation'] = HIGH['elevation']"),
          meaning("leave it out: TrainConfig(static=())", "config = replace(config, static=())")),
-    case("The fine level has no 'mask'", xdeepsd.train_stage, lambda tmp: to_train(fine=HIGH.drop_vars("mask")),
+    case("level has no 'mask'", xdeepsd.train_stage, lambda tmp: to_train(fine=HIGH.drop_vars("mask")),
          meaning(NO_MASK, NO_MASK.replace("level", "fine"))),
     case("The coarse level has no 'climatology'", paired, lambda tmp: {"coarse": LOW, "fine": with_climatology()},
          meaning("Add the block means of the fine one",
@@ -1121,12 +1120,12 @@ CASES["stack_training"] = [
          lambda tmp: to_stack(LOW, HIGH.drop_vars("elevation")),
          meaning("Add level['elevation'] (lat, lon)", "levels[-1]['elevation'] = HIGH['elevation']"),
          meaning("leave it out: TrainConfig(static=())", "config = replace(config, static=())")),
-    case("The finest level has no 'mask'", xdeepsd.train_stack, lambda tmp: to_stack(LOW, HIGH.drop_vars("mask")),
+    case("level has no 'mask'", xdeepsd.train_stack, lambda tmp: to_stack(LOW, HIGH.drop_vars("mask")),
          meaning(NO_MASK, NO_MASK.replace("level", "levels[-1]"))),
-    case("Crop the finest grid to a multiple of the scale and make", stage_levels,
-         lambda tmp: {"levels": [LOW, narrow()], "k": 0, "static": narrow()[["elevation"]]},
+    case("Crop the finest grid to a multiple of the scale and make", xdeepsd.train_stack,
+         lambda tmp: to_stack(LOW, narrow()),
          meaning("Crop the finest grid to a multiple of the scale and make the levels from it",
-                 "levels = cropped(narrow()); static = levels[-1][['elevation']]")),
+                 "levels = cropped(narrow())")),
     case("The precipitation of the finest level has no units", xdeepsd.train_stack,
          lambda tmp: to_stack(LOW, unitless(HIGH)),
          meaning("level['precipitation'].attrs['units'] = 'mm day-1'",

@@ -29,7 +29,8 @@ from xdeepsd.levels.disk import build_levels, make_levels, open_levels
 from xdeepsd.training import stage as train
 from xdeepsd.training.checkpoints import checkpoints, read_checkpoint
 from xdeepsd.training.config import learning_rate
-from xdeepsd.training.stack import static_fields, train_stacks
+from xdeepsd.training.ladder import Ladder
+from xdeepsd.training.stack import train_stacks
 
 TIMES = ["seconds", "waiting_share", "patches_per_second"]
 
@@ -620,7 +621,7 @@ def test_levels_that_do_not_fit(store):
 
 def test_climatology_is_of_the_training_days_only(store):
     config = small(static=("climatology",), validation=("2001-01-01/2001-01-10",))
-    mean = static_fields(store, config)["climatology"]
+    mean = Ladder.of(open_levels(store), [config]).fields(config)["climatology"]
     fine = xr.open_zarr(store, group="level_2")["precipitation"]
     np.testing.assert_allclose(mean, fine.isel(time=slice(10, None)).mean("time"), rtol=1e-5)
 

@@ -30,7 +30,8 @@ def train(
 
     from xdeepsd.cli.toml import load_config, read_levels
     from xdeepsd.models.files import check_model_folder, save_model
-    from xdeepsd.training.stack import stage_levels, static_fields, train_stack
+    from xdeepsd.training.ladder import Ladder, check_levels
+    from xdeepsd.training.stack import train_stack
     from xdeepsd.training.stage import train_stage
 
     console, errors = consoles()
@@ -48,9 +49,9 @@ def train(
             check_writable(model_path)
             check_model_folder(model_path, overwrite=True)  # now, not after the training
         if stage is not None:
-            coarse, fine = stage_levels(levels, stage, static_fields(levels, configs[stage]))
+            pair = Ladder.of(check_levels(levels), [configs[stage]]).pair(stage, configs[stage])
             trained = train_stage(
-                coarse, fine, configs[stage], index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
+                *pair, configs[stage], index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
                 progress=console.is_terminal,
             )  # fmt: skip
             summaries = [trained.summary]

@@ -39,7 +39,8 @@ from xdeepsd.levels.pairs import chunk_edges
 from xdeepsd.models.files import load_model, save_model
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.training.config import TrainConfig
-from xdeepsd.training.stack import Levels, open_ladder, train_stacks
+from xdeepsd.training.ladder import Levels, check_levels
+from xdeepsd.training.stack import train_stacks
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def parse_alphas(text: str) -> list[float]:
 
 
 def run_sweep(
-    levels: Sequence[xr.Dataset],
+    levels: Levels,
     config: TrainConfig | Sequence[TrainConfig],
     alphas: Sequence[float],
     seeds: int | Sequence[int],
@@ -94,7 +95,7 @@ def run_sweep(
     Parameters
     ----------
     levels
-        The ladder, coarsest first (two levels sweep a single stage).
+        Path of a Zarr store of `build_levels`, or Datasets, coarsest first (two levels sweep a single stage).
     config
         `TrainConfig`, or one for each stage, with validation and test days; its alpha, seed and loss are set here.
     alphas
@@ -124,6 +125,7 @@ def run_sweep(
         No validation or test days, or none with an observation; another configuration or other precipitation in
         ``folder`` (it says what differs); an unknown choice.
     """
+    levels = check_levels(levels)
     configs = [config] * (len(levels) - 1) if isinstance(config, TrainConfig) else list(config)
     alphas = sorted({0.0, *map(float, alphas)})
     seeds = list(range(seeds)) if isinstance(seeds, int) else sorted(set(seeds))
@@ -223,9 +225,9 @@ def _gather(folder: Path, runs: Sequence[tuple[float, int]], part: str) -> pd.Da
 
 
 def _with_errors(
-    levels: Levels, model: StackedSRCNN, days: np.ndarray, bins: int, scheduler: str | None
+    levels: Sequence[xr.Dataset], model: StackedSRCNN, days: np.ndarray, bins: int, scheduler: str | None
 ) -> tuple[StackedSRCNN, pd.DataFrame]:
-    return model, _evaluate(open_ladder(levels), days, {"model": model}, bins, scheduler)
+    return model, _evaluate(levels, days, {"model": model}, bins, scheduler)
 
 
 def _evaluate(

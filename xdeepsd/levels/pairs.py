@@ -165,18 +165,7 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
             f"Levels of different days: the coarse one has {_days(low)}, the fine one {_days(high)}. Needed: the same "
             "days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
         )
-    for name in config.static:
-        if name not in fine:
-            raise ValueError(
-                f"The fine level has no {name!r} (it has {sorted(map(str, fine.data_vars))}), which the network takes "
-                f"as a static field. Add level[{name!r}] (lat, lon), or leave it out: TrainConfig(static="
-                f"{tuple(n for n in config.static if n in fine)!r})."
-            )
-    if "mask" not in fine:
-        raise ValueError(
-            "The fine level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
-            "level['mask'] = level['precipitation'].notnull().any('time')."
-        )
+    check_fields(fine, config.static)
     # Not by the cluster's scheduler: this may run inside one of its tasks.
     fine = fine[[*config.static, "mask"]].compute(scheduler="threads")
     maps = {name: np.asarray(fine[name].transpose("lat", "lon"), np.float64) for name in config.static}
@@ -189,6 +178,22 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     static = stage_channels(maps, below, config.static, config.factor)
     mask = np.asarray(fine["mask"].transpose("lat", "lon"), bool)
     return Pair(low, high, static, mask, config, target_transform)
+
+
+def check_fields(level: xr.Dataset, static: Sequence[str], which: str = "fine", later: Sequence[str] = ()) -> None:
+    """ValueError where a level lacks the mask or a static field, but for those that are made ``later``."""
+    missing = [name for name in static if name not in level and name not in later]
+    if missing:
+        raise ValueError(
+            f"The {which} level has no {missing[0]!r} (it has {sorted(map(str, level.data_vars))}), which the network "
+            f"takes as a static field. Add level[{missing[0]!r}] (lat, lon), or leave it out: TrainConfig(static="
+            f"{tuple(n for n in static if n not in missing)!r})."
+        )
+    if "mask" not in level:
+        raise ValueError(
+            f"The {which} level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
+            "level['mask'] = level['precipitation'].notnull().any('time')."
+        )
 
 
 def factor_between(coarse: xr.Dataset, fine: xr.Dataset) -> int:
