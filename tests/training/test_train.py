@@ -26,7 +26,7 @@ from xdeepsd import TrainConfig, downscale, load_model, save_model, train_stack,
 from xdeepsd.grids.interpolate import upsample
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.levels.disk import build_levels, make_levels, open_levels
-from xdeepsd.training import stage as train
+from xdeepsd.training import loop
 from xdeepsd.training.checkpoints import checkpoints, read_checkpoint
 from xdeepsd.training.config import learning_rate
 from xdeepsd.training.ladder import Ladder
@@ -401,7 +401,7 @@ def test_a_disk_that_fills_up(tmp_path):
         straight = train_stage(coarse, fine, config)
         folder = tmp_path / "run"
         written = []
-        original = train.write_checkpoint
+        original = loop.write_checkpoint
 
         def fill(*arguments):
             written.append(original(*arguments))
@@ -410,7 +410,7 @@ def test_a_disk_that_fills_up(tmp_path):
                     file.write(bytes(256))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "write_checkpoint", fill)
+            patch.setattr(loop, "write_checkpoint", fill)
             with pytest.raises(OSError, match=r"could not be written \(No space left.*000000005.pt is whole and stays"):
                 train_stage(coarse, fine, config, checkpoint_dir=folder)
         assert checkpoints(folder) == written[:1]
@@ -569,7 +569,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 def test_nan_weights_of_a_finite_loss_are_no_checkpoint(tmp_path, monkeypatch):
     coarse, fine = pair_of_levels(days=12)
-    update = train._update
+    update = loop._update
 
     def overflow(state, *arguments):
         loss = update(state, *arguments)
@@ -578,7 +578,7 @@ def test_nan_weights_of_a_finite_loss_are_no_checkpoint(tmp_path, monkeypatch):
                 state.net.layers[1].weight[0, 0] = torch.nan
         return loss
 
-    monkeypatch.setattr(train, "_update", overflow)
+    monkeypatch.setattr(loop, "_update", overflow)
     with pytest.raises(
         FloatingPointError, match=r"weights of stage 0 are not finite any more at step 10 .*step-000000005"
     ):
@@ -631,7 +631,7 @@ def test_climatology_is_of_the_training_days_only(store):
 
 def interrupted(coarse, fine, config, folder, monkeypatch, at=15):
     """A training that is killed at a step."""
-    update = train._update
+    update = loop._update
 
     def stop(state, *arguments):
         if state.step == at:
@@ -639,7 +639,7 @@ def interrupted(coarse, fine, config, folder, monkeypatch, at=15):
         return update(state, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_update", stop)
+        patch.setattr(loop, "_update", stop)
         with pytest.raises(KeyboardInterrupt):
             train_stage(coarse, fine, config, checkpoint_dir=folder)
 
@@ -691,14 +691,14 @@ def test_data_that_change_while_they_are_trained_on(tmp_path, monkeypatch):
 
     lazy = dask.array.map_blocks(read, chunks=((3,) * 5, *((n,) for n in values.shape[1:])), dtype=np.float32)
     changing = fine.assign(precipitation=fine["precipitation"].copy(data=lazy))
-    update = train._update
+    update = loop._update
 
     def renew(state, *arguments):
         if state.step == 12:
             values[7] += 1
         return update(state, *arguments)
 
-    monkeypatch.setattr(train, "_update", renew)
+    monkeypatch.setattr(loop, "_update", renew)
     with pytest.raises(ValueError, match=r"of 1 days is another one than when this training began: 2001-01-08\."):
         train_stage(coarse, changing, small(steps=500, buffer=0.03), checkpoint_dir=tmp_path)
 
@@ -783,7 +783,7 @@ def test_a_climatology_of_validation_or_test_days_is_refused(kind, tmp_path, mon
     levels = with_years(kind, "2001", "2001-01-16", tmp_path)
     config = small(**SPLIT)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_update", lambda *a: pytest.fail("trained"))
+        patch.setattr(loop, "_update", lambda *a: pytest.fail("trained"))
         with pytest.raises(
             ValueError, match=r"mean of 2001.*, with 2 validation days \(2001-01-15\.\.2001-01-16\)\. Needed"
         ):

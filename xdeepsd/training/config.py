@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from xdeepsd.models.transform import check
 LOSSES = ("mse", "denseloss")
 SCHEDULES = ("constant", "cosine", "exponential")
 PRECISIONS = ("float32", "bfloat16")
+# Fields that may change between a run and its resumption: they do not enter the result.
+FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -171,3 +174,16 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if config.schedule == "exponential":
         return config.learning_rate * 0.96 ** (step / 1e5)
     return config.learning_rate
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = (), of: str = "") -> list[str]:
+    """What differs between a description that was written and one of now, but for the ``free`` keys; a text each.
+
+    >>> differences({"batch": 8, "seed": 0}, {"batch": 4, "seed": 0}, of=" of stage 1")
+    ['batch of stage 1 was 8, is 4']
+    """
+    return [
+        f"{key}{of} was {then.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if key not in free and now.get(key) != then.get(key)
+    ]
