@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,11 @@ from typer.testing import CliRunner
 import xdeepsd
 from xdeepsd import TrainConfig
 from xdeepsd.cli import app
+from xdeepsd.cli.sweep import parse_alphas, report
 from xdeepsd.evaluation import sweep
 from xdeepsd.evaluation.errors import bin_errors
 from xdeepsd.evaluation.significance import significance
-from xdeepsd.evaluation.sweep import choose_alpha, parse_alphas, report, run_sweep, summarize
+from xdeepsd.evaluation.sweep import choose_alpha, run_sweep, summarize
 from xdeepsd.levels.climate import make_climate
 from xdeepsd.training import stack as stack_training
 from xdeepsd.training import stage as train
@@ -261,14 +263,14 @@ def test_the_summary_is_tested_by_scipy():
 def test_the_report_says_what_is_so(relative, words, capsys):
     table = made(relative)
     best = choose_alpha(table[(table["part"] == "validation") & (table["name"] == "model")])
-    report(table.assign(chosen=table["alpha"] == best), "out", "bins", Console(width=200))
+    report(table.assign(chosen=table["alpha"] == best), Path("out"), "bins", Console(width=200))
     assert words in capsys.readouterr().out
 
 
 def test_the_report_fits_a_narrow_terminal(capsys):
     table = made({0.0: (1, 1, 1), 3.8: (1.5, 0.85, 2.05)}, seeds=20)
     table.loc[table["rank"] != 1, "count"] *= 700_000  # cells of years of a continent
-    report(table.assign(chosen=table["alpha"] == 3.8), "out", "bins", Console(width=80))
+    report(table.assign(chosen=table["alpha"] == 3.8), Path("out"), "bins", Console(width=80))
     shown = capsys.readouterr().out
     assert "…" not in shown
     summary = summarize(table.assign(chosen=False)).set_index(["part", "alpha", "rank", "error"])

@@ -8,6 +8,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from xdeepsd.levels.disk import open_levels
+from xdeepsd.levels.pairs import factor_between
 from xdeepsd.training.config import TrainConfig
 
 PRESETS = ("paper",)
@@ -56,8 +58,13 @@ class Config:
     training: TrainConfig
     stages: tuple[TrainConfig, ...] | None = None
 
-    def stage_configs(self, count: int) -> list[TrainConfig]:
-        """One `TrainConfig` for each of ``count`` stages; ValueError where the file describes another number."""
+    def stage_configs(self, count: int, stage: int | None = None) -> list[TrainConfig]:
+        """One `TrainConfig` for each of ``count`` stages.
+
+        Raises ValueError where the file describes another number, or where there is no ``stage``.
+        """
+        if stage is not None and stage >= count:
+            raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {count - 1}.")
         if self.stages is None:
             return [self.training] * count
         if len(self.stages) != count:
@@ -197,8 +204,7 @@ def read_levels(config: Config) -> list[xr.Dataset]:
     Raises ValueError where there are none, where the factors are others, or where no day is left.
     """
     levels = open_levels(config.paths.levels)
-    pairs = zip(levels[1:], levels[:-1], strict=True)
-    factors = tuple(round(fine.sizes["lat"] / coarse.sizes["lat"]) for fine, coarse in pairs)
+    factors = tuple(factor_between(coarse, fine) for coarse, fine in pairwise(levels))
     if config.data.factors is not None and config.data.factors != factors:
         raise ValueError(
             f"[data] factors is {list(config.data.factors)}, the levels at {config.paths.levels} have {list(factors)}. "

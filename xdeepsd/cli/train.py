@@ -38,10 +38,8 @@ def train(
     with logged(console), told(errors, STOPS, "--resume goes on from the last checkpoint.", LESS_MEMORY):
         settings = load_config(config)
         levels = read_levels(settings)
-        configs = settings.stage_configs(len(levels) - 1)
+        configs = settings.stage_configs(len(levels) - 1, stage)
         model_path, folder = settings.paths.model, settings.paths.checkpoints
-        if stage is not None and stage >= len(configs):
-            raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {len(configs) - 1}.")
         if stage is None and model_path.exists() and not resume:
             raise FileExistsError(f"{model_path} exists. Remove it, or type --resume to go on and replace it.")
         check_writable(folder)
