@@ -204,16 +204,8 @@ def build_levels(
     """
     da, announced, empty = _source(fine, variable, chunk_mb)
     _check_apart(da, path)
-    years = given = None
-    if not isinstance(climatology, slice):
-        given = climatology
-    elif climatology.start is None or climatology.stop is None:
-        raise ValueError(
-            f"climatology is {climatology}. Needed: the first and the last training year. Type "
-            "climatology=slice('1981', '2005') (--climatology-years 1981 2005)."
-        )
-    else:
-        years = f"{climatology.start}/{climatology.stop}"
+    years = _years(climatology)
+    given = None if isinstance(climatology, slice) else climatology
     wanted = make_levels(da, static, factors, climatology=given, mask=mask, edges=edges)
     if years is not None:  # computed at the end, from the store
         wanted = [level.drop_vars(CLIMATOLOGY, errors="ignore") for level in wanted]
@@ -227,25 +219,16 @@ def build_levels(
     root = find_store(path, "r+")
     if root is not None:
         check_store(root, path, wanted, described)
-    days = calendar_days(finest)
     time = finest["time"] if root is None else _longer(path, finest["time"])
-    missing = missing_days(calendar_days(time)).union(empty)
-    if len(missing):
-        span = f"{str(days[0])[:10]} and {str(days[-1])[:10]}"
-        text = f"{len(missing)} days are missing between {span}: {name_days(missing)}."
-        if not allow_missing:
-            raise ValueError(
-                f"{text} Needed: every day. Fetch them, or type allow_missing=True (--allow-missing) to go on without."
-            )
-        logger.warning("%s Going on without them.", text)
+    missing = _missing(time, finest, empty, allow_missing)
+    days = calendar_days(finest)
     where = np.where(calendar_days(time).isin(empty), -1, days.get_indexer(calendar_days(time)))
     renewed = np.zeros(time.size, bool)
     if root is None:
         if isinstance(climatology, slice):
             training_years(finest, climatology)
-        per_chunk = max(1, int(chunk_mb * 1e6 // (4 * finest.sizes["lat"] * finest.sizes["lon"])))
         sizes = {"fine_size": [da.sizes["lat"], da.sizes["lon"]], "size": [finest.sizes["lat"], finest.sizes["lon"]]}
-        root = create(path, wanted, per_chunk, described | sizes)
+        root = create(path, wanted, _days_in_chunk(finest, chunk_mb), described | sizes)
     else:
         renewed = _renewed(root, path, finest, where, announced)
         _announce(root, time, renewed)
@@ -262,6 +245,37 @@ def build_levels(
         logger.warning("%s They are left out.", text)
     _finish_climatology(path, root, described["factors"])
     return open_levels(path)
+
+
+def _years(climatology: Any) -> str | None:
+    """The training years of which the climatology shall be the mean, as text; None where it is a map, or none."""
+    if not isinstance(climatology, slice):
+        return None
+    if climatology.start is None or climatology.stop is None:
+        raise ValueError(
+            f"climatology is {climatology}. Needed: the first and the last training year. Type "
+            "climatology=slice('1981', '2005') (--climatology-years 1981 2005)."
+        )
+    return f"{climatology.start}/{climatology.stop}"
+
+
+def _days_in_chunk(da: xr.DataArray, chunk_mb: float) -> int:
+    """Days whose maps take ``chunk_mb``, at least one."""
+    return max(1, int(chunk_mb * 1e6 // (4 * da.sizes["lat"] * da.sizes["lon"])))
+
+
+def _missing(time: xr.DataArray, finest: xr.DataArray, empty: Any, allow_missing: bool) -> Any:
+    """Days that ``time`` leaves out and those that are ``empty``: ValueError unless they may be missing."""
+    missing = missing_days(calendar_days(time)).union(empty)
+    if len(missing):
+        first, last = (str(finest["time"].values[i])[:10] for i in (0, -1))
+        text = f"{len(missing)} days are missing between {first} and {last}: {name_days(missing)}."
+        if not allow_missing:
+            raise ValueError(
+                f"{text} Needed: every day. Fetch them, or type allow_missing=True (--allow-missing) to go on without."
+            )
+        logger.warning("%s Going on without them.", text)
+    return missing
 
 
 def _longer(path: PathLike, time: xr.DataArray) -> xr.DataArray:
@@ -289,8 +303,7 @@ def _source(
     once = each_once(da)
     da, announced = (da, announced) if once.all() else (da.isel(time=once), announced[once])
     if da.chunks is None:
-        day = 4 * da.sizes["lat"] * da.sizes["lon"]
-        da = da.chunk(time=max(1, min(int(chunk_mb * 1e6 // day), da.sizes["time"])))
+        da = da.chunk(time=_days_in_chunk(da, chunk_mb))
     return da, announced, empty
 
 
