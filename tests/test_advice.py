@@ -45,7 +45,7 @@ from xdeepsd.evaluation.errors import bin_edges, compare
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.inference.fast import fused, kernels
 from xdeepsd.levels.pairs import make_pair
-from xdeepsd.losses.density import DenseWeight
+from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models import files
 from xdeepsd.stores import whole, write
 from xdeepsd.training import checkpoints

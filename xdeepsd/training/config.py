@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.levels.splits import Split, split_days
-from xdeepsd.losses.density import DenseWeight
+from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.transform import check
 

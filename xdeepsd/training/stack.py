@@ -16,7 +16,7 @@ from typing import Any
 
 import xarray as xr
 
-from xdeepsd.losses.density import DenseWeight
+from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.training.config import TrainConfig
