@@ -161,11 +161,11 @@ def test_another_configuration_is_refused(swept, levels, config):
 def test_other_precipitation_on_the_same_days_is_refused(swept, levels, config, tmp_path):
     _, folder = swept
     wet = [level.assign(precipitation=level["precipitation"] * 50) for level in levels]
-    with pytest.raises(ValueError, match=r"the precipitation of the same days was another one.*Give another folder"):
+    with pytest.raises(ValueError, match=r"the precipitation of the same days has changed.*Give another folder"):
         run_sweep(wet, config, [0.5], 1, folder)
     renewed = [level.assign(precipitation=level["precipitation"].copy(deep=True)) for level in levels]
     renewed[-1]["precipitation"][7] += 0.1  # a training day
-    with pytest.raises(ValueError, match="the precipitation of the same days was another one"):
+    with pytest.raises(ValueError, match="the precipitation of the same days has changed"):
         run_sweep(renewed, config, [0.5], 1, folder)
     copy = tmp_path / "sweep"  # of an xdeepsd that kept nothing of it
     shutil.copytree(folder, copy)
@@ -191,7 +191,7 @@ def test_days_without_an_observation(levels, config, tmp_path, part, caplog, mon
         run_sweep(
             [level.assign(mask=levels[i]["mask"]) for i, level in enumerate(few)], config, [0.5], 1, tmp_path / "few"
         )
-    assert f"Some {part} days have no observed cell inside the mask and count nothing: 2001-03-" in caplog.text
+    assert f"Some {part} days have no observed cell inside the mask and do not count: 2001-03-" in caplog.text
     dry = [level.assign(precipitation=level["precipitation"] * 0) for level in levels]
     with pytest.raises(ValueError, match=r"range from 0\.0 to 0\.0"):
         run_sweep(dry, config, [0.5], 1, tmp_path / "dry")

@@ -47,7 +47,7 @@ def train(
             check_writable(model_path)
             check_model_folder(model_path, overwrite=True)  # now, not after the training
         if stage is not None:
-            pair = Ladder.of(check_levels(levels), [configs[stage]]).pair(stage, configs[stage])
+            pair = Ladder.of(check_levels(levels), [configs[stage]]).stage_levels(stage, configs[stage])
             trained = train_stage(
                 *pair, configs[stage], index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
                 progress=console.is_terminal,

@@ -112,7 +112,7 @@ def run_sweep(
                 f"The configuration names no {name} days. Needed: alpha is chosen on validation days and reported on "
                 f"test days. Give both, such as validation = [2004, 2005] and test = [2006] under [training]."
             )
-    # Before hours of training: days on which no error can be known end it here.
+    # Before hours of training: without observations on these days there is no error to choose by.
     between = pd.concat(
         [
             _interpolation(levels, days, part, bins).assign(part=part, alpha=np.nan, seed=-1)
@@ -173,7 +173,7 @@ def _train_missing(
 def _test(
     levels: Sequence[xr.Dataset], best: float, seeds: Sequence[int], folder: Path, days: np.ndarray, bins: int
 ) -> pd.DataFrame:
-    """Errors of the best alpha and of alpha 0 on the test ``days``; warn where those of another choice are known."""
+    """Errors of the best alpha and of alpha 0 on the test ``days``; warns where another choice was tested before."""
     runs = [(alpha, seed) for alpha in sorted({0.0, best}) for seed in seeds]
     before = {path.parent.name for path in folder.glob("runs/*/test.parquet")}
     before = {name for name in before if not name.startswith((f"alpha-{best:g}-seed-", "alpha-0-seed-"))}
@@ -183,7 +183,7 @@ def _test(
             _write(_evaluate(levels, days, {"model": load_model(path.parent / "model")}, bins), path)
     if before:
         logger.warning(
-            "The test days were looked at before, at another choice of alpha (%s): what they say of alpha %g is no "
+            "The test days were looked at before, for another choice of alpha (%s): what they say of alpha %g is no "
             "longer independent of the choice.", ", ".join(sorted(before)), best,
         )  # fmt: skip
     return _gather(folder, runs, "test")
@@ -252,7 +252,7 @@ def _interpolation(levels: Sequence[xr.Dataset], days: np.ndarray, part: str, bi
             f"observations, or nothing is known of the error. Give other {part} days under [training]."
         )
     if empty:
-        logger.warning("Some %s days have no observed cell inside the mask and count nothing: %s.", part, empty)
+        logger.warning("Some %s days have no observed cell inside the mask and do not count: %s.", part, empty)
     return _evaluate(levels, days, {}, bins)
 
 
@@ -282,7 +282,7 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
     now, then = json.loads(text), json.loads(path.read_text())
     different = differences(then, now, free=("precipitation", "stages"))
     if now["precipitation"] != then.get("precipitation", now["precipitation"]):
-        different.append("the precipitation of the same days was another one")
+        different.append("the precipitation of the same days has changed")
     for i, (old, new) in enumerate(zip(then["stages"], now["stages"], strict=False)):
         different += differences(old, new, of=f" of stage {i}")
     if len(then["stages"]) != len(now["stages"]):

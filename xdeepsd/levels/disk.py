@@ -54,7 +54,7 @@ def _by_chunk(
     """``(days, result of task(days, values))`` for each chunk of the store that holds wanted days.
 
     ``where`` is the position in ``finest`` of each day of the store (-1: not there). All days of a chunk are one task:
-    two that write to the same chunk would undo each other's days. Some chunks are computed at a time.
+    two that write to the same chunk would undo each other's days. A few chunks are computed at a time.
     """
     per_chunk = get_array(root, "done").chunks[0]
     index = np.flatnonzero(wanted & (where >= 0))
@@ -83,9 +83,9 @@ def _renewed(
 ) -> np.ndarray:
     """Marks ``(where.size,)`` of the days that are done and of which ``finest`` has a newer release.
 
-    All other days that both have must be the same. Those of the same release are trusted to be, but for the first and
+    All other days that both hold must be the same. Days of the same release are assumed to be, except the first and
     the last; the others are read and compared, and what ``finest`` knows of their releases is kept. Raises ValueError
-    that names the days that differ.
+    naming the days that differ.
     """
     done, new, old = done_days(root), announced[where], held_releases(root)
     common = (where >= 0) & _padded(done, where.size)
@@ -95,8 +95,8 @@ def _renewed(
     compared[np.flatnonzero(stay)[[0, -1]] if stay.any() else []] = True
     if compared.sum() > 2:
         logger.info(
-            "Reading %d days again that %s holds: without a release date there is no other way to know if they are the "
-            "same.", compared.sum(), path,
+            "Reading %d days that are already in %s: without a release date there is no other way to tell whether they "
+            "are the same.", compared.sum(), path,
         )  # fmt: skip
     task = dask.delayed(how_far, pure=False)
     level = len(root.attrs["factors"])  # type: ignore[arg-type]
@@ -122,17 +122,17 @@ def _renewed(
 
 
 def _padded(held: np.ndarray, size: int) -> np.ndarray:
-    """With zeros for days that are not in the store yet."""
+    """Padded with zeros for days that are not in the store yet."""
     return np.concatenate([held[:size], np.zeros((max(0, size - len(held)), *held.shape[1:]), held.dtype)])
 
 
 def _announce(root: zarr.Group, time: xr.DataArray, renewed: np.ndarray) -> None:
-    """Say which days are written again; a climatology that one of them entered counts as none from now on."""
+    """Log which days are rewritten; a climatology that one of them is part of no longer counts."""
     days = np.flatnonzero(renewed)
     if not days.size:
         return
     names = name_days(calendar_days(time)[days])
-    logger.info("%d days were released anew and are written again: %s.", days.size, names)
+    logger.info("%d days have a newer release and are rewritten: %s.", days.size, names)
     years = root.attrs["climatology_years"]
     if years is not None and np.isin(days, within(time, str(years))).any():
         root.attrs["climatology_days"] = 0
@@ -155,7 +155,7 @@ def _finish_climatology(path: PathLike, root: zarr.Group, factors: list[int]) ->
     consolidate(path)
     logger.info("Climatology of %s: the mean of %d days.", years, size)
     if before is not None:
-        logger.warning("It was another one before: train models again that were trained with that.")
+        logger.warning("It has changed: retrain the models that were trained with the old one.")
 
 
 def build_levels(
@@ -174,9 +174,9 @@ def build_levels(
 ) -> list[xr.Dataset]:
     """Write the levels of ``fine`` to a Zarr store: the groups ``level_0`` (coarsest) to ``level_N`` (finest).
 
-    Called again on the same path it goes on where it was interrupted, appends days that are later than those in the
-    store, and writes days again that were released anew. A day counts as done only when all levels hold it, so that it
-    may be killed at any moment.
+    Called again on the same path, it goes on where it was interrupted, appends days that are later than those in the
+    store, and rewrites days of which there is a newer release. A day counts as done only when all levels hold it, so
+    the process may be killed at any moment.
 
     Parameters
     ----------
@@ -188,8 +188,8 @@ def build_levels(
     path
         A new folder, or a store that was built from the same grid, variable, factors and static fields.
     allow_missing
-        Go on although days are missing between the first and the last, or hold no value at all; they are listed in the
-        error otherwise. A day without a value may be filled by a later call.
+        Go on although days between the first and the last are missing or hold no value at all; otherwise the error
+        lists them. A day without a value may be filled by a later call.
     chunk_mb
         Size of a chunk of the finest level, in 1e6 bytes before compression. A chunk holds whole maps of several days,
         and the same days at every level.
@@ -200,7 +200,7 @@ def build_levels(
     -------
     `open_levels` of ``path``. Memory is bounded by the chunks: a few times ``chunk_mb``, or the chunk of ``fine`` if
     that is larger, for each worker. Raises ValueError, before anything is written, for what does not fit: another
-    store, days that differ from those in the store and are no newer release, precipitation read from ``path``.
+    store, days that differ from those in the store without being a newer release, precipitation read from ``path``.
     """
     da, announced, empty = _source(fine, variable, chunk_mb)
     _check_apart(da, path)
@@ -319,8 +319,8 @@ def _check_apart(da: xr.DataArray, path: PathLike) -> None:
             root = getattr(getattr(getattr(array, "_array", array), "store", None), "root", None)
             if root is not None and target in (Path(root).absolute(), *Path(root).absolute().parents):
                 raise ValueError(
-                    f"The precipitation is read from {root}, and the levels would be written to {path}: into what they "
-                    "are made from. Needed: two places. Type another path (--out NAME)."
+                    f"The precipitation is read from {root}, which the levels at {path} would overwrite. Needed: two "
+                    "places. Type another path (--out NAME)."
                 )
 
 
@@ -333,7 +333,7 @@ def _fill(
     announced: np.ndarray,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Compute and write all days that are not done and those that are ``renewed``, some chunks at a time."""
+    """Compute and write all days that are not done and those that are ``renewed``, a few chunks at a time."""
     todo = ~done_days(root) | renewed
     count, done = int((todo & (where >= 0)).sum()), int((~todo).sum())
     logger.info("%d days to write, %d are done; %d days in a chunk.", count, done, get_array(root, "done").chunks[0])

@@ -137,7 +137,7 @@ def _on_grid(da: xr.DataArray, like: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _static_maps(static: xr.Dataset | xr.DataArray | None, like: xr.DataArray) -> dict[str, xr.DataArray]:
-    """Maps of the finest grid by name; ``elevation`` is found by its standard name or where it is the only one."""
+    """Maps of the finest grid by name; ``elevation`` is found by its standard name, or is the only map there is."""
     if static is None:
         return {}
     if isinstance(static, xr.DataArray):

@@ -46,7 +46,7 @@ class Pair:
     mask
         ``(lat, lon)`` bool of the fine grid, True where values are wanted.
     config
-        The network that will learn from it.
+        The network to be trained on it.
     transform
         Of precipitation, see `xdeepsd.Stage`.
     digests
@@ -78,13 +78,13 @@ class Pair:
         coarse
             ``(day, lat, lon)``: coarse precipitation; missing cells filled from the nearest observed one.
         target
-            ``(day, lat, lon)``: fine precipitation; NaN where the loss must not look: not observed, outside the
+            ``(day, lat, lon)``: fine precipitation; NaN where it has no part in the loss: not observed, outside the
             mask, inside a missing coarse cell.
 
         Raises
         ------
         ValueError
-            A day has other values than when it was first read.
+            The values of a day have changed since it was first read.
         """
         factor = self.config.factor
         coarse, target = _values(self.coarse, days), _values(self.fine, days)
@@ -98,7 +98,7 @@ class Pair:
         changed = days[(before >= 0) & (before != found)]
         if changed.size:
             raise ValueError(
-                f"The precipitation of {changed.size} days is another one than when this training began: "
+                f"The precipitation of {changed.size} days has changed since this training began: "
                 f"{self.name(changed)}. Needed: the same data until it ends, also after resume=True. Give the levels "
                 "as they were, or train anew in a new folder."
             )
@@ -134,7 +134,7 @@ def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
 
 
 def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_transform: str | None = None) -> Pair:
-    """Check two levels against each other and put them together for training; precipitation stays lazy.
+    """Check that two levels belong together and pair them for training; precipitation stays lazy.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     Raises
     ------
     ValueError
-        Levels of different days, shapes that do not divide, a grid of the other orientation or moved, a missing
+        Levels of different days, shapes that do not divide, a grid that is shifted or in another order, a missing
         static field, no mask.
     """
     for name, level in (("coarse", coarse), ("fine", fine)):
@@ -234,7 +234,7 @@ def _check_climatology(fine: xr.Dataset, split: Split) -> str:
     years = fine[CLIMATOLOGY].attrs.get("years")
     if not isinstance(years, str) or "/" not in years:
         logger.warning(
-            "The climatology is a given map, and nothing is known of its years. If validation or test days are among "
+            "The climatology was given as a map, and its years are not known. If validation or test days are among "
             "them, the errors of these days are too small."
         )
         return "a given map, its years are not known"
@@ -293,9 +293,8 @@ def chunk_edges(da: xr.DataArray) -> list[int]:
 def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
     """Split ``days`` (increasing positions along time) at the chunks of the pair.
 
-    Each slab is read at once. It holds whole chunks of both levels, unless they fit together so badly that a slab
-    would be larger than ``limit`` days: then whole chunks of the fine one. Arrays in memory are cut into slabs of
-    at most ``limit`` days.
+    Each slab is read in one go. It holds whole chunks of both levels, or of the fine one alone where their common
+    edges are more than ``limit`` days apart. Arrays in memory are cut into slabs of at most ``limit`` days.
     """
     if not len(days):
         return []
@@ -378,8 +377,10 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
         )
     without = np.concatenate(empty)
     if without.size:
-        logger.warning("%d of %d training days have no observed cell inside the mask and teach nothing: %s.",
-                       without.size, sum(map(len, days)), pair.name(without))  # fmt: skip
+        logger.warning(
+            "%d of %d training days have no observed cell inside the mask, nothing is learned from them: %s.",
+            without.size, sum(map(len, days)), pair.name(without),
+        )  # fmt: skip
     static = {
         name: MeanAndStd().merge(channel[pair.mask]).normalizer()
         for name, channel in zip(pair.config.static, pair.static, strict=True)
@@ -388,7 +389,7 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
 
 
 def _in_order(pool: ThreadPoolExecutor, function, items, ahead: int) -> Iterator:  # type: ignore[no-untyped-def]
-    """``map`` of a pool that runs at most ``ahead`` items before they are asked for, so that memory is bounded."""
+    """``map`` of a pool that runs at most ``ahead`` items ahead of its consumer, so that memory is bounded."""
     pending: deque[Future] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

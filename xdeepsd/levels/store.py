@@ -56,7 +56,7 @@ def held_releases(root: zarr.Group) -> np.ndarray:
 
 
 def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
-    """The store at ``path``; None where there is none yet, or one whose creation was interrupted."""
+    """The store at ``path``; None where there is none yet, or where its creation was interrupted."""
     folder = Path(path)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -66,7 +66,7 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         root = None
     if root is None or root.attrs.get("xdeepsd_levels") != _FORMAT:
         raise ValueError(
-            f"{path} is there and is no store of levels. Needed: a new path, or a store that build_levels wrote. "
+            f"{path} exists and is not a store of levels. Needed: a new path, or a store that build_levels wrote. "
             "Type another path (--out NAME)."
         )
     if root.attrs.get("ready"):
@@ -75,14 +75,14 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
                      and not p.name.startswith("level_"))  # fmt: skip
     if foreign:
         raise ValueError(
-            f"The making of {path} was interrupted, so that it would be made anew; but it holds {foreign}, which "
-            "build_levels did not write. Needed: nothing of yours inside. Move it, or type another path (--out NAME)."
+            f"Creating {path} was interrupted, so it would be created anew, but it holds {foreign}, which build_levels "
+            "did not write. Needed: no other files inside. Move them, or type another path (--out NAME)."
         )
     return None
 
 
 def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[str, Any]) -> zarr.Group:
-    """An empty store with all but the precipitation. It is ready only when its attribute says so."""
+    """A new store with everything but the precipitation. It is complete only once its attribute ``ready`` says so."""
     root = zarr.open_group(path, mode="w", zarr_format=3)
     root.attrs.update(described | {"xdeepsd_levels": _FORMAT, "ready": False, "days_per_chunk": days})
     later = [CLIMATOLOGY] if described["climatology_years"] else []
@@ -125,7 +125,7 @@ def fit_releases(root: zarr.Group) -> None:
 
 
 def consolidate(path: PathLike) -> None:
-    """Collect the metadata of all levels in the root, so that opening reads one file. Changed attributes drop it."""
+    """Collect the metadata of all levels in the root, so that opening reads one file. Changing attributes drops it."""
     with warnings.catch_warnings():
         # Zarr warns that other readers may ignore consolidated metadata of format 3: they lose nothing.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -133,7 +133,7 @@ def consolidate(path: PathLike) -> None:
 
 
 def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
-    """Make room for the days of ``time`` at the end of each level. Done again after an interruption, it completes."""
+    """Make room for the days of ``time`` at the end of each level. Called again after an interruption, it finishes."""
     for k in range(levels):
         with open_times(path, k) as held:
             more, attrs = time.isel(time=slice(held.sizes["time"], None)), held.attrs
@@ -156,7 +156,7 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
     """The levels with the days that are done."""
     done = done_days(root)
     count = len(root.attrs["factors"]) + 1  # type: ignore[arg-type]
-    # An interrupted change of attributes leaves none.
+    # There is none where a change of attributes was interrupted.
     consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
     levels = [xr.open_zarr(path, group=f"level_{k}", consolidated=consolidated, chunks={}) for k in range(count)]
     finished = np.flatnonzero(done[: min(level.sizes["time"] for level in levels)])
@@ -205,8 +205,8 @@ def write_days(
 ) -> None:
     """Coarsen days of one chunk, write them to all levels, then mark them: what is done is on disk in every level.
 
-    A day that is written again is not done meanwhile. A day without any value is not done: it is missing, and may come
-    later.
+    A day that is rewritten does not count as done meanwhile. Nor does a day without any value: it is missing, and may
+    come later.
     """
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     levels = [apply(finest, weights, skipna=True, na_thres=1.0, unmapped_to_nan=True) for weights in blocks]
@@ -219,7 +219,7 @@ def write_days(
 
 
 def how_far(path: PathLike, days: np.ndarray, finest: np.ndarray, level: int) -> list[float]:
-    """How far each day is from that of the store, mm day-1: 0 within rounding, infinite where only one has a value."""
+    """How far each day is from that in the store, mm day-1: 0 within rounding, infinite where only one has a value."""
     held = get_array(zarr.open_group(path, mode="r", use_consolidated=False), f"level_{level}/precipitation")
     far = []
     for new, old in zip(finest, np.asarray(held.oindex[as_run(days)]), strict=True):

@@ -15,7 +15,7 @@ from xdeepsd.stores.whole import partial_of, write_whole
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-KEEP = 2  # the newest, and the one before it in case the newest was damaged afterwards
+KEEP = 2  # the newest, and the one before it in case the newest is damaged later
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
@@ -38,7 +38,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def write_table(path: Path, content: bytes) -> None:
-    """Write what stands beside the checkpoints, whole or not at all; OSError as of `write_checkpoint`."""
+    """Write a file beside the checkpoints, whole or not at all; OSError as for `write_checkpoint`."""
     _write_file(path, content, path.name, _kept(path.parent))
 
 
@@ -55,7 +55,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        if _NAME.fullmatch(partial_of(file.name) or ""):  # of a process killed as it wrote
+        if _NAME.fullmatch(partial_of(file.name) or ""):  # left by a process that was killed while writing
             file.unlink(missing_ok=True)
     path = folder / f"step-{step:09d}.pt"
     content = io.BytesIO()

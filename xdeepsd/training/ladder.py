@@ -76,7 +76,7 @@ class Ladder:
         """Static fields of ``config`` and the mask on the finest grid, in memory."""
         return self.static[static_key(config)]
 
-    def pair(self, k: int, config: TrainConfig) -> tuple[xr.Dataset, xr.Dataset]:
+    def stage_levels(self, k: int, config: TrainConfig) -> tuple[xr.Dataset, xr.Dataset]:
         """Input and output level of stage ``k``, their static fields from the finest ones by block means.
 
         That is how inference takes them. Precipitation stays lazy.

@@ -25,7 +25,7 @@ from xdeepsd.training.watch import Watch, write_metrics
 
 logger = logging.getLogger(__name__)
 
-# On a GPU the loss is fetched this often: each time the GPU has to be waited for.
+# Steps between two looks at the loss on a GPU: each look has to wait for it.
 _LOOK_EVERY = 25
 # What a checkpoint keeps of the state as it is
 _PLAIN = ("step", "losses", "history", "without_better", "finished", "best")
@@ -48,7 +48,7 @@ class State:
         self.keep(score=math.inf, rmse=math.nan)
 
     def keep(self, score: float, rmse: float) -> None:
-        """Take the weights as they are for the best so far."""
+        """Keep the present weights as the best so far."""
         net = {name: tensor.detach().cpu().clone() for name, tensor in self.net.state_dict().items()}
         self.best = {"step": self.step, "score": score, "rmse": rmse, "net": net}
         self.without_better = 0
@@ -76,7 +76,7 @@ class Run:
 
 
 def learn(run: Run, state: State, watch: Watch) -> None:
-    """Steps, validations and checkpoints until the last step, or until patience is at its end."""
+    """Steps, validations and checkpoints until the last step, or until patience runs out."""
     config, device = run.config, next(state.net.parameters()).device
     look_every = 1 if device.type == "cpu" else _LOOK_EVERY
     unseen: list[Tensor] = []
@@ -133,7 +133,7 @@ def _update(
 
 
 def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None:
-    """Take the errors into ``row`` and the history, keep the weights if they are the best so far, or stop.
+    """Add the errors to ``row`` and it to the history; keep the weights if they are the best so far; or stop.
 
     The score is the RMSE, or for DenseLoss that loss: the weights it asks for are not those of the least RMSE.
     """
@@ -151,7 +151,9 @@ def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None
     maps = validation.maps(run.stage) if validation is not None and watch.wants_maps else None
     watch.validated(row, state.net, maps)
     if config.patience is not None and state.without_better >= config.patience:
-        logger.info("Stage %d: no better validation in %d, stop at step %d.", run.index, config.patience, state.step)
+        logger.info(
+            "Stage %d: no better validation in %d, stopping at step %d.", run.index, config.patience, state.step
+        )
         state.finished = True
 
 

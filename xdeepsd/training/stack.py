@@ -48,8 +48,8 @@ def train_stack(
     config
         One `TrainConfig` for all stages, or one for each. None: `TrainConfig()`.
     client
-        A `distributed.Client`: all stages train at once on its workers. The levels and ``checkpoint_dir`` must be
-        within their reach.
+        A `distributed.Client`: all stages train at once on its workers, which must be able to read the levels and to
+        write to ``checkpoint_dir``.
     checkpoint_dir
         Folder for the stages' checkpoints, ``stage_0`` and so on.
     resume
@@ -87,8 +87,8 @@ def train_stacks(
 
     With a ``client`` all stages of all stacks are futures at once. A stage asks for the resource ``GPU`` where workers
     have one (``dask worker --resources GPU=1``). A stage whose worker is lost starts again on another one, from its
-    checkpoint where there is one. What the caller computes on the client meanwhile may wait for all of the stages: do
-    it in ``then``.
+    checkpoint where there is one. What the caller computes on the client meanwhile may have to wait for all stages: do
+    that in ``then``.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def train_stacks(
     for plan in plans:
         _check_one_climatology(levels, plan)
     ladder = Ladder.of(levels, [stage.config for stage in jobs])
-    # Runs that differ in alpha or seed only share one fit of the density: one reading of the data, not one for each.
+    # Runs that differ only in alpha or seed share one fit of the density, so that the data are read once for all.
     alike = Counter(_about_density(stage) for stage in jobs)
     shared = {about for about, number in alike.items() if about is not None and number > 1}
     if client is None:
@@ -137,7 +137,7 @@ def _check_one_climatology(levels: Sequence[xr.Dataset], plan: Sequence[TrainCon
     if len(days) > 1 and CLIMATOLOGY not in levels[-1]:
         raise ValueError(
             f"The stages have {len(days)} sets of training days, and the levels no climatology: the model would hold "
-            "the mean of one set, for stages that learned with another. Needed: the same train, validation and test "
+            "the mean of one set, for stages trained with another. Needed: the same train, validation and test "
             "for all stages, or levels with a climatology. Type build_levels(..., climatology=slice('YEAR', 'YEAR')) "
             "(xdeepsd prepare --climatology-years YEAR YEAR)."
         )
@@ -184,8 +184,8 @@ def _on_cluster(
 
     run = uuid.uuid4().hex
 
-    # One name for all tasks of a kind: the scheduler then keeps what no worker is free for, and new workers get their
-    # share. Tasks of different names are all handed out at once.
+    # One name for all tasks of a kind: the scheduler then holds back those that no worker is free for, and new workers
+    # get their share. Tasks of different names are all handed out at once.
     def submit(
         name: str, number: tuple[int, ...], function: Callable[..., Any], *arguments: Any, **options: Any
     ) -> Any:
@@ -204,14 +204,14 @@ def _on_cluster(
             about = _about_density(stage)
             if about in shared and about not in densities:
                 densities[about] = submit("fit-density", (len(densities),), _fit_job, there, stage)
-            # Below what finishes a stack, which shall not wait until all of them are trained.
+            # Of a lower priority than finishing a stack, which should not wait until all others are trained.
             training = submit(
                 "train-stage", (i, stage.k), _train_job, there, stage, density=densities.get(about),
                 resources=resources, priority=-1,
             )  # fmt: skip
             trained.append(training)
         running[submit("finish-stack", (i,), _finish_job, there, stages, then, *trained)] = i, trained
-    # Of a single stack, say which stages are done: it may take long, and what workers log is not seen here.
+    # Of a single stack, log which stages are done: it may take long, and what workers log is not seen here.
     single = {future: stage.k for future, stage in zip(trained, stages, strict=True)} if len(stacks) == 1 else {}
     try:
         for future in as_completed([*single, *running]):
@@ -232,16 +232,16 @@ def _give(ladder: Ladder) -> Ladder:
 
 
 def _fit_job(ladder: Ladder, stage: _Stage) -> DenseWeight:
-    """The density of one stage of a stack, for any alpha."""
-    pair, split = stage_pair(*ladder.pair(stage.k, stage.config), stage.config)
+    """The density for one stage of a stack, at any alpha."""
+    pair, split = stage_pair(*ladder.stage_levels(stage.k, stage.config), stage.config)
     return fit_density(dataclasses.replace(stage.config, alpha=0.0), pair, split.train)
 
 
 def _train_job(
     ladder: Ladder, stage: _Stage, progress: bool = False, density: DenseWeight | None = None
 ) -> TrainedStage:
-    """One stage of a stack; always from its checkpoint where there is one: a lost worker's job starts again so."""
-    pair, split = stage_pair(*ladder.pair(stage.k, stage.config), stage.config)
+    """One stage of a stack. It resumes from its checkpoint if there is one, as after the loss of a worker."""
+    pair, split = stage_pair(*ladder.stage_levels(stage.k, stage.config), stage.config)
     return train_pair(
         pair, split, stage.config, stage.k, stage.folder, resume=stage.folder is not None, progress=progress,
         density=density,

@@ -1,4 +1,4 @@
-"""Train one stage on a pair of levels: what it begins with, what it goes on from, and what it says at the end."""
+"""Train one stage on a pair of levels: what it starts from, anew or from a checkpoint, and its summary."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainedStage(NamedTuple):
-    """A stage, one row per validation, and what is worth knowing of the training."""
+    """A stage, a row for each validation, and a summary of the training."""
 
     stage: Stage
     history: pd.DataFrame
@@ -46,7 +46,7 @@ class TrainedStage(NamedTuple):
 def initialize(net: SRCNN, seed: Sequence[int]) -> None:
     """Uniform weights and biases within ``1 / sqrt(fan in)``: torch's own choice, but from a generator of ours.
 
-    torch's global generator would mix up stages that train in threads of one process.
+    Stages that train in threads of one process would share torch's global generator.
     """
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     fan_in = 1
@@ -152,7 +152,7 @@ def train_pair(
         stage, state = _begin(pair.config, normalizers, config, index, device)
         if saved is not None:
             state.restore(saved)
-            logger.info("Stage %d goes on after step %d of %d.", index, state.step, config.steps)
+            logger.info("Stage %d resumes after step %d of %d.", index, state.step, config.steps)
         density = _density(config, pair, split, saved, density)
         if density is not None:
             logger.info("Stage %d, weights of DenseLoss: %s", index, density.summary())
@@ -217,7 +217,7 @@ def _best(stage: Stage, state: State) -> Stage:
 
 
 def _device(config: TrainConfig) -> torch.device:
-    """That of the configuration; a GPU where none is named and there is one."""
+    """The device of the configuration; where it names none, a GPU if there is one."""
     try:
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -228,7 +228,7 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None:
-    """Raise where a run would write over another one's checkpoints, or wants a folder and has none."""
+    """Raise where a run would overwrite the checkpoints of another, or needs a folder and has none."""
     if folder is not None and not resume and checkpoints(folder):
         raise FileExistsError(
             f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
@@ -251,7 +251,7 @@ def stage_pair(coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig) -> tup
 
 
 def _identity(pair: Pair, split: Split) -> dict[str, Any]:
-    """What the data of a run are, to tell another run's checkpoint apart."""
+    """A description of the data, to recognise the checkpoint of another run."""
     digest = hashlib.sha256()
     for part in (pair.mask, pair.static, *split, pair.fine["time"].values.astype(str)):
         digest.update(np.ascontiguousarray(part).tobytes())
@@ -274,7 +274,7 @@ def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[st
 
 
 def _check_data(saved: Mapping[str, Any], pair: Pair, split: Split) -> None:
-    """Give the pair the checksums of a checkpoint, and raise ValueError at once where its first day is another one."""
+    """Take over the checksums of a checkpoint; ValueError now, not an epoch later, where the first day has changed."""
     if "digests" in saved:  # not in those of an older xdeepsd
         pair.digests[:] = saved["digests"]
     pair.observed(split.train[:1])
@@ -283,7 +283,7 @@ def _check_data(saved: Mapping[str, Any], pair: Pair, split: Split) -> None:
 def _summary(
     index: int, config: TrainConfig, pair: Pair, split: Split, state: State, validation: Validation | None
 ) -> dict[str, Any]:
-    """Say in the log, and return, how the stage compares with interpolation."""
+    """Log and return how the stage compares with interpolation."""
     days = pair.fine["time"].values
     summary: dict[str, Any] = {
         "stage": index,
@@ -296,7 +296,7 @@ def _summary(
         "best_step": state.best["step"],
     }
     if validation is None:
-        logger.warning("Stage %d: no validation days, so nothing is known of its error.", index)
+        logger.warning("Stage %d: no validation days, so its error is not known.", index)
         return summary
     rmse, interpolation = state.best["rmse"], validation.rmse_interpolation
     summary |= {"rmse": rmse, "rmse_interpolation": interpolation, "beats_interpolation": rmse < interpolation}
