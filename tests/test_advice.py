@@ -1236,10 +1236,10 @@ CASES["plot"] = [
 
 CASES["sweep"] = [
     case("The configuration names no", sweep.run_sweep, lambda tmp: to_sweep(tmp, config=QUICK),
-         meaning("Give both, such as validation = [2004, 2005] and test = [2006] under [training]",
+         meaning("Give both, such as validation=[2004, 2005] and test=[2006]",
                  "config = to_sweep(folder)['config']"), machine=without_figures),
     case("holds the runs of another configuration", sweep.run_sweep, swept,
-         meaning("Give another folder ([paths] sweep)", "folder = folder.with_name('b')"),
+         meaning("Give another folder", "folder = folder.with_name('b')"),
          machine=without_figures),
 ]  # fmt: skip
 

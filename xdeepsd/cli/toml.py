@@ -89,6 +89,8 @@ def load_config(path: str | Path) -> Config:
     """Read and check a TOML file (docs/howto/config.md has all keys).
 
     ``[training]`` takes the fields of `TrainConfig`; those left out are its defaults, or those of ``preset = "paper"``.
+    It is one flat table, as `TrainConfig` is: a table of ``[[stages]]`` repeats any of its fields, and messages and
+    Python name a field alike.
 
     Raises
     ------
@@ -126,7 +128,7 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
             raise ValueError(f"{path}: {name} is {content[name]!r}. Needed: a table, {wanted}.")
     paths = _checked(Paths, content.get("paths", {}), f"{path}, [paths]")
     folder = path.absolute().parent  # a worker may run elsewhere
-    absolute = paths.model_copy(update={name: folder / value for name, value in paths if value is not None})
+    absolute = paths.model_copy(update={name: folder / value for name, value in paths})
     data = _checked(Data, content.get("data", {}), f"{path}, [data]")
     if data.years is not None and data.years[0] > data.years[1]:
         raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")

@@ -35,7 +35,7 @@ from xdeepsd.levels.pairs import chunk_edges
 from xdeepsd.models.files import load_model, save_model
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.stores.whole import write_whole
-from xdeepsd.training.config import FREE, TrainConfig, differences
+from xdeepsd.training.config import FREE, TrainConfig, changed_fields
 from xdeepsd.training.ladder import Levels, check_levels
 from xdeepsd.training.stack import train_stacks
 
@@ -110,7 +110,7 @@ def run_sweep(
         if not len(getattr(split, name)):
             raise ValueError(
                 f"The configuration names no {name} days. Needed: alpha is chosen on validation days and reported on "
-                f"test days. Give both, such as validation = [2004, 2005] and test = [2006] under [training]."
+                "test days. Give both, such as validation=[2004, 2005] and test=[2006]."
             )
     # Before hours of training: without observations on these days there is no error to choose by.
     between = pd.concat(
@@ -180,7 +180,7 @@ def _test(
     for run in runs:
         path = _place(folder, *run) / "test.parquet"
         if not path.exists():
-            _write(_evaluate(levels, days, {"model": load_model(path.parent / "model")}, bins), path)
+            _write(_evaluate(levels, days, load_model(path.parent / "model"), bins), path)
     if before:
         logger.warning(
             "The test days were looked at before, for another choice of alpha (%s): what they say of alpha %g is no "
@@ -213,23 +213,23 @@ def _gather(folder: Path, runs: Sequence[tuple[float, int]], part: str) -> pd.Da
 def _with_errors(
     levels: Sequence[xr.Dataset], model: StackedSRCNN, days: np.ndarray, bins: int, scheduler: str | None
 ) -> tuple[StackedSRCNN, pd.DataFrame]:
-    return model, _evaluate(levels, days, {"model": model}, bins, scheduler)
+    return model, _evaluate(levels, days, model, bins, scheduler)
 
 
 def _evaluate(
     levels: Sequence[xr.Dataset],
     days: np.ndarray,
-    models: dict[str, StackedSRCNN],
+    model: StackedSRCNN | None,
     bins: int,
     scheduler: str | None = None,
 ) -> pd.DataFrame:
-    """Rows of `bin_errors` of the models on some days, or of interpolation where there is none."""
+    """Rows of `bin_errors` of a model on some days; of interpolation for None."""
     coarse, truth, between = _fields(levels, days)
-    fields = {
-        name: downscale(coarse, model)["precipitation"].assign_coords(truth.coords) for name, model in models.items()
-    }
+    fields = {BASELINE: between}
+    if model is not None:
+        fields = {"model": downscale(coarse, model)["precipitation"].assign_coords(truth.coords)}
     edges = bin_edges(truth, bins, scheduler=scheduler)
-    return bin_errors(fields or {BASELINE: between}, truth, edges=list(edges), scheduler=scheduler)
+    return bin_errors(fields, truth, edges=list(edges), scheduler=scheduler)
 
 
 def _fields(levels: Sequence[xr.Dataset], days: np.ndarray) -> tuple[xr.Dataset, xr.DataArray, xr.DataArray]:
@@ -249,11 +249,11 @@ def _interpolation(levels: Sequence[xr.Dataset], days: np.ndarray, part: str, bi
     if not there.any():
         raise ValueError(
             f"None of the {len(days)} {part} days has an observed cell inside the mask: {empty}. Needed: days with "
-            f"observations, or nothing is known of the error. Give other {part} days under [training]."
+            f"observations, or nothing is known of the error. Give other {part} days."
         )
     if empty:
         logger.warning("Some %s days have no observed cell inside the mask and do not count: %s.", part, empty)
-    return _evaluate(levels, days, {}, bins)
+    return _evaluate(levels, days, None, bins)
 
 
 def _digest(da: xr.DataArray) -> int:
@@ -280,17 +280,17 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
         write_whole(path, text.encode())
         return
     now, then = json.loads(text), json.loads(path.read_text())
-    different = differences(then, now, free=("precipitation", "stages"))
+    different = changed_fields(then, now, free=("precipitation", "stages"))
     if now["precipitation"] != then.get("precipitation", now["precipitation"]):
         different.append("the precipitation of the same days has changed")
     for i, (old, new) in enumerate(zip(then["stages"], now["stages"], strict=False)):
-        different += differences(old, new, of=f" of stage {i}")
+        different += changed_fields(old, new, of=f" of stage {i}")
     if len(then["stages"]) != len(now["stages"]):
         different.append(f"there were {len(then['stages'])} stages, there are {len(now['stages'])}")
     if different:
         raise ValueError(
             f"{folder} holds the runs of another configuration: {'; '.join(different)}. Needed: the same, to go on. "
-            "Give another folder ([paths] sweep) to start anew."
+            "Give another folder to start anew."
         )
 
 

@@ -176,10 +176,12 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = (), of: str = "") -> list[str]:
+def changed_fields(
+    then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = (), of: str = ""
+) -> list[str]:
     """What differs between a description that was written and one of now, but for the ``free`` keys; a text each.
 
-    >>> differences({"batch": 8, "seed": 0}, {"batch": 4, "seed": 0}, of=" of stage 1")
+    >>> changed_fields({"batch": 8, "seed": 0}, {"batch": 4, "seed": 0}, of=" of stage 1")
     ['batch of stage 1 was 8, is 4']
     """
     return [

@@ -27,7 +27,7 @@ from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.training.checkpoints import checkpoints, read_checkpoint
-from xdeepsd.training.config import FREE, TrainConfig, differences
+from xdeepsd.training.config import FREE, TrainConfig, changed_fields
 from xdeepsd.training.loop import Run, State, learn
 from xdeepsd.training.validation import LossFunction, Validation
 from xdeepsd.training.watch import Watch
@@ -79,7 +79,6 @@ def train_stage(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = False,
-    density: DenseWeight | None = None,
 ) -> TrainedStage:
     """Train one stage on observed pairs of a coarse and a fine level.
 
@@ -100,8 +99,6 @@ def train_stage(
         as that of a run that was not interrupted (with the same number of torch threads).
     progress
         Show a progress bar.
-    density
-        For DenseLoss, what `fit_density` gave for these levels and training days, at any alpha. None: it is fitted.
 
     Returns
     -------
@@ -123,14 +120,17 @@ def train_stage(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     check_folder(folder, resume, config)
     coarse, fine = with_climatology(coarse, fine, config.static, config.split(fine["time"]))
-    return train_pair(*stage_pair(coarse, fine, config), config, index, folder, resume, progress, density)
+    return train_pair(*stage_pair(coarse, fine, config), config, index, folder, resume, progress)
 
 
 def train_pair(
     pair: Pair, split: Split, config: TrainConfig, index: int, folder: Path | None, resume: bool, progress: bool,
-    density: DenseWeight | None,
+    density: DenseWeight | None = None,
 ) -> TrainedStage:  # fmt: skip
-    """`train_stage` on what `stage_pair` gave."""
+    """`train_stage` on what `stage_pair` gave.
+
+    ``density`` is what `fit_density` gave for these data, at any alpha; None: it is fitted where the loss needs it.
+    """
     side = config.patch - 2 * pair.config.radius
     output = min(side, pair.shape[0]), min(side, pair.shape[1])
     origins = patch_origins(pair.mask, output, config.stride, config.min_land)
@@ -260,7 +260,7 @@ def _identity(pair: Pair, split: Split) -> dict[str, Any]:
 
 def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[str, Any], folder: Path | None) -> None:
     """Raise ValueError where a checkpoint was written by another configuration or from other data."""
-    different = differences(saved["config"], asdict(config), FREE)
+    different = changed_fields(saved["config"], asdict(config), FREE)
     if different:
         raise ValueError(
             f"The checkpoint in {folder} belongs to another configuration: {'; '.join(different)}. Type the same "
