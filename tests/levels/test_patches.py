@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from xdeepsd.grids.interpolate import upsample
 from xdeepsd.grids.missing import fill_nearest
-from xdeepsd.levels.pairs import MeanAndStd, Normalizers, fit_normalizers, make_pair, slabs
+from xdeepsd.levels.normalizers import MeanAndStd, Normalizers, fit_normalizers
+from xdeepsd.levels.pairs import make_pair, slabs
 from xdeepsd.levels.patches import PatchLoader, bytes_per_day, origins_along, patch_origins
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig

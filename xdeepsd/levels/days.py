@@ -30,6 +30,14 @@ def name_days(days: Any) -> str:
     return ", ".join(names) + (f" and {len(runs) - 10} more" if len(runs) > 10 else "")
 
 
+def name_span(da: xr.DataArray) -> str:
+    """The days along ``time`` as text: ``3 from 2014-02-03 to 2014-02-05``."""
+    if not da.sizes["time"]:
+        return "no day"
+    first, last = (str(da["time"].values[i])[:10] for i in (0, -1))
+    return f"{da.sizes['time']} from {first} to {last}"
+
+
 def each_once(da: xr.DataArray) -> np.ndarray:
     """Marks ``(time,)`` of the days to take, each once: False where a day is repeated with the same values.
 

@@ -1,4 +1,4 @@
-"""A pair of levels to learn from: its checks, its reading by slabs of days, and the normalisers of a stage.
+"""A pair of levels to learn from: its checks, and its reading by slabs of days.
 
 All of it stays lazy; `xdeepsd.levels.patches` cuts what training sees from it.
 """
@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 import dask.array
 import numpy as np
@@ -20,11 +17,8 @@ import torch
 import xarray as xr
 
 from xdeepsd.grids import align
-from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
-from xdeepsd.levels.days import name_days
-from xdeepsd.levels.splits import Split, within
-from xdeepsd.models.normalize import Normalizer
+from xdeepsd.levels.days import name_days, name_span
 from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.stage import interpolated_input
 from xdeepsd.models.static import CLIMATOLOGY, stage_channels
@@ -162,8 +156,8 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     _check_grids(low, high, config.factor)
     if not np.array_equal(low["time"].values, high["time"].values):
         raise ValueError(
-            f"Levels of different days: the coarse one has {_days(low)}, the fine one {_days(high)}. Needed: the same "
-            "days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
+            f"Levels of different days: the coarse one has {name_span(low)}, the fine one {name_span(high)}. Needed: "
+            "the same days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
         )
     check_fields(fine, config.static)
     # Not by the cluster's scheduler: this may run inside one of its tasks.
@@ -199,64 +193,6 @@ def check_fields(level: xr.Dataset, static: Sequence[str], which: str = "fine", 
 def factor_between(coarse: xr.Dataset, fine: xr.Dataset) -> int:
     """Fine cells per coarse cell along an axis."""
     return max(1, round(fine.sizes["lat"] / max(coarse.sizes["lat"], 1)))
-
-
-def with_climatology(
-    coarse: xr.Dataset, fine: xr.Dataset, static: Sequence[str], split: Split
-) -> tuple[xr.Dataset, xr.Dataset]:
-    """Both levels with a climatology if the network wants one: the given one, else the mean of the training days.
-
-    Its attribute ``origin`` says which. Raises ValueError where the given one is the mean of years (its attribute
-    ``years``, as `make_levels` and `build_levels` leave it) with validation or test days among them: their errors would
-    be too small. Where its years are not known, the log says so.
-    """
-    if CLIMATOLOGY not in static:
-        return coarse, fine
-    if CLIMATOLOGY not in fine:
-        origin = f"mean of the training days ({_days(fine['time'][split.train])})"
-        logger.info("No climatology given: taking the %s.", origin)
-        mean = fine["precipitation"].isel(time=split.train).mean("time").compute(scheduler="threads")
-        mean.attrs = {"units": fine["precipitation"].attrs.get("units", ""), "long_name": "mean of the training days"}
-        fine = fine.assign({CLIMATOLOGY: mean.astype(np.float32)})
-        coarse = coarse.drop_vars(CLIMATOLOGY, errors="ignore")
-    else:
-        origin = _check_climatology(fine, split)
-    fine = fine.assign({CLIMATOLOGY: fine[CLIMATOLOGY].assign_attrs(origin=origin)})
-    if CLIMATOLOGY not in coarse:
-        # By threads, never by the cluster in whose task this may run
-        field = np.asarray(fine[CLIMATOLOGY].transpose("lat", "lon").compute(scheduler="threads"))
-        coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), block_mean(field, factor_between(coarse, fine)))})
-    return coarse, fine
-
-
-def _check_climatology(fine: xr.Dataset, split: Split) -> str:
-    """What the years of a given climatology are; ValueError where validation or test days are among them."""
-    years = fine[CLIMATOLOGY].attrs.get("years")
-    if not isinstance(years, str) or "/" not in years:
-        logger.warning(
-            "The climatology was given as a map, and its years are not known. If validation or test days are among "
-            "them, the errors of these days are too small."
-        )
-        return "a given map, its years are not known"
-    index, days = fine["time"].to_index(), within(fine["time"], years)
-    parts = {name: np.intersect1d(days, part) for name, part in split._asdict().items() if name != "train"}
-    found = [f"{len(part)} {name} days ({name_days(index[part])})" for name, part in parts.items() if len(part)]
-    if found:
-        raise ValueError(
-            f"The climatology in the levels is the mean of {years}, with {' and '.join(found)}. Needed: one without "
-            "them, or their errors would be too small. Type [level.drop_vars('climatology') for level in levels], and "
-            "training takes the mean of its days; or build levels at another path with the climatology of the training "
-            "years (xdeepsd prepare --climatology-years FIRST LAST --out NAME), or with none; or give other days for "
-            "validation and test."
-        )
-    return f"mean of {years}"
-
-
-def _days(da: xr.DataArray) -> str:
-    if not da.sizes["time"]:
-        return "no day"
-    first, last = (str(da["time"].values[i])[:10] for i in (0, -1))
-    return f"{da.sizes['time']} from {first} to {last}"
 
 
 def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
@@ -305,95 +241,3 @@ def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
         edges = [*range(0, edges[-1], limit), edges[-1]]
     parts = np.split(days, np.searchsorted(days, edges[1:-1]))
     return [part for part in parts if len(part)]
-
-
-class MeanAndStd(NamedTuple):
-    """Count, mean and sum of squared deviations, to be merged exactly (Chan et al. 1979)."""
-
-    size: int = 0
-    mean: float = 0.0
-    deviations: float = 0.0
-
-    def merge(self, values: np.ndarray) -> MeanAndStd:
-        """With more ``values`` (no NaN) taken in, float64."""
-        if not values.size:
-            return self
-        values = values.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinite values are found by whoever looks at the result
-            mean = float(values.mean())
-            deviations = float(np.square(values - mean).sum())
-        size = self.size + values.size
-        apart = mean - self.mean
-        return MeanAndStd(
-            size,
-            self.mean + apart * values.size / size,
-            self.deviations + deviations + apart**2 * self.size * values.size / size,
-        )
-
-    def normalizer(self) -> Normalizer:
-        """Mean and standard deviation; 1 where all values are the same."""
-        std = float(np.sqrt(self.deviations / max(self.size, 1)))
-        return Normalizer(self.mean, std if std > 0 else 1.0)
-
-
-@dataclass(frozen=True)
-class Normalizers:
-    """Those of a stage, as `xdeepsd.Stage` takes them."""
-
-    precipitation: Normalizer
-    static: Mapping[str, Normalizer]
-    target: Normalizer
-
-
-def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> Normalizers:
-    """Exact means and standard deviations over the cells that count in the loss, a slab of days at a time.
-
-    Raises ValueError where the days hold no observed cell, or an infinite value. Days without one are named in the log.
-    """
-    radius, residual = pair.config.radius, pair.config.residual
-
-    def read(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        interpolated, target = pair.read(slab)
-        inner = interpolated[:, radius:-radius, radius:-radius] if radius else interpolated
-        valid = ~np.isnan(target)
-        wanted = transform(torch.from_numpy(target[valid]), pair.transform).numpy()
-        return inner[valid], wanted - inner[valid] if residual else wanted, slab[~valid.any(axis=(1, 2))]
-
-    moments = [MeanAndStd(), MeanAndStd()]
-    empty: list[np.ndarray] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for *values, without in _in_order(pool, read, days, ahead=workers):
-            moments = [m.merge(v) for m, v in zip(moments, values, strict=True)]
-            empty.append(without)
-    if not moments[0].size:
-        raise ValueError(
-            f"The {sum(map(len, days))} training days have no observed cell inside the mask. Look at "
-            "level['precipitation'].notnull() and level['mask'] (True is land)."
-        )
-    if not np.isfinite([m.deviations for m in moments]).all():
-        raise ValueError(
-            "The precipitation of the training days holds infinite values. Type "
-            "ds['precipitation'].where(np.isfinite(ds['precipitation']))."
-        )
-    without = np.concatenate(empty)
-    if without.size:
-        logger.warning(
-            "%d of %d training days have no observed cell inside the mask, nothing is learned from them: %s.",
-            without.size, sum(map(len, days)), pair.name(without),
-        )  # fmt: skip
-    static = {
-        name: MeanAndStd().merge(channel[pair.mask]).normalizer()
-        for name, channel in zip(pair.config.static, pair.static, strict=True)
-    }
-    return Normalizers(moments[0].normalizer(), static, moments[1].normalizer())
-
-
-def _in_order(pool: ThreadPoolExecutor, function, items, ahead: int) -> Iterator:  # type: ignore[no-untyped-def]
-    """``map`` of a pool that runs at most ``ahead`` items ahead of its consumer, so that memory is bounded."""
-    pending: deque[Future] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()

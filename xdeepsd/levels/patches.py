@@ -18,7 +18,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from xdeepsd.levels.pairs import Normalizers, Pair
+from xdeepsd.levels.normalizers import Normalizers
+from xdeepsd.levels.pairs import Pair
 from xdeepsd.models.transform import transform
 
 logger = logging.getLogger(__name__)

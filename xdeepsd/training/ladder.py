@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.grids.blocks import block_mean
+from xdeepsd.levels.climatology import with_climatology
 from xdeepsd.levels.disk import open_levels
-from xdeepsd.levels.pairs import check_fields, factor_between, with_climatology
+from xdeepsd.levels.pairs import check_fields, factor_between
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.training.config import TrainConfig
 

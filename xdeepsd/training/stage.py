@@ -17,7 +17,9 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from xdeepsd.levels.pairs import Normalizers, Pair, factor_between, fit_normalizers, make_pair, slabs, with_climatology
+from xdeepsd.levels.climatology import with_climatology
+from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
+from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.splits import Split
 from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
