@@ -32,7 +32,7 @@ from xdeepsd.levels.store import (
     held_releases,
     how_far,
     open_done,
-    open_times,
+    open_maps,
     write_days,
 )
 from xdeepsd.models.static import CLIMATOLOGY
@@ -149,7 +149,7 @@ def _finish_climatology(path: PathLike, root: zarr.Group, factors: list[int]) ->
         return
     mean = days.mean("time", skipna=True, dtype=np.float64).compute()
     for k in range(len(factors) + 1):
-        coarse = open_times(path, k)["mask"]
+        coarse = open_maps(path, k)["mask"]
         get_array(root, f"level_{k}/{CLIMATOLOGY}")[:] = level_mean(mean, int(np.prod(factors[k:])), coarse).values
     root.attrs["climatology_days"] = size
     consolidate(path)
@@ -280,7 +280,7 @@ def _missing(time: xr.DataArray, finest: xr.DataArray, empty: Any, allow_missing
 
 def _longer(path: PathLike, time: xr.DataArray) -> xr.DataArray:
     """The days of the store and those of ``time`` that are later; ValueError where one of ``time`` is in between."""
-    held = open_times(path, 0)["time"].load()
+    held = open_maps(path, 0)["time"].load()
     days, held_days = calendar_days(time), calendar_days(held)
     between = days[(days <= held_days[-1]) & ~days.isin(held_days)]
     if len(between):

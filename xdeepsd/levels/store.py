@@ -135,7 +135,7 @@ def consolidate(path: PathLike) -> None:
 def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
     """Make room for the days of ``time`` at the end of each level. Called again after an interruption, it finishes."""
     for k in range(levels):
-        with open_times(path, k) as held:
+        with open_maps(path, k) as held:
             more, attrs = time.isel(time=slice(held.sizes["time"], None)), held.attrs
         if more.size:
             later = xr.Dataset(coords={"time": more}, attrs=attrs)  # xarray writes the attributes anew
@@ -147,8 +147,8 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
     consolidate(path)
 
 
-def open_times(path: PathLike, level: int) -> xr.Dataset:
-    """All of a level but its precipitation, days that are not done included."""
+def open_maps(path: PathLike, level: int) -> xr.Dataset:
+    """A level without its precipitation: static fields, mask and days, those that are not done included."""
     return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks=None, drop_variables="precipitation")
 
 
@@ -176,7 +176,7 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
                 f"{path} was built with the {name} {root.attrs.get(key)!r}; now {described[key]!r} arrived. {new}"
             )
     finest = wanted[-1]
-    with _open_group(path, len(wanted) - 1) as held:
+    with open_maps(path, len(wanted) - 1) as held:
         for dim in ("lat", "lon"):
             values, old = finest[dim].values, held[dim].values
             if not align.same(values, old, dim):
@@ -189,10 +189,6 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
                 raise ValueError(f"{path} holds no {name} among {sorted(map(str, held.data_vars))}. {new}")
             if not np.allclose(finest[name].values, held[name].values, rtol=0, atol=1e-3, equal_nan=True):
                 raise ValueError(f"{path} holds another field of {name}. {new}")
-
-
-def _open_group(path: PathLike, level: int) -> xr.Dataset:
-    return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks={})
 
 
 def as_run(days: np.ndarray) -> slice | np.ndarray:

@@ -19,11 +19,13 @@ KEEP = 2  # the newest, and the one before it in case the newest is damaged late
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
-def _write_file(path: Path, content: bytes, name: str, kept: str) -> None:
-    """`write_whole`; OSError with the ``name`` of the file in words and what is ``kept``."""
+def write_beside(path: Path, content: bytes, name: str) -> None:
+    """`write_whole` of a file in a folder of checkpoints; OSError with its ``name`` in words and what is kept."""
     try:
         write_whole(path, content)
     except OSError as error:
+        last = checkpoints(path.parent)
+        kept = f"{last[-1]} is whole and stays" if last else "There is no checkpoint before it"
         raise OSError(
             error.errno,
             f"{name} could not be written ({error.strerror}). {kept}. Free some space ({len(content) / 2**20:.1f} MiB "
@@ -35,16 +37,6 @@ def _write_file(path: Path, content: bytes, name: str, kept: str) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first; none where the folder does not exist."""
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
-
-
-def write_table(path: Path, content: bytes) -> None:
-    """Write a file beside the checkpoints, whole or not at all; OSError as for `write_checkpoint`."""
-    _write_file(path, content, path.name, _kept(path.parent))
-
-
-def _kept(folder: Path) -> str:
-    last = checkpoints(folder)
-    return f"{last[-1]} is whole and stays" if last else "There is no checkpoint before it"
 
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -60,7 +52,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     path = folder / f"step-{step:09d}.pt"
     content = io.BytesIO()
     torch.save({"format": FORMAT, "step": step} | state, content)
-    _write_file(path, content.getvalue(), f"The checkpoint after {step} steps", _kept(folder))
+    write_beside(path, content.getvalue(), f"The checkpoint after {step} steps")
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path

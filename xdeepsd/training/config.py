@@ -51,10 +51,10 @@ class TrainConfig:
         many without a better one, None: go on to the last step. The stage that comes out is always the best one on
         the validation days.
     seed, buffer, workers, checkpoint_every, device, precision, threads, tensorboard
-        *Run*: everything random follows from the seed. MiB and threads of the loader, which change only the speed.
-        Steps between checkpoints. "cpu", "cuda", ..., None: a GPU if there is one. "float32" or "bfloat16" (mixed
-        precision). CPU threads of torch, None: as they are. Events for TensorBoard (scalars, maps, histograms of the
-        weights) in the checkpoint folder.
+        *Run*: everything random follows from the seed. MiB that the loader may hold, and its threads, which change only
+        the speed. Steps between checkpoints. "cpu", "cuda", ..., None: a GPU if there is one. "float32" or "bfloat16"
+        (mixed precision). CPU threads of torch, None: as they are. Events for TensorBoard (scalars, maps, histograms of
+        the weights) in the checkpoint folder.
 
     Raises
     ------
