@@ -37,7 +37,7 @@ import xdeepsd
 import xdeepsd.stores.write
 from xdeepsd.inference.fast import fused, kernels
 from xdeepsd.models.normalize import Normalizer
-from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
+from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample_tensor
 from xdeepsd.models.stage import Stage
 
 CORES = 2
@@ -149,7 +149,9 @@ class Case:
         for static in self.static:
             static = torch.from_numpy(static)
             margin = config.halo * config.factor - config.radius
-            fine = upsample(pad_edges(field[:, None], config.halo), config.factor)[..., margin:-margin, margin:-margin]
+            fine = upsample_tensor(pad_edges(field[:, None], config.halo), config.factor)[
+                ..., margin:-margin, margin:-margin
+            ]
             elevation = pad_edges(self.stage.static["elevation"].apply(static)[None], config.radius)
             both = torch.cat([self.stage.precipitation.apply(fine), elevation.expand(len(field), -1, -1, -1)], dim=1)
             inputs.append([both[day : day + 1].contiguous().numpy() for day in range(len(field))])

@@ -24,7 +24,8 @@ import xarray as xr
 from _report import figure, parser, report
 
 from xdeepsd.grids.blocks import block_mean
-from xdeepsd.levels.pairs import fit_normalizers, make_pair, slabs
+from xdeepsd.levels.normalizers import fit_normalizers
+from xdeepsd.levels.pairs import make_pair, slabs
 from xdeepsd.levels.patches import MIB, PatchLoader, patch_origins
 from xdeepsd.models.srcnn import SRCNN
 from xdeepsd.training.config import TrainConfig

@@ -45,11 +45,10 @@ from xdeepsd.evaluation.errors import bin_edges, compare
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.inference.fast import fused, kernels
 from xdeepsd.levels.pairs import make_pair
-from xdeepsd.losses.density import DenseWeight
+from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models import files
 from xdeepsd.stores import whole, write
 from xdeepsd.training import checkpoints
-from xdeepsd.training.stack import stage_levels
 
 PACKAGE = Path(xdeepsd.__file__).parent
 
@@ -70,8 +69,8 @@ NOT_YET = (
     "Needed: the centre of every cell. Type ds.isel(", "cells has no bounds, so the size", "do not share",
     "reach half round the earth", "Type xdeepsd.coarsen(ds,", "needed: a device that computes",
     "precision='bfloat16' and", "its mask is not used", "The fast forward cannot be had",
-    "cannot be computed on this worker", "Needed: the first and the last training year", "into what they are made from",
-    "The climatology in the levels is the mean of", "is another one than when this training began",
+    "cannot be computed on this worker", "Needed: the first and the last training year", "at {} would overwrite",
+    "The climatology in the levels is the mean of", "has changed since this training began",
     "which build_levels did not write", "nothing tells the period it was collected in", "has values down to",
     "grows only at its end", "which xdeepsd fetch did not write",
     "also holds what is not Zarr", "and the levels no climatology", "validation days that are looked at",
@@ -440,7 +439,7 @@ CASES["normalize"] = [
 ]  # fmt: skip
 
 CASES["splits"] = [
-    case("days are not in order, or a day is there twice", split, lambda tmp: {"ds": HIGH.isel(time=[1, 0, 2, 2])},
+    case("days are not in order, or a day occurs twice", split, lambda tmp: {"ds": HIGH.isel(time=[1, 0, 2, 2])},
          "ds = ds.sortby('time').drop_duplicates('time')"),
     case("No day is left for training", split, lambda tmp: {"ds": HIGH, "validation": 0.5, "test": 0.5},
          meaning("smaller validation=... and test=....", "validation=0.2; test=0.2")),
@@ -626,7 +625,7 @@ CASES["patches"] = [
          meaning("TrainConfig(min_land=0.25)", "config = replace(config, min_land=0.25)"),
          meaning("a smaller patch", "config = replace(config, patch=6, stride=2)"),
          meaning("where the level's mask (True is land) is right", "fine = HIGH")),
-    case("it wants nothing", xdeepsd.train_stage, lambda tmp: to_train(fine=ocean(0)),
+    case("no cell is True", xdeepsd.train_stage, lambda tmp: to_train(fine=ocean(0)),
          meaning("Look at the level's mask (True is land)", "fine = HIGH")),
 ]  # fmt: skip
 
@@ -1040,7 +1039,7 @@ CASES["levels"] = [
     case("Fetch them and run this again", build_levels,
          lambda tmp: to_build(tmp, FINE.where(FINE.time != FINE.time[2]), chunk_mb=1e-4),
          "allow_missing=True", meaning("Fetch them and run this again", "ds = FINE")),
-    case("is there and is no store of levels", build_levels, lambda tmp: to_build(tmp, path=begun(tmp)), another()),
+    case("exists and is not a store of levels", build_levels, lambda tmp: to_build(tmp, path=begun(tmp)), another()),
     case("No store of levels at", xdeepsd.open_levels, lambda tmp: {"path": tmp / "levels.zarr"},
          meaning("xdeepsd.build_levels(fine, static, factors, path)", "build_levels(FINE, height(FINE), path)"),
          meaning("xdeepsd prepare", "command(prepare(folder))")),
@@ -1092,7 +1091,7 @@ CASES["pairs"] = [
          lambda tmp: to_train(fine=HIGH.drop_vars("elevation")),
          meaning("Add level['elevation'] (lat, lon)", "fine['elevation'] = HIGH['elevation']"),
          meaning("leave it out: TrainConfig(static=())", "config = replace(config, static=())")),
-    case("The fine level has no 'mask'", xdeepsd.train_stage, lambda tmp: to_train(fine=HIGH.drop_vars("mask")),
+    case("level has no 'mask'", xdeepsd.train_stage, lambda tmp: to_train(fine=HIGH.drop_vars("mask")),
          meaning(NO_MASK, NO_MASK.replace("level", "fine"))),
     case("The coarse level has no 'climatology'", paired, lambda tmp: {"coarse": LOW, "fine": with_climatology()},
          meaning("Add the block means of the fine one",
@@ -1121,12 +1120,12 @@ CASES["stack_training"] = [
          lambda tmp: to_stack(LOW, HIGH.drop_vars("elevation")),
          meaning("Add level['elevation'] (lat, lon)", "levels[-1]['elevation'] = HIGH['elevation']"),
          meaning("leave it out: TrainConfig(static=())", "config = replace(config, static=())")),
-    case("The finest level has no 'mask'", xdeepsd.train_stack, lambda tmp: to_stack(LOW, HIGH.drop_vars("mask")),
+    case("level has no 'mask'", xdeepsd.train_stack, lambda tmp: to_stack(LOW, HIGH.drop_vars("mask")),
          meaning(NO_MASK, NO_MASK.replace("level", "levels[-1]"))),
-    case("Crop the finest grid to a multiple of the scale and make", stage_levels,
-         lambda tmp: {"levels": [LOW, narrow()], "k": 0, "static": narrow()[["elevation"]]},
+    case("Crop the finest grid to a multiple of the scale and make", xdeepsd.train_stack,
+         lambda tmp: to_stack(LOW, narrow()),
          meaning("Crop the finest grid to a multiple of the scale and make the levels from it",
-                 "levels = cropped(narrow()); static = levels[-1][['elevation']]")),
+                 "levels = cropped(narrow())")),
     case("The precipitation of the finest level has no units", xdeepsd.train_stack,
          lambda tmp: to_stack(LOW, unitless(HIGH)),
          meaning("level['precipitation'].attrs['units'] = 'mm day-1'",
@@ -1237,10 +1236,10 @@ CASES["plot"] = [
 
 CASES["sweep"] = [
     case("The configuration names no", sweep.run_sweep, lambda tmp: to_sweep(tmp, config=QUICK),
-         meaning("Give both, such as validation = [2004, 2005] and test = [2006] under [training]",
+         meaning("Give both, such as validation=[2004, 2005] and test=[2006]",
                  "config = to_sweep(folder)['config']"), machine=without_figures),
     case("holds the runs of another configuration", sweep.run_sweep, swept,
-         meaning("Give another folder ([paths] sweep)", "folder = folder.with_name('b')"),
+         meaning("Give another folder", "folder = folder.with_name('b')"),
          machine=without_figures),
 ]  # fmt: skip
 

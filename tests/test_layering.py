@@ -97,7 +97,7 @@ def test_imports_go_one_way():
 PLANTED = [
     ("grids/axes.py", "from xdeepsd.models import stack", "grids.axes imports models.stack"),
     ("grids/axes.py", "def f():\n    import xdeepsd.training.stage", "grids.axes imports training.stage"),
-    ("levels/disk.py", "from xdeepsd.losses.density import DenseWeight", "levels.disk imports losses.density"),
+    ("levels/disk.py", "from xdeepsd.losses.density import Histogram", "levels.disk imports losses.density"),
     ("models/stack.py", "def f():\n    import xdeepsd", "models.stack imports xdeepsd"),
     ("models/stack.py", "from xdeepsd import downscale", "models.stack imports xdeepsd"),
     ("models/stack.py", "from ..training import stage", "models.stack imports training.stage"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,11 @@ from typer.testing import CliRunner
 import xdeepsd
 from xdeepsd import TrainConfig
 from xdeepsd.cli import app
+from xdeepsd.cli.sweep import parse_alphas, report
 from xdeepsd.evaluation import sweep
 from xdeepsd.evaluation.errors import bin_errors
 from xdeepsd.evaluation.significance import significance
-from xdeepsd.evaluation.sweep import choose_alpha, parse_alphas, report, run_sweep, summarize
+from xdeepsd.evaluation.sweep import choose_alpha, run_sweep, summarize
 from xdeepsd.levels.climate import make_climate
 from xdeepsd.training import stack as stack_training
 from xdeepsd.training import stage as train
@@ -159,11 +161,11 @@ def test_another_configuration_is_refused(swept, levels, config):
 def test_other_precipitation_on_the_same_days_is_refused(swept, levels, config, tmp_path):
     _, folder = swept
     wet = [level.assign(precipitation=level["precipitation"] * 50) for level in levels]
-    with pytest.raises(ValueError, match=r"the precipitation of the same days was another one.*Give another folder"):
+    with pytest.raises(ValueError, match=r"the precipitation of the same days has changed.*Give another folder"):
         run_sweep(wet, config, [0.5], 1, folder)
     renewed = [level.assign(precipitation=level["precipitation"].copy(deep=True)) for level in levels]
     renewed[-1]["precipitation"][7] += 0.1  # a training day
-    with pytest.raises(ValueError, match="the precipitation of the same days was another one"):
+    with pytest.raises(ValueError, match="the precipitation of the same days has changed"):
         run_sweep(renewed, config, [0.5], 1, folder)
     copy = tmp_path / "sweep"  # of an xdeepsd that kept nothing of it
     shutil.copytree(folder, copy)
@@ -189,7 +191,7 @@ def test_days_without_an_observation(levels, config, tmp_path, part, caplog, mon
         run_sweep(
             [level.assign(mask=levels[i]["mask"]) for i, level in enumerate(few)], config, [0.5], 1, tmp_path / "few"
         )
-    assert f"Some {part} days have no observed cell inside the mask and count nothing: 2001-03-" in caplog.text
+    assert f"Some {part} days have no observed cell inside the mask and do not count: 2001-03-" in caplog.text
     dry = [level.assign(precipitation=level["precipitation"] * 0) for level in levels]
     with pytest.raises(ValueError, match=r"range from 0\.0 to 0\.0"):
         run_sweep(dry, config, [0.5], 1, tmp_path / "dry")
@@ -261,14 +263,14 @@ def test_the_summary_is_tested_by_scipy():
 def test_the_report_says_what_is_so(relative, words, capsys):
     table = made(relative)
     best = choose_alpha(table[(table["part"] == "validation") & (table["name"] == "model")])
-    report(table.assign(chosen=table["alpha"] == best), "out", "bins", Console(width=200))
+    report(table.assign(chosen=table["alpha"] == best), Path("out"), "bins", Console(width=200))
     assert words in capsys.readouterr().out
 
 
 def test_the_report_fits_a_narrow_terminal(capsys):
     table = made({0.0: (1, 1, 1), 3.8: (1.5, 0.85, 2.05)}, seeds=20)
     table.loc[table["rank"] != 1, "count"] *= 700_000  # cells of years of a continent
-    report(table.assign(chosen=table["alpha"] == 3.8), "out", "bins", Console(width=80))
+    report(table.assign(chosen=table["alpha"] == 3.8), Path("out"), "bins", Console(width=80))
     shown = capsys.readouterr().out
     assert "…" not in shown
     summary = summarize(table.assign(chosen=False)).set_index(["part", "alpha", "rank", "error"])

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xdeepsd
+from xdeepsd import SRCNNConfig
 from xdeepsd.grids import align
+from xdeepsd.levels.pairs import make_pair
 
 INSIDE, OUTSIDE = 0.98, 1.02  # of the tolerance
 
@@ -57,7 +59,7 @@ def case():
 
 @pytest.mark.parametrize("dim", ["lat", "lon"])
 @pytest.mark.parametrize(("share", "holds"), [(INSIDE, True), (OUTSIDE, False)])
-def test_where_they_are_asked(case, dim, share, holds):
+def test_where_they_are_asked(case, dim, share, holds, tmp_path):
     """The same just inside and just outside, through the functions that users call."""
     bare, coarse, static = case
     fine_step = 0.5
@@ -78,6 +80,14 @@ def test_where_they_are_asked(case, dim, share, holds):
     outcome(lambda: coarse.deepsd.downscale(bare, static, mask=moved(mask, off)), "does not lie on the target grid")
     fine = make_coarse(days=2, nlat=12, nlon=16, spacing=fine_step)
     outcome(lambda: xdeepsd.make_levels(fine, moved(static, off), (2,)), "elevation is on another grid")
+    for factor in (2, 3):
+        levels = xdeepsd.make_levels(fine, static, (factor,))
+        given = moved(levels[0], off), levels[1], SRCNNConfig(factor=factor)
+        outcome(lambda given=given: make_pair(*given), "do not lie on each other")
+    store = tmp_path / "levels.zarr"
+    xdeepsd.build_levels(fine, static, (2,), store)
+    again = share * align.SAME * fine_step
+    outcome(lambda: xdeepsd.build_levels(moved(fine, again), moved(static, again), (2,), store), "holds another grid")
     model = xdeepsd.StackedSRCNN(bare.stages, static=static)
     stretched = 1 + share * align.SAME_STEP
     wide = {d: (d, coarse[d][0].item() + (coarse[d] - coarse[d][0]).values * stretched) for d in ("lat", "lon")}

@@ -14,7 +14,7 @@ from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.interpolate import interpolate, upsample
 from xdeepsd.grids.missing import fill_nearest, nearest_observed
 from xdeepsd.models import srcnn
-from xdeepsd.models.static import climatology_ratio, fill, stage_channels
+from xdeepsd.models.static import climatology_channel, fill, stage_channels
 
 
 def brute_force(missing, reach):
@@ -60,7 +60,7 @@ def test_upsample(nlat, nlon, factor, seed):
     field = np.random.default_rng(seed).normal(size=(nlat, nlon))
     expected = oracle.interpolate(field, factor)
     np.testing.assert_allclose(upsample(field, factor), expected, rtol=1e-12, atol=1e-12)
-    tensor = srcnn.upsample(torch.from_numpy(field)[None], factor)
+    tensor = srcnn.upsample_tensor(torch.from_numpy(field)[None], factor)
     np.testing.assert_allclose(tensor.numpy()[0], expected, rtol=1e-12, atol=1e-12)
 
 
@@ -98,7 +98,7 @@ def test_static_fill_and_ratio():
         fill(np.full((2, 2), np.nan))
     coarse = np.array([[2.0, 0.0]])
     fine = np.array([[2.0, 100.0, 0.0, 0.0], [0.01, 1.5, 0.5, 1.0]])
-    ratio = climatology_ratio(fine, coarse, 2)
+    ratio = climatology_channel(fine, coarse, 2)
     expected = np.log([[1, 5, 0.2, 1], [0.2, 1, 1, 5]])  # between: 2, 1.5, 0.5, 0
     np.testing.assert_allclose(ratio, expected)
 
@@ -110,5 +110,7 @@ def test_stage_channels_are_in_order():
     channels = stage_channels(fine, coarse, ("climatology", "elevation"), 2)
     assert channels.dtype == np.float32
     np.testing.assert_allclose(channels[1], fine["elevation"], rtol=1e-6)
-    np.testing.assert_allclose(channels[0], climatology_ratio(fine["climatology"], coarse["climatology"], 2), rtol=1e-6)
+    np.testing.assert_allclose(
+        channels[0], climatology_channel(fine["climatology"], coarse["climatology"], 2), rtol=1e-6
+    )
     assert stage_channels(fine, coarse, (), 2).shape == (0, 4, 6)

@@ -457,7 +457,7 @@ def test_another_store_is_refused(tmp_path):
     assert_same_levels(open_levels(path), make_levels(da, elevation(da), climatology=slice("2000", "2000")))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(ValueError, match="is there and is no store of levels"):
+    with pytest.raises(ValueError, match="exists and is not a store of levels"):
         build_levels(da, path=tmp_path / "other")
     assert (tmp_path / "other" / "file").read_text() == "mine"
     with pytest.raises(ValueError, match=r"No store of levels at .*Type xdeepsd.build_levels"):
@@ -469,12 +469,12 @@ def test_days_twice_missing_or_unordered(tmp_path, caplog):
     path = tmp_path / "l.zarr"
     twice = xr.concat([da[:3], da[2:]], "time")
     assert build_levels(twice, path=tmp_path / "same.zarr")[0].sizes["time"] == 10
-    assert "1 days are there twice with the same data: 2000-01-03" in caplog.text
+    assert "1 days occur twice with the same data: 2000-01-03" in caplog.text
     different = xr.concat([da[:3], da[2:3] + 1, da[3:]], "time")
-    with pytest.raises(ValueError, match=r"2000-01-03 is there twice with different data .*differ by up to 1"):
+    with pytest.raises(ValueError, match=r"2000-01-03 occurs twice with different data .*differ by up to 1"):
         build_levels(different, path=path)
     hourly = da.assign_coords(time=days(10)[0] + np.arange(10) * np.timedelta64(6, "h"))
-    with pytest.raises(ValueError, match=r"2000-01-01 is there twice.*resample\(time='1D'\)"):
+    with pytest.raises(ValueError, match=r"2000-01-01 occurs twice.*resample\(time='1D'\)"):
         build_levels(hourly, path=path)
     with pytest.raises(ValueError, match=r"not in order: 2000-01-10 is followed by 2000-01-01.*sortby\('time'\)"):
         build_levels(da.isel(time=[9, *range(9)]), path=path)
@@ -591,8 +591,7 @@ def test_renewed_days_are_named_and_only_they_are_read(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "xdeepsd"):
         out = build_levels(released(counted, days=renewed), path=path, mask=np.isfinite(da[0]))
     assert (
-        "10 days were released anew and are written again: 2000-01-04..2000-01-06, 2000-01-09, 2000-01-13"
-        in caplog.text
+        "10 days have a newer release and are rewritten: 2000-01-04..2000-01-06, 2000-01-09, 2000-01-13" in caplog.text
     )
     assert_same_levels(out, make_levels(new))
     assert sorted(read) == sorted([0, *renewed, 19])  # the first and the last of the others, to be sure
@@ -696,11 +695,11 @@ def test_the_climatology_follows_renewed_days(tmp_path, caplog):
     later = changed(da, [10])
     caplog.clear()
     out = build_levels(released(later, days=[10]), path=path)  # no training day
-    assert "train models again" not in caplog.text
+    assert "retrain the models" not in caplog.text
     np.testing.assert_allclose(out[-1].climatology, da[:8].mean("time"), rtol=1e-5)
     new = changed(later, [4])
     out = build_levels(released(new, days=[4, 10]), path=path)
-    assert "It was another one before: train models again that were trained with that" in caplog.text
+    assert "It has changed: retrain the models that were trained with the old one" in caplog.text
     np.testing.assert_allclose(out[-1].climatology, new[:8].mean("time"), rtol=1e-5)
     assert out[0].climatology.attrs["years"] == out[-1].climatology.attrs["years"] == "2000-01-01/2000-01-08"
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from xdeepsd.grids.interpolate import upsample
 from xdeepsd.grids.missing import fill_nearest
-from xdeepsd.levels.pairs import Moments, Normalizers, fit_normalizers, make_pair, slabs
+from xdeepsd.levels.normalizers import MeanAndStd, Normalizers, fit_normalizers
+from xdeepsd.levels.pairs import make_pair, slabs
 from xdeepsd.levels.patches import PatchLoader, bytes_per_day, origins_along, patch_origins
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
@@ -274,7 +275,7 @@ def test_a_chunk_larger_than_the_buffer_is_named(caplog):
 
 @given(st.lists(st.lists(st.floats(-1e4, 1e4), max_size=20), min_size=1, max_size=8))
 def test_moments_merge_exactly(parts):
-    moments = Moments()
+    moments = MeanAndStd()
     for part in parts:
         moments = moments.merge(np.array(part))
     values = np.concatenate([np.array(part, float) for part in parts])

@@ -8,7 +8,7 @@ import resource
 import pytest
 import torch
 
-from xdeepsd.training.checkpoints import checkpoints, read_checkpoint, write_checkpoint, write_table
+from xdeepsd.training.checkpoints import checkpoints, read_checkpoint, write_beside, write_checkpoint
 
 
 def state(value):
@@ -64,7 +64,7 @@ def test_left_overs_of_a_killed_writer_are_removed(tmp_path):
         (tmp_path / f".{name}.{'0' * 32}.partial").write_bytes(b"half")
     (tmp_path / ".step-000000001.pt.notes").write_text("the user's")
     write_checkpoint(tmp_path, 2, state(2))
-    write_table(tmp_path / "metrics.parquet", b"whole")
+    write_beside(tmp_path / "metrics.parquet", b"whole", "The table")
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == [".step-000000001.pt.notes", "metrics.parquet", "step-000000002.pt"]
 

@@ -26,10 +26,11 @@ from xdeepsd import TrainConfig, downscale, load_model, save_model, train_stack,
 from xdeepsd.grids.interpolate import upsample
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.levels.disk import build_levels, make_levels, open_levels
-from xdeepsd.training import stage as train
+from xdeepsd.training import loop
 from xdeepsd.training.checkpoints import checkpoints, read_checkpoint
 from xdeepsd.training.config import learning_rate
-from xdeepsd.training.stack import static_fields, train_stacks
+from xdeepsd.training.ladder import Ladder
+from xdeepsd.training.stack import train_stacks
 
 TIMES = ["seconds", "waiting_share", "patches_per_second"]
 
@@ -400,7 +401,7 @@ def test_a_disk_that_fills_up(tmp_path):
         straight = train_stage(coarse, fine, config)
         folder = tmp_path / "run"
         written = []
-        original = train.write_checkpoint
+        original = loop.write_checkpoint
 
         def fill(*arguments):
             written.append(original(*arguments))
@@ -409,7 +410,7 @@ def test_a_disk_that_fills_up(tmp_path):
                     file.write(bytes(256))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "write_checkpoint", fill)
+            patch.setattr(loop, "write_checkpoint", fill)
             with pytest.raises(OSError, match=r"could not be written \(No space left.*000000005.pt is whole and stays"):
                 train_stage(coarse, fine, config, checkpoint_dir=folder)
         assert checkpoints(folder) == written[:1]
@@ -568,7 +569,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 def test_nan_weights_of_a_finite_loss_are_no_checkpoint(tmp_path, monkeypatch):
     coarse, fine = pair_of_levels(days=12)
-    update = train._update
+    update = loop._update
 
     def overflow(state, *arguments):
         loss = update(state, *arguments)
@@ -577,7 +578,7 @@ def test_nan_weights_of_a_finite_loss_are_no_checkpoint(tmp_path, monkeypatch):
                 state.net.layers[1].weight[0, 0] = torch.nan
         return loss
 
-    monkeypatch.setattr(train, "_update", overflow)
+    monkeypatch.setattr(loop, "_update", overflow)
     with pytest.raises(
         FloatingPointError, match=r"weights of stage 0 are not finite any more at step 10 .*step-000000005"
     ):
@@ -620,7 +621,7 @@ def test_levels_that_do_not_fit(store):
 
 def test_climatology_is_of_the_training_days_only(store):
     config = small(static=("climatology",), validation=("2001-01-01/2001-01-10",))
-    mean = static_fields(store, config)["climatology"]
+    mean = Ladder.of(open_levels(store), [config]).fields(config)["climatology"]
     fine = xr.open_zarr(store, group="level_2")["precipitation"]
     np.testing.assert_allclose(mean, fine.isel(time=slice(10, None)).mean("time"), rtol=1e-5)
 
@@ -630,7 +631,7 @@ def test_climatology_is_of_the_training_days_only(store):
 
 def interrupted(coarse, fine, config, folder, monkeypatch, at=15):
     """A training that is killed at a step."""
-    update = train._update
+    update = loop._update
 
     def stop(state, *arguments):
         if state.step == at:
@@ -638,7 +639,7 @@ def interrupted(coarse, fine, config, folder, monkeypatch, at=15):
         return update(state, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_update", stop)
+        patch.setattr(loop, "_update", stop)
         with pytest.raises(KeyboardInterrupt):
             train_stage(coarse, fine, config, checkpoint_dir=folder)
 
@@ -661,7 +662,7 @@ def test_resume_with_other_precipitation_on_the_same_days(tmp_path, monkeypatch,
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     for levels in ([other(coarse, slice(None)), other(fine, slice(None))], [coarse, other(fine, slice(None), 1.001)],
                    [other(coarse, slice(None)), fine]):  # fmt: skip
-        with pytest.raises(ValueError, match=r"precipitation of 1 days is another one .*: 2001-01-01\. .*new folder"):
+        with pytest.raises(ValueError, match=r"precipitation of 1 days has changed .*: 2001-01-01\. .*new folder"):
             train_stage(*levels, config, checkpoint_dir=tmp_path, resume=True)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -673,7 +674,7 @@ def test_resume_with_a_single_renewed_day(tmp_path, monkeypatch, day):
     config = small(validation=("2001-01-13/2001-01-15",), steps=80, buffer=0.03, checkpoint_every=5)
     straight = train_stage(coarse, fine, config)
     interrupted(coarse, fine, config, tmp_path, monkeypatch)
-    with pytest.raises(ValueError, match=rf"precipitation of 1 days is another one .*: 2001-01-{day + 1:02d}\."):
+    with pytest.raises(ValueError, match=rf"precipitation of 1 days has changed .*: 2001-01-{day + 1:02d}\."):
         train_stage(coarse, other(fine, [day], 1.001), config, checkpoint_dir=tmp_path, resume=True)
     resumed = train_stage(coarse, fine, config, checkpoint_dir=tmp_path, resume=True)
     assert torch.equal(weights(resumed.stage), weights(straight.stage))
@@ -690,15 +691,15 @@ def test_data_that_change_while_they_are_trained_on(tmp_path, monkeypatch):
 
     lazy = dask.array.map_blocks(read, chunks=((3,) * 5, *((n,) for n in values.shape[1:])), dtype=np.float32)
     changing = fine.assign(precipitation=fine["precipitation"].copy(data=lazy))
-    update = train._update
+    update = loop._update
 
     def renew(state, *arguments):
         if state.step == 12:
             values[7] += 1
         return update(state, *arguments)
 
-    monkeypatch.setattr(train, "_update", renew)
-    with pytest.raises(ValueError, match=r"of 1 days is another one than when this training began: 2001-01-08\."):
+    monkeypatch.setattr(loop, "_update", renew)
+    with pytest.raises(ValueError, match=r"of 1 days has changed since this training began: 2001-01-08\."):
         train_stage(coarse, changing, small(steps=500, buffer=0.03), checkpoint_dir=tmp_path)
 
 
@@ -737,11 +738,10 @@ def test_validation_days_without_an_observation(tmp_path, caplog, chunks):
         train_stage(coarse, fine.assign(precipitation=only_outside), config)
     with pytest.raises(ValueError, match="None of the 3 validation days"):
         train_stage(without([coarse], [4, 5, 11])[0], fine, config)
-    # Some of them count nothing, and it is said.
+    # Some of them do not count, and it is said.
     part = train_stage(*without(levels, [4, 11]), config)
-    assert (
-        "2 of 3 validation days have no observed cell inside the mask and count nothing: 2001-01-05, 2001-01-12."
-        in (caplog.text)
+    assert "2 of 3 validation days have no observed cell inside the mask and do not count: 2001-01-05, 2001-01-12." in (
+        caplog.text
     )
     assert part.summary["rmse_interpolation"] > 0
     assert part.history["rmse"].min() > 0
@@ -752,7 +752,8 @@ def test_validation_days_without_an_observation(tmp_path, caplog, chunks):
 def test_training_days_without_an_observation(caplog):
     levels = pair_of_levels(days=15, chunks=5)
     train_stage(*without(levels, [2, 3, 7]), small())
-    assert "3 of 12 training days have no observed cell inside the mask and teach nothing: 2001-01-03" in caplog.text
+    said = "3 of 12 training days have no observed cell inside the mask, nothing is learned from them: 2001-01-03"
+    assert said in caplog.text
     with pytest.raises(ValueError, match="The 12 training days have no observed cell inside the mask"):
         train_stage(*without(levels, range(12)), small())
     coarse, fine = levels
@@ -782,7 +783,7 @@ def test_a_climatology_of_validation_or_test_days_is_refused(kind, tmp_path, mon
     levels = with_years(kind, "2001", "2001-01-16", tmp_path)
     config = small(**SPLIT)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_update", lambda *a: pytest.fail("trained"))
+        patch.setattr(loop, "_update", lambda *a: pytest.fail("trained"))
         with pytest.raises(
             ValueError, match=r"mean of 2001.*, with 2 validation days \(2001-01-15\.\.2001-01-16\)\. Needed"
         ):
@@ -810,7 +811,7 @@ def test_a_climatology_of_training_days_is_recorded(kind, tmp_path, caplog):
     assert model.training["climatology"] == "mean of 2001-01-01/2001-01-14"
     save_model(model, tmp_path / "model")
     assert load_model(tmp_path / "model").training["climatology"] == model.training["climatology"]
-    assert "nothing is known of its years" not in caplog.text
+    assert "its years are not known" not in caplog.text
 
 
 def test_a_given_climatology_is_said_once(caplog):
@@ -820,7 +821,7 @@ def test_a_given_climatology_is_said_once(caplog):
         caplog.clear()
         model = train_stack(make_levels(fine, elevation, (2, 2), climatology=given), small(**SPLIT), progress=False)
         assert model.training["climatology"] == "a given map, its years are not known"
-        assert caplog.text.count("nothing is known of its years") == 1
+        assert caplog.text.count("its years are not known") == 1
 
 
 def test_stages_of_other_training_days_want_a_climatology(store):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xdeepsd.cli.terminal import connected, consoles, logged, told
 from xdeepsd.cli.train import LESS_MEMORY, STOPS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
 
 
 def sweep(
@@ -29,18 +35,98 @@ def sweep(
     import os
 
     from xdeepsd.cli.toml import load_config, read_levels
-    from xdeepsd.evaluation.sweep import parse_alphas, report, run_sweep
+    from xdeepsd.evaluation.sweep import run_sweep
 
     console, errors = consoles()
     with logged(console), told(errors, STOPS, "The same command goes on.", LESS_MEMORY):
         settings = load_config(config)
         alphas = parse_alphas(alpha)
         levels = read_levels(settings)
-        configs = settings.stage_configs(len(levels) - 1)
+        configs = settings.stage_configs(len(levels) - 1, stage)
         if stage is not None:
-            if stage >= len(configs):
-                raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {len(configs) - 1}.")
             levels, configs = levels[stage : stage + 2], configs[stage : stage + 1]
         with connected((os.cpu_count() or 1) if workers < 0 else workers, scheduler) as client:
             table = run_sweep(levels, configs, alphas, seeds, settings.paths.sweep, client=client, choose=choose)
     report(table, settings.paths.sweep, choose, console)
+
+
+def parse_alphas(text: str) -> list[float]:
+    """Alphas of ``start:stop:step``, both ends included, or of a list with commas.
+
+    >>> parse_alphas("0:1:0.25")
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> parse_alphas("0,2")
+    [0.0, 2.0]
+
+    Raises ValueError where it is neither, or a number is below 0.
+    """
+    message = f"alpha is {text!r}. Needed: start:stop:step such as 0:4:0.2, or a list such as 0,0.5,1; none below 0."
+    try:
+        parts = [Decimal(part) for part in text.replace(":", ",").split(",")]
+    except InvalidOperation:
+        raise ValueError(message) from None
+    if ":" in text:
+        if len(parts) != 3 or not all(p.is_finite() for p in parts) or parts[2] <= 0 or parts[1] < parts[0]:
+            raise ValueError(message)
+        # Decimals, so that 0:4:0.2 holds 0.6 and not 0.6000000000000001.
+        parts = [parts[0] + i * parts[2] for i in range(int((parts[1] - parts[0]) / parts[2]) + 1)]
+    if not all(part.is_finite() and part >= 0 for part in parts):
+        raise ValueError(message)
+    return [float(part) for part in parts]
+
+
+def report(table: pd.DataFrame, folder: Path, choose: str, console: Console) -> None:
+    """Print what was chosen, and the test days: alpha 0, the chosen alpha and interpolation, bin by bin."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from xdeepsd.evaluation.sweep import FIGURE, TABLE, summarize
+
+    summary = summarize(table)
+    seeds = table.loc[table["name"] == "model", "seed"].nunique()
+    best = float(table.loc[table["chosen"], "alpha"].iloc[0])
+    by = {"bins": "the mean over the bins of the RMSE relative to alpha 0", "rarest": "the RMSE in the rarest bin",
+          "all": "the RMSE over all cells"}[choose]  # fmt: skip
+    console.print(f"Chosen on the validation days by {by}, over {seeds} seeds: alpha {best:g}")
+    for error in ("rmse", "mae"):
+        # Narrow enough for a terminal of 80 columns: a cut number is none.
+        shown = Table(
+            title=f"{error.upper()} on the test days, mean of {seeds} seeds", title_justify="left", box=SIMPLE_HEAD,
+            padding=0,
+        )  # fmt: skip
+        for head in ("rank", "range", "values", "bilinear", "alpha 0", f"alpha {best:g}", "change", "p of U", "p of W"):
+            shown.add_column(head, justify="right", no_wrap=True)
+        rows = summary[(summary["part"] == "test") & (summary["error"] == error)]
+        for rank in [*sorted(set(rows["rank"]) - {0}), 0]:
+            zero = rows[(rows["rank"] == rank) & (rows["alpha"] == 0)].iloc[0]
+            ours = rows[(rows["rank"] == rank) & (rows["alpha"] == best)].iloc[0]
+            shown.add_row(
+                str(rank) if rank else "all", f"{ours['low']:.3g} to {ours['high']:.3g}", f"{ours['count']:,}",
+                *(f"{value:#.3g}" for value in (ours["interpolation"], zero["value"], ours["value"])),
+                f"{ours['relative'] - 1:+.1%}", _p(ours["p_mannwhitney"]), _p(ours["p_wilcoxon"]),
+            )  # fmt: skip
+        console.print(shown)
+    console.print("Rank 1 is the rarest bin. p of U: Mann-Whitney; p of W: Wilcoxon, pairs of the same seed.")
+    test = summary[(summary["part"] == "test") & (summary["error"] == "rmse") & (summary["alpha"] == best)]
+    test = test.set_index("rank")
+    if best == 0:
+        console.print("No alpha above 0 is better on the validation days: the plain MSE (alpha 0) stays.")
+    else:
+        change, p = test["relative"] - 1, float(test["p_wilcoxon"][1])
+        sure = p <= 0.05 and change[1] < 0
+        console.print(
+            f"In the rarest bin alpha {best:g} {'lowers' if sure else 'does not lower beyond chance'} the RMSE "
+            f"({change[1]:+.1%}, p = {_p(p)}); in the most common bin it is {change.iloc[-1]:+.1%}, over all cells "
+            f"{change[0]:+.1%}."
+        )
+    worse = test[test["value"] >= test["interpolation"]]
+    if len(worse):
+        console.print(
+            "[bold red]Not better than interpolation[/] in "
+            + ", ".join("all cells together" if rank == 0 else f"the bin of rank {rank}" for rank in worse.index)
+        )
+    console.print(f"{folder / TABLE}, {folder / FIGURE}", markup=False)
+
+
+def _p(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2g}"

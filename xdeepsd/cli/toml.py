@@ -8,6 +8,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from xdeepsd.levels.disk import open_levels
+from xdeepsd.levels.pairs import factor_between
 from xdeepsd.training.config import TrainConfig
 
 PRESETS = ("paper",)
@@ -56,8 +58,13 @@ class Config:
     training: TrainConfig
     stages: tuple[TrainConfig, ...] | None = None
 
-    def stage_configs(self, count: int) -> list[TrainConfig]:
-        """One `TrainConfig` for each of ``count`` stages; ValueError where the file describes another number."""
+    def stage_configs(self, count: int, stage: int | None = None) -> list[TrainConfig]:
+        """One `TrainConfig` for each of ``count`` stages.
+
+        Raises ValueError where the file describes another number, or where there is no ``stage``.
+        """
+        if stage is not None and stage >= count:
+            raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {count - 1}.")
         if self.stages is None:
             return [self.training] * count
         if len(self.stages) != count:
@@ -82,6 +89,8 @@ def load_config(path: str | Path) -> Config:
     """Read and check a TOML file (docs/howto/config.md has all keys).
 
     ``[training]`` takes the fields of `TrainConfig`; those left out are its defaults, or those of ``preset = "paper"``.
+    It is one flat table, as `TrainConfig` is: a table of ``[[stages]]`` repeats any of its fields, and messages and
+    Python name a field alike.
 
     Raises
     ------
@@ -119,7 +128,7 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
             raise ValueError(f"{path}: {name} is {content[name]!r}. Needed: a table, {wanted}.")
     paths = _checked(Paths, content.get("paths", {}), f"{path}, [paths]")
     folder = path.absolute().parent  # a worker may run elsewhere
-    absolute = paths.model_copy(update={name: folder / value for name, value in paths if value is not None})
+    absolute = paths.model_copy(update={name: folder / value for name, value in paths})
     data = _checked(Data, content.get("data", {}), f"{path}, [data]")
     if data.years is not None and data.years[0] > data.years[1]:
         raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")
@@ -197,8 +206,7 @@ def read_levels(config: Config) -> list[xr.Dataset]:
     Raises ValueError where there are none, where the factors are others, or where no day is left.
     """
     levels = open_levels(config.paths.levels)
-    pairs = zip(levels[1:], levels[:-1], strict=True)
-    factors = tuple(round(fine.sizes["lat"] / coarse.sizes["lat"]) for fine, coarse in pairs)
+    factors = tuple(factor_between(coarse, fine) for coarse, fine in pairwise(levels))
     if config.data.factors is not None and config.data.factors != factors:
         raise ValueError(
             f"[data] factors is {list(config.data.factors)}, the levels at {config.paths.levels} have {list(factors)}. "

@@ -30,17 +30,16 @@ def train(
 
     from xdeepsd.cli.toml import load_config, read_levels
     from xdeepsd.models.files import check_model_folder, save_model
-    from xdeepsd.training.stack import stage_levels, static_fields, train_stack
+    from xdeepsd.training.ladder import Ladder, check_levels
+    from xdeepsd.training.stack import train_stack
     from xdeepsd.training.stage import train_stage
 
     console, errors = consoles()
     with logged(console), told(errors, STOPS, "--resume goes on from the last checkpoint.", LESS_MEMORY):
         settings = load_config(config)
         levels = read_levels(settings)
-        configs = settings.stage_configs(len(levels) - 1)
+        configs = settings.stage_configs(len(levels) - 1, stage)
         model_path, folder = settings.paths.model, settings.paths.checkpoints
-        if stage is not None and stage >= len(configs):
-            raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {len(configs) - 1}.")
         if stage is None and model_path.exists() and not resume:
             raise FileExistsError(f"{model_path} exists. Remove it, or type --resume to go on and replace it.")
         check_writable(folder)
@@ -48,9 +47,9 @@ def train(
             check_writable(model_path)
             check_model_folder(model_path, overwrite=True)  # now, not after the training
         if stage is not None:
-            coarse, fine = stage_levels(levels, stage, static_fields(levels, configs[stage]))
+            pair = Ladder.of(check_levels(levels), [configs[stage]]).stage_levels(stage, configs[stage])
             trained = train_stage(
-                coarse, fine, configs[stage], index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
+                *pair, configs[stage], index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
                 progress=console.is_terminal,
             )  # fmt: skip
             summaries = [trained.summary]

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import io
 import json
 import logging
-import math
 import os
 import shutil
 import time
 import zlib
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +24,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from xdeepsd.evaluation.errors import BINS, bin_edges, bin_errors
 from xdeepsd.evaluation.plot import plot_sweep
@@ -38,45 +34,22 @@ from xdeepsd.levels.days import name_days
 from xdeepsd.levels.pairs import chunk_edges
 from xdeepsd.models.files import load_model, save_model
 from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.training.config import TrainConfig
-from xdeepsd.training.stack import Levels, open_ladder, train_stacks
+from xdeepsd.stores.whole import write_whole
+from xdeepsd.training.config import FREE, TrainConfig, changed_fields
+from xdeepsd.training.ladder import Levels, check_levels
+from xdeepsd.training.stack import train_stacks
 
 logger = logging.getLogger(__name__)
 
 CHOICES = ("bins", "rarest", "all")
 BASELINE = "bilinear"
-_TABLE, _ABOUT, _FIGURE = "sweep.parquet", "sweep.json", "sweep.png"
+TABLE, _ABOUT, FIGURE = "sweep.parquet", "sweep.json", "sweep.png"
 # Of a configuration: what the sweep sets, and what changes the speed only.
-_FREE = ("alpha", "seed", "loss", "device", "workers", "threads", "checkpoint_every", "tensorboard")
-
-
-def parse_alphas(text: str) -> list[float]:
-    """Alphas of ``start:stop:step``, both ends included, or of a list with commas.
-
-    >>> parse_alphas("0:1:0.25")
-    [0.0, 0.25, 0.5, 0.75, 1.0]
-    >>> parse_alphas("0,2")
-    [0.0, 2.0]
-
-    Raises ValueError where it is neither, or a number is below 0.
-    """
-    message = f"alpha is {text!r}. Needed: start:stop:step such as 0:4:0.2, or a list such as 0,0.5,1; none below 0."
-    try:
-        parts = [Decimal(part) for part in text.replace(":", ",").split(",")]
-    except InvalidOperation:
-        raise ValueError(message) from None
-    if ":" in text:
-        if len(parts) != 3 or not all(p.is_finite() for p in parts) or parts[2] <= 0 or parts[1] < parts[0]:
-            raise ValueError(message)
-        # Decimals, so that 0:4:0.2 holds 0.6 and not 0.6000000000000001.
-        parts = [parts[0] + i * parts[2] for i in range(int((parts[1] - parts[0]) / parts[2]) + 1)]
-    if not all(part.is_finite() and part >= 0 for part in parts):
-        raise ValueError(message)
-    return [float(part) for part in parts]
+_FREE = ("alpha", "seed", "loss", *FREE)
 
 
 def run_sweep(
-    levels: Sequence[xr.Dataset],
+    levels: Levels,
     config: TrainConfig | Sequence[TrainConfig],
     alphas: Sequence[float],
     seeds: int | Sequence[int],
@@ -94,7 +67,7 @@ def run_sweep(
     Parameters
     ----------
     levels
-        The ladder, coarsest first (two levels sweep a single stage).
+        Path of a Zarr store of `build_levels`, or Datasets, coarsest first (two levels sweep a single stage).
     config
         `TrainConfig`, or one for each stage, with validation and test days; its alpha, seed and loss are set here.
     alphas
@@ -124,6 +97,7 @@ def run_sweep(
         No validation or test days, or none with an observation; another configuration or other precipitation in
         ``folder`` (it says what differs); an unknown choice.
     """
+    levels = check_levels(levels)
     configs = [config] * (len(levels) - 1) if isinstance(config, TrainConfig) else list(config)
     alphas = sorted({0.0, *map(float, alphas)})
     seeds = list(range(seeds)) if isinstance(seeds, int) else sorted(set(seeds))
@@ -136,9 +110,9 @@ def run_sweep(
         if not len(getattr(split, name)):
             raise ValueError(
                 f"The configuration names no {name} days. Needed: alpha is chosen on validation days and reported on "
-                f"test days. Give both, such as validation = [2004, 2005] and test = [2006] under [training]."
+                "test days. Give both, such as validation=[2004, 2005] and test=[2006]."
             )
-    # Before hours of training: days on which no error can be known end it here.
+    # Before hours of training: without observations on these days there is no error to choose by.
     between = pd.concat(
         [
             _interpolation(levels, days, part, bins).assign(part=part, alpha=np.nan, seed=-1)
@@ -148,68 +122,82 @@ def run_sweep(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(folder, levels, configs, bins)
+    runs = [(alpha, seed) for seed in seeds for alpha in alphas]
+    _train_missing(levels, configs, runs, folder, split.validation, bins, client)
+    validation = _gather(folder, runs, "validation")
+    best = choose_alpha(validation, choose)
+    logger.info("Chosen on the validation days: alpha %g.", best)
+    test = _test(levels, best, seeds, folder, split.test, bins)
+    table = pd.concat([validation, test, between], ignore_index=True)
+    table = table[["part", "name", "alpha", "seed", "rank", "low", "high", "count", "rmse", "mae"]]
+    table["chosen"] = table["alpha"] == best
+    _write(table, folder / TABLE)
+    plot_sweep(summarize(table), best).savefig(folder / FIGURE, dpi=130)
+    return table
 
-    wanted = [(alpha, seed) for seed in seeds for alpha in alphas]
-    missing = [run for run in wanted if not (_place(folder, *run) / "validation.parquet").exists()]
-    if len(missing) < len(wanted):
-        logger.info("%d of %d runs are done already.", len(wanted) - len(missing), len(wanted))
+
+def _train_missing(
+    levels: Sequence[xr.Dataset],
+    configs: Sequence[TrainConfig],
+    runs: Sequence[tuple[float, int]],
+    folder: Path,
+    days: np.ndarray,
+    bins: int,
+    client: Any,
+) -> None:
+    """Train the runs (alpha, seed) whose errors on the validation ``days`` are not in the folder yet."""
+    missing = [run for run in runs if not (_place(folder, *run) / "validation.parquet").exists()]
+    if len(missing) < len(runs):
+        logger.info("%d of %d runs are done already.", len(runs) - len(missing), len(runs))
+    if not missing:
+        return
     plans = [
         [dataclasses.replace(c, loss="denseloss", alpha=alpha, seed=seed) for c in configs] for alpha, seed in missing
     ]
     places = [_place(folder, *run) for run in missing]
-    if missing:
-        # On a cluster a run is evaluated where it was trained, on the one core that the task has.
-        scheduler = None if client is None else "synchronous"
-        stacks = train_stacks(
-            levels, plans, client=client, checkpoint_dirs=[place / "checkpoints" for place in places], resume=True,
-            progress=False, then=partial(_with_errors, days=split.validation, bins=bins, scheduler=scheduler),
-        )  # fmt: skip
-        began = time.monotonic()
-        for done, (i, (model, rows)) in enumerate(stacks, start=1):
-            save_model(model, places[i] / "model", overwrite=True)
-            _write(rows, places[i] / "validation.parquet")
-            shutil.rmtree(places[i] / "checkpoints", ignore_errors=True)
-            left = datetime.timedelta(seconds=round((time.monotonic() - began) / done * (len(missing) - done)))
-            logger.info("alpha %g, seed %d: %d of %d, about %s left", *missing[i], done, len(missing), left)
+    # On a cluster a run is evaluated where it was trained, on the one core that the task has.
+    scheduler = None if client is None else "synchronous"
+    stacks = train_stacks(
+        levels, plans, client=client, checkpoint_dirs=[place / "checkpoints" for place in places], resume=True,
+        progress=False, then=partial(_with_errors, days=days, bins=bins, scheduler=scheduler),
+    )  # fmt: skip
+    began = time.monotonic()
+    for done, (i, (model, rows)) in enumerate(stacks, start=1):
+        save_model(model, places[i] / "model", overwrite=True)
+        _write(rows, places[i] / "validation.parquet")
+        shutil.rmtree(places[i] / "checkpoints", ignore_errors=True)
+        left = datetime.timedelta(seconds=round((time.monotonic() - began) / done * (len(missing) - done)))
+        logger.info("alpha %g, seed %d: %d of %d, about %s left", *missing[i], done, len(missing), left)
 
-    validation = _gather(folder, wanted, "validation")
-    best = choose_alpha(validation, choose)
-    tested = sorted({0.0, best})
-    logger.info("Chosen on the validation days: alpha %g.", best)
-    looked_at = {path.parent.name for path in folder.glob("runs/*/test.parquet")}
-    for run in [(alpha, seed) for alpha in tested for seed in seeds]:
+
+def _test(
+    levels: Sequence[xr.Dataset], best: float, seeds: Sequence[int], folder: Path, days: np.ndarray, bins: int
+) -> pd.DataFrame:
+    """Errors of the best alpha and of alpha 0 on the test ``days``; warns where another choice was tested before."""
+    runs = [(alpha, seed) for alpha in sorted({0.0, best}) for seed in seeds]
+    before = {path.parent.name for path in folder.glob("runs/*/test.parquet")}
+    before = {name for name in before if not name.startswith((f"alpha-{best:g}-seed-", "alpha-0-seed-"))}
+    for run in runs:
         path = _place(folder, *run) / "test.parquet"
         if not path.exists():
-            _write(_evaluate(levels, split.test, {"model": load_model(path.parent / "model")}, bins), path)
-    before = {name for name in looked_at if not any(name.startswith(f"alpha-{alpha:g}-seed-") for alpha in tested)}
+            _write(_evaluate(levels, days, load_model(path.parent / "model"), bins), path)
     if before:
         logger.warning(
-            "The test days were looked at before, at another choice of alpha (%s): what they say of alpha %g is no "
+            "The test days were looked at before, for another choice of alpha (%s): what they say of alpha %g is no "
             "longer independent of the choice.", ", ".join(sorted(before)), best,
         )  # fmt: skip
-    test = _gather(folder, [(alpha, seed) for alpha in tested for seed in seeds], "test")
-    table = pd.concat([validation, test, between], ignore_index=True)
-    table = table[["part", "name", "alpha", "seed", "rank", "low", "high", "count", "rmse", "mae"]]
-    table["chosen"] = table["alpha"] == best
-    _write(table, folder / _TABLE)
-    figure = plot_sweep(summarize(table), best)
-    figure.savefig(folder / _FIGURE, dpi=130)
-    return table
+    return _gather(folder, runs, "test")
 
 
 def _place(folder: Path, alpha: float, seed: int) -> Path:
     return folder / "runs" / f"alpha-{alpha:g}-seed-{seed}"
 
 
-def _write(content: pd.DataFrame | str, path: Path) -> None:
-    """A table or a text, whole or not at all."""
+def _write(table: pd.DataFrame, path: Path) -> None:
+    content = io.BytesIO()
+    table.to_parquet(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(content, str):
-        temporary.write_text(content)
-    else:
-        content.to_parquet(temporary)
-    temporary.replace(path)
+    write_whole(path, content.getvalue())
 
 
 def _gather(folder: Path, runs: Sequence[tuple[float, int]], part: str) -> pd.DataFrame:
@@ -223,25 +211,25 @@ def _gather(folder: Path, runs: Sequence[tuple[float, int]], part: str) -> pd.Da
 
 
 def _with_errors(
-    levels: Levels, model: StackedSRCNN, days: np.ndarray, bins: int, scheduler: str | None
+    levels: Sequence[xr.Dataset], model: StackedSRCNN, days: np.ndarray, bins: int, scheduler: str | None
 ) -> tuple[StackedSRCNN, pd.DataFrame]:
-    return model, _evaluate(open_ladder(levels), days, {"model": model}, bins, scheduler)
+    return model, _evaluate(levels, days, model, bins, scheduler)
 
 
 def _evaluate(
     levels: Sequence[xr.Dataset],
     days: np.ndarray,
-    models: dict[str, StackedSRCNN],
+    model: StackedSRCNN | None,
     bins: int,
     scheduler: str | None = None,
 ) -> pd.DataFrame:
-    """Rows of `bin_errors` of the models on some days, or of interpolation where there is none."""
+    """Rows of `bin_errors` of a model on some days; of interpolation for None."""
     coarse, truth, between = _fields(levels, days)
-    fields = {
-        name: downscale(coarse, model)["precipitation"].assign_coords(truth.coords) for name, model in models.items()
-    }
+    fields = {BASELINE: between}
+    if model is not None:
+        fields = {"model": downscale(coarse, model)["precipitation"].assign_coords(truth.coords)}
     edges = bin_edges(truth, bins, scheduler=scheduler)
-    return bin_errors(fields or {BASELINE: between}, truth, edges=list(edges), scheduler=scheduler)
+    return bin_errors(fields, truth, edges=list(edges), scheduler=scheduler)
 
 
 def _fields(levels: Sequence[xr.Dataset], days: np.ndarray) -> tuple[xr.Dataset, xr.DataArray, xr.DataArray]:
@@ -261,11 +249,11 @@ def _interpolation(levels: Sequence[xr.Dataset], days: np.ndarray, part: str, bi
     if not there.any():
         raise ValueError(
             f"None of the {len(days)} {part} days has an observed cell inside the mask: {empty}. Needed: days with "
-            f"observations, or nothing is known of the error. Give other {part} days under [training]."
+            f"observations, or nothing is known of the error. Give other {part} days."
         )
     if empty:
-        logger.warning("Some %s days have no observed cell inside the mask and count nothing: %s.", part, empty)
-    return _evaluate(levels, days, {}, bins)
+        logger.warning("Some %s days have no observed cell inside the mask and do not count: %s.", part, empty)
+    return _evaluate(levels, days, None, bins)
 
 
 def _digest(da: xr.DataArray) -> int:
@@ -286,29 +274,23 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
         "days": [str(days[0])[:10], str(days[-1])[:10]],
         "precipitation": [_digest(level["precipitation"]) for level in levels],
     }
-    now = json.loads(json.dumps(now))
+    text = json.dumps(now, indent=2) + "\n"
     path = folder / _ABOUT
     if not path.exists():
-        _write(json.dumps(now, indent=2) + "\n", path)
+        write_whole(path, text.encode())
         return
-    then = json.loads(path.read_text())
-    different = [
-        f"{key} was {then.get(key)}, is {now[key]}" for key in ("bins", "levels", "days") if now[key] != then.get(key)
-    ]
+    now, then = json.loads(text), json.loads(path.read_text())
+    different = changed_fields(then, now, free=("precipitation", "stages"))
     if now["precipitation"] != then.get("precipitation", now["precipitation"]):
-        different.append("the precipitation of the same days was another one")
+        different.append("the precipitation of the same days has changed")
     for i, (old, new) in enumerate(zip(then["stages"], now["stages"], strict=False)):
-        different += [
-            f"{key} of stage {i} was {old.get(key)!r}, is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
+        different += changed_fields(old, new, of=f" of stage {i}")
     if len(then["stages"]) != len(now["stages"]):
         different.append(f"there were {len(then['stages'])} stages, there are {len(now['stages'])}")
     if different:
         raise ValueError(
             f"{folder} holds the runs of another configuration: {'; '.join(different)}. Needed: the same, to go on. "
-            "Give another folder ([paths] sweep) to start anew."
+            "Give another folder to start anew."
         )
 
 
@@ -343,55 +325,3 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def report(table: pd.DataFrame, folder: str | os.PathLike[str], choose: str, console: Console) -> None:
-    """Print what was chosen, and the test days: alpha 0, the chosen alpha and interpolation, bin by bin."""
-    summary = summarize(table)
-    seeds = table.loc[table["name"] == "model", "seed"].nunique()
-    best = float(table.loc[table["chosen"], "alpha"].iloc[0])
-    by = {"bins": "the mean over the bins of the RMSE relative to alpha 0", "rarest": "the RMSE in the rarest bin",
-          "all": "the RMSE over all cells"}[choose]  # fmt: skip
-    console.print(f"Chosen on the validation days by {by}, over {seeds} seeds: alpha {best:g}")
-    for error in ("rmse", "mae"):
-        # Narrow enough for a terminal of 80 columns: a cut number is none.
-        shown = Table(
-            title=f"{error.upper()} on the test days, mean of {seeds} seeds", title_justify="left", box=SIMPLE_HEAD,
-            padding=0,
-        )  # fmt: skip
-        for head in ("rank", "range", "values", "bilinear", "alpha 0", f"alpha {best:g}", "change", "p of U", "p of W"):
-            shown.add_column(head, justify="right", no_wrap=True)
-        rows = summary[(summary["part"] == "test") & (summary["error"] == error)]
-        for rank in [*sorted(set(rows["rank"]) - {0}), 0]:
-            zero = rows[(rows["rank"] == rank) & (rows["alpha"] == 0)].iloc[0]
-            ours = rows[(rows["rank"] == rank) & (rows["alpha"] == best)].iloc[0]
-            shown.add_row(
-                str(rank) if rank else "all", f"{ours['low']:.3g} to {ours['high']:.3g}", f"{ours['count']:,}",
-                *(f"{value:#.3g}" for value in (ours["interpolation"], zero["value"], ours["value"])),
-                f"{ours['relative'] - 1:+.1%}", _p(ours["p_mannwhitney"]), _p(ours["p_wilcoxon"]),
-            )  # fmt: skip
-        console.print(shown)
-    console.print("Rank 1 is the rarest bin. p of U: Mann-Whitney; p of W: Wilcoxon, pairs of the same seed.")
-    test = summary[(summary["part"] == "test") & (summary["error"] == "rmse") & (summary["alpha"] == best)]
-    test = test.set_index("rank")
-    if best == 0:
-        console.print("No alpha above 0 is better on the validation days: the plain MSE (alpha 0) stays.")
-    else:
-        change, p = test["relative"] - 1, float(test["p_wilcoxon"][1])
-        sure = p <= 0.05 and change[1] < 0
-        console.print(
-            f"In the rarest bin alpha {best:g} {'lowers' if sure else 'does not lower beyond chance'} the RMSE "
-            f"({change[1]:+.1%}, p = {_p(p)}); in the most common bin it is {change.iloc[-1]:+.1%}, over all cells "
-            f"{change[0]:+.1%}."
-        )
-    worse = test[test["value"] >= test["interpolation"]]
-    if len(worse):
-        console.print(
-            "[bold red]Not better than interpolation[/] in "
-            + ", ".join("all cells together" if rank == 0 else f"the bin of rank {rank}" for rank in worse.index)
-        )
-    console.print(f"{Path(folder) / _TABLE}, {Path(folder) / _FIGURE}", markup=False)
-
-
-def _p(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2g}"

@@ -22,7 +22,7 @@ def upsample(field: np.ndarray, factor: int) -> np.ndarray:
     """Bilinear interpolation with half-pixel centres, edges replicated.
 
     ``(..., lat, lon)`` to ``(..., factor * lat, factor * lon)``, same units and dtype; NaN spreads to the fine cells
-    it touches. The same numbers as `xdeepsd.models.srcnn.upsample`, without torch.
+    it touches. The same numbers as `xdeepsd.models.srcnn.upsample_tensor`, without torch.
 
     >>> upsample(np.array([[0.0, 4.0]]), 2)
     array([[0., 1., 3., 4.],

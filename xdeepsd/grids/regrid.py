@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import dask
 import dask.array
@@ -17,12 +16,11 @@ import xarray as xr
 from scipy import sparse
 
 from xdeepsd.grids import regrid_weights as _weights
+from xdeepsd.grids.axes import XarrayObject
 from xdeepsd.grids.cells import Grid, infer_edges, read_grid
 from xdeepsd.grids.regrid_weights import Weights
 
 logger = logging.getLogger(__name__)
-
-XarrayObject = TypeVar("XarrayObject", xr.Dataset, xr.DataArray)
 
 
 def regrid(

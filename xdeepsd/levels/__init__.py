@@ -1,4 +1,5 @@
-"""The resolution ladder: in memory, on disk, which days are for what, pairs of levels, patches; a generated climate.
+"""The resolution ladder in memory and on disk, its days, pairs of levels, their climatology, normalisers and patches; a
+generated climate.
 
 May import ``models``, ``grids`` and ``stores``; nothing of inference, losses or training.
 """

@@ -1,4 +1,4 @@
-"""The days of a time axis: named in messages, each of them once, those that are missing, their releases."""
+"""The days of a time axis: their names in messages, repeated and missing ones, their releases."""
 
 from __future__ import annotations
 
@@ -30,10 +30,18 @@ def name_days(days: Any) -> str:
     return ", ".join(names) + (f" and {len(runs) - 10} more" if len(runs) > 10 else "")
 
 
-def each_once(da: xr.DataArray) -> np.ndarray:
-    """Marks ``(time,)`` of the days to take, each once: False where a day is there again with the same values.
+def name_span(da: xr.DataArray) -> str:
+    """The days along ``time`` as text: ``3 from 2014-02-03 to 2014-02-05``."""
+    if not da.sizes["time"]:
+        return "no day"
+    first, last = (str(da["time"].values[i])[:10] for i in (0, -1))
+    return f"{da.sizes['time']} from {first} to {last}"
 
-    Raises ValueError where the days are not in order, or a day is there twice with different values.
+
+def each_once(da: xr.DataArray) -> np.ndarray:
+    """Marks ``(time,)`` of the days to take, each once: False where a day is repeated with the same values.
+
+    Raises ValueError where the days are not in order, or a day occurs twice with different values.
     """
     days = calendar_days(da)
     if not days.is_monotonic_increasing:
@@ -48,14 +56,14 @@ def each_once(da: xr.DataArray) -> np.ndarray:
         a, b = dask.compute(da.isel(time=first).data, da.isel(time=i).data)
         if not np.array_equal(a, b, equal_nan=True):
             raise ValueError(
-                f"The day {str(days[i])[:10]} is there twice with different data (at {da['time'].values[first]} and "
+                f"The day {str(days[i])[:10]} occurs twice with different data (at {da['time'].values[first]} and "
                 f"{da['time'].values[i]}; they differ by up to {np.nanmax(np.abs(a - b)):.4g}). Needed: each day once. "
                 "Type ds.drop_duplicates('time', keep='last'), or ds.resample(time='1D').mean() for data of several "
                 "times a day."
             )
     if again.any():
         logger.warning(
-            "%d days are there twice with the same data: %s. Taken once.", again.sum(), name_days(days[again])
+            "%d days occur twice with the same data: %s. Each is taken once.", again.sum(), name_days(days[again])
         )
     return ~again
 
@@ -93,8 +101,8 @@ def releases(fine: xr.DataArray | xr.Dataset, da: xr.DataArray) -> np.ndarray:
 def newer_and_same(new: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which of the releases ``new`` came out after ``old``, and which are the same ones: as of `releases`.
 
-    Neither of the two where it is not known. A number alone may be given out again (the old names of PRISM's files
-    know three of them), so the same release is one of the same date.
+    Neither where that is not known. A number alone may be used again (the old names of PRISM's files have only three),
+    so the same release is one of the same date.
 
     >>> old = np.array([[1, 0], [2, 8], [3, 8], [2, 9], [2, 0]])
     >>> newer_and_same(np.array([[8, 0], [3, 9], [2, 9], [2, 9], [2, 0]]), old)

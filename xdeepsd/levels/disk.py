@@ -12,10 +12,11 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from xdeepsd.grids import axes
 from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import block_weights
 from xdeepsd.levels.days import calendar_days, each_once, empty_days, missing_days, name_days, newer_and_same, releases
-from xdeepsd.levels.memory import UNITS, Edges, find_precipitation, level_mean, make_levels, standardize, training_years
+from xdeepsd.levels.memory import UNITS, Edges, level_mean, make_levels, training_years, with_cf_coordinates
 from xdeepsd.levels.splits import within
 from xdeepsd.levels.store import (
     PathLike,
@@ -31,12 +32,11 @@ from xdeepsd.levels.store import (
     held_releases,
     how_far,
     open_done,
-    open_times,
+    open_maps,
     write_days,
 )
 from xdeepsd.models.static import CLIMATOLOGY
-
-__all__ = ["build_levels", "make_levels", "open_levels"]
+from xdeepsd.models.variable import find_precipitation
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def _by_chunk(
     """``(days, result of task(days, values))`` for each chunk of the store that holds wanted days.
 
     ``where`` is the position in ``finest`` of each day of the store (-1: not there). All days of a chunk are one task:
-    two that write to the same chunk would undo each other's days. Some chunks are computed at a time.
+    two that write to the same chunk would undo each other's days. A few chunks are computed at a time.
     """
     per_chunk = get_array(root, "done").chunks[0]
     index = np.flatnonzero(wanted & (where >= 0))
@@ -83,9 +83,9 @@ def _renewed(
 ) -> np.ndarray:
     """Marks ``(where.size,)`` of the days that are done and of which ``finest`` has a newer release.
 
-    All other days that both have must be the same. Those of the same release are trusted to be, but for the first and
+    All other days that both hold must be the same. Days of the same release are assumed to be, except the first and
     the last; the others are read and compared, and what ``finest`` knows of their releases is kept. Raises ValueError
-    that names the days that differ.
+    naming the days that differ.
     """
     done, new, old = done_days(root), announced[where], held_releases(root)
     common = (where >= 0) & _padded(done, where.size)
@@ -95,8 +95,8 @@ def _renewed(
     compared[np.flatnonzero(stay)[[0, -1]] if stay.any() else []] = True
     if compared.sum() > 2:
         logger.info(
-            "Reading %d days again that %s holds: without a release date there is no other way to know if they are the "
-            "same.", compared.sum(), path,
+            "Reading %d days that are already in %s: without a release date there is no other way to tell whether they "
+            "are the same.", compared.sum(), path,
         )  # fmt: skip
     task = dask.delayed(how_far, pure=False)
     level = len(root.attrs["factors"])  # type: ignore[arg-type]
@@ -122,17 +122,17 @@ def _renewed(
 
 
 def _padded(held: np.ndarray, size: int) -> np.ndarray:
-    """With zeros for days that are not in the store yet."""
+    """Padded with zeros for days that are not in the store yet."""
     return np.concatenate([held[:size], np.zeros((max(0, size - len(held)), *held.shape[1:]), held.dtype)])
 
 
 def _announce(root: zarr.Group, time: xr.DataArray, renewed: np.ndarray) -> None:
-    """Say which days are written again; a climatology that one of them entered counts as none from now on."""
+    """Log which days are rewritten; a climatology that one of them is part of no longer counts."""
     days = np.flatnonzero(renewed)
     if not days.size:
         return
     names = name_days(calendar_days(time)[days])
-    logger.info("%d days were released anew and are written again: %s.", days.size, names)
+    logger.info("%d days have a newer release and are rewritten: %s.", days.size, names)
     years = root.attrs["climatology_years"]
     if years is not None and np.isin(days, within(time, str(years))).any():
         root.attrs["climatology_days"] = 0
@@ -149,13 +149,13 @@ def _finish_climatology(path: PathLike, root: zarr.Group, factors: list[int]) ->
         return
     mean = days.mean("time", skipna=True, dtype=np.float64).compute()
     for k in range(len(factors) + 1):
-        coarse = open_times(path, k)["mask"]
+        coarse = open_maps(path, k)["mask"]
         get_array(root, f"level_{k}/{CLIMATOLOGY}")[:] = level_mean(mean, int(np.prod(factors[k:])), coarse).values
     root.attrs["climatology_days"] = size
     consolidate(path)
     logger.info("Climatology of %s: the mean of %d days.", years, size)
     if before is not None:
-        logger.warning("It was another one before: train models again that were trained with that.")
+        logger.warning("It has changed: retrain the models that were trained with the old one.")
 
 
 def build_levels(
@@ -174,9 +174,9 @@ def build_levels(
 ) -> list[xr.Dataset]:
     """Write the levels of ``fine`` to a Zarr store: the groups ``level_0`` (coarsest) to ``level_N`` (finest).
 
-    Called again on the same path it goes on where it was interrupted, appends days that are later than those in the
-    store, and writes days again that were released anew. A day counts as done only when all levels hold it, so that it
-    may be killed at any moment.
+    Called again on the same path, it goes on where it was interrupted, appends days that are later than those in the
+    store, and rewrites days of which there is a newer release. A day counts as done only when all levels hold it, so
+    the process may be killed at any moment.
 
     Parameters
     ----------
@@ -188,8 +188,8 @@ def build_levels(
     path
         A new folder, or a store that was built from the same grid, variable, factors and static fields.
     allow_missing
-        Go on although days are missing between the first and the last, or hold no value at all; they are listed in the
-        error otherwise. A day without a value may be filled by a later call.
+        Go on although days between the first and the last are missing or hold no value at all; otherwise the error
+        lists them. A day without a value may be filled by a later call.
     chunk_mb
         Size of a chunk of the finest level, in 1e6 bytes before compression. A chunk holds whole maps of several days,
         and the same days at every level.
@@ -200,20 +200,12 @@ def build_levels(
     -------
     `open_levels` of ``path``. Memory is bounded by the chunks: a few times ``chunk_mb``, or the chunk of ``fine`` if
     that is larger, for each worker. Raises ValueError, before anything is written, for what does not fit: another
-    store, days that differ from those in the store and are no newer release, precipitation read from ``path``.
+    store, days that differ from those in the store without being a newer release, precipitation read from ``path``.
     """
     da, announced, empty = _source(fine, variable, chunk_mb)
     _check_apart(da, path)
-    years = given = None
-    if not isinstance(climatology, slice):
-        given = climatology
-    elif climatology.start is None or climatology.stop is None:
-        raise ValueError(
-            f"climatology is {climatology}. Needed: the first and the last training year. Type "
-            "climatology=slice('1981', '2005') (--climatology-years 1981 2005)."
-        )
-    else:
-        years = f"{climatology.start}/{climatology.stop}"
+    years = _years(climatology)
+    given = None if isinstance(climatology, slice) else climatology
     wanted = make_levels(da, static, factors, climatology=given, mask=mask, edges=edges)
     if years is not None:  # computed at the end, from the store
         wanted = [level.drop_vars(CLIMATOLOGY, errors="ignore") for level in wanted]
@@ -227,25 +219,16 @@ def build_levels(
     root = find_store(path, "r+")
     if root is not None:
         check_store(root, path, wanted, described)
-    days = calendar_days(finest)
     time = finest["time"] if root is None else _longer(path, finest["time"])
-    missing = missing_days(calendar_days(time)).union(empty)
-    if len(missing):
-        span = f"{str(days[0])[:10]} and {str(days[-1])[:10]}"
-        text = f"{len(missing)} days are missing between {span}: {name_days(missing)}."
-        if not allow_missing:
-            raise ValueError(
-                f"{text} Needed: every day. Fetch them, or type allow_missing=True (--allow-missing) to go on without."
-            )
-        logger.warning("%s Going on without them.", text)
+    missing = _missing(time, finest, empty, allow_missing)
+    days = calendar_days(finest)
     where = np.where(calendar_days(time).isin(empty), -1, days.get_indexer(calendar_days(time)))
     renewed = np.zeros(time.size, bool)
     if root is None:
         if isinstance(climatology, slice):
             training_years(finest, climatology)
-        per_chunk = max(1, int(chunk_mb * 1e6 // (4 * finest.sizes["lat"] * finest.sizes["lon"])))
         sizes = {"fine_size": [da.sizes["lat"], da.sizes["lon"]], "size": [finest.sizes["lat"], finest.sizes["lon"]]}
-        root = create(path, wanted, per_chunk, described | sizes)
+        root = create(path, wanted, _days_in_chunk(finest, chunk_mb), described | sizes)
     else:
         renewed = _renewed(root, path, finest, where, announced)
         _announce(root, time, renewed)
@@ -264,9 +247,40 @@ def build_levels(
     return open_levels(path)
 
 
+def _years(climatology: Any) -> str | None:
+    """The training years of which the climatology shall be the mean, as text; None where it is a map, or none."""
+    if not isinstance(climatology, slice):
+        return None
+    if climatology.start is None or climatology.stop is None:
+        raise ValueError(
+            f"climatology is {climatology}. Needed: the first and the last training year. Type "
+            "climatology=slice('1981', '2005') (--climatology-years 1981 2005)."
+        )
+    return f"{climatology.start}/{climatology.stop}"
+
+
+def _days_in_chunk(da: xr.DataArray, chunk_mb: float) -> int:
+    """Days whose maps take ``chunk_mb``, at least one."""
+    return max(1, int(chunk_mb * 1e6 // (4 * da.sizes["lat"] * da.sizes["lon"])))
+
+
+def _missing(time: xr.DataArray, finest: xr.DataArray, empty: Any, allow_missing: bool) -> Any:
+    """Days that ``time`` leaves out and those that are ``empty``: ValueError unless they may be missing."""
+    missing = missing_days(calendar_days(time)).union(empty)
+    if len(missing):
+        first, last = (str(finest["time"].values[i])[:10] for i in (0, -1))
+        text = f"{len(missing)} days are missing between {first} and {last}: {name_days(missing)}."
+        if not allow_missing:
+            raise ValueError(
+                f"{text} Needed: every day. Fetch them, or type allow_missing=True (--allow-missing) to go on without."
+            )
+        logger.warning("%s Going on without them.", text)
+    return missing
+
+
 def _longer(path: PathLike, time: xr.DataArray) -> xr.DataArray:
     """The days of the store and those of ``time`` that are later; ValueError where one of ``time`` is in between."""
-    held = open_times(path, 0)["time"].load()
+    held = open_maps(path, 0)["time"].load()
     days, held_days = calendar_days(time), calendar_days(held)
     between = days[(days <= held_days[-1]) & ~days.isin(held_days)]
     if len(between):
@@ -281,7 +295,7 @@ def _source(
     fine: xr.DataArray | xr.Dataset, variable: str | None, chunk_mb: float
 ) -> tuple[xr.DataArray, np.ndarray, Any]:
     """The precipitation of ``fine``, each day once, as a Dask array; the releases of its days; days not fetched yet."""
-    da, _ = standardize(find_precipitation(fine, variable))
+    da = with_cf_coordinates(axes.standardize(find_precipitation(fine, variable))[0])
     if "time" not in da.indexes:
         raise ValueError(f"The precipitation has no time among its dims {da.dims}. Needed: days. Type ds.expand_dims.")
     announced = releases(fine, da)
@@ -289,8 +303,7 @@ def _source(
     once = each_once(da)
     da, announced = (da, announced) if once.all() else (da.isel(time=once), announced[once])
     if da.chunks is None:
-        day = 4 * da.sizes["lat"] * da.sizes["lon"]
-        da = da.chunk(time=max(1, min(int(chunk_mb * 1e6 // day), da.sizes["time"])))
+        da = da.chunk(time=_days_in_chunk(da, chunk_mb))
     return da, announced, empty
 
 
@@ -306,8 +319,8 @@ def _check_apart(da: xr.DataArray, path: PathLike) -> None:
             root = getattr(getattr(getattr(array, "_array", array), "store", None), "root", None)
             if root is not None and target in (Path(root).absolute(), *Path(root).absolute().parents):
                 raise ValueError(
-                    f"The precipitation is read from {root}, and the levels would be written to {path}: into what they "
-                    "are made from. Needed: two places. Type another path (--out NAME)."
+                    f"The precipitation is read from {root}, which the levels at {path} would overwrite. Needed: two "
+                    "places. Type another path (--out NAME)."
                 )
 
 
@@ -320,7 +333,7 @@ def _fill(
     announced: np.ndarray,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Compute and write all days that are not done and those that are ``renewed``, some chunks at a time."""
+    """Compute and write all days that are not done and those that are ``renewed``, a few chunks at a time."""
     todo = ~done_days(root) | renewed
     count, done = int((todo & (where >= 0)).sum()), int((~todo).sum())
     logger.info("%d days to write, %d are done; %d days in a chunk.", count, done, get_array(root, "done").chunks[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
@@ -37,10 +38,9 @@ COORD_ATTRS = {
 }
 
 
-def standardize(da: xr.DataArray) -> tuple[xr.DataArray, axes.Axes]:
-    """`axes.standardize`, with the CF attributes by which latitude and longitude are found at once from then on."""
-    da, found = axes.standardize(da)
-    return da.assign_coords({name: da[name].assign_attrs(attrs) for name, attrs in COORD_ATTRS.items()}), found
+def with_cf_coordinates(da: xr.DataArray) -> xr.DataArray:
+    """With the attributes by which ``lat`` and ``lon`` are found at once from then on."""
+    return da.assign_coords({name: da[name].assign_attrs(attrs) for name, attrs in COORD_ATTRS.items()})
 
 
 def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayObject:
@@ -137,7 +137,7 @@ def _on_grid(da: xr.DataArray, like: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _static_maps(static: xr.Dataset | xr.DataArray | None, like: xr.DataArray) -> dict[str, xr.DataArray]:
-    """Maps of the finest grid by name; ``elevation`` is found by its standard name or where it is the only one."""
+    """Maps of the finest grid by name; ``elevation`` is found by its standard name, or is the only map there is."""
     if static is None:
         return {}
     if isinstance(static, xr.DataArray):
@@ -195,7 +195,7 @@ def _only_map(climatology: xr.DataArray | xr.Dataset) -> xr.DataArray:
 
 
 def level_mean(da: xr.DataArray, factor: int, like: xr.DataArray) -> xr.DataArray:
-    """`static.block_mean` of a map, float32, on the coordinates of ``like``. Lazy."""
+    """`block_mean` of a map, float32, on the coordinates of ``like``. Lazy."""
     out = xr.apply_ufunc(
         lambda field: block_mean(field, factor).astype(np.float32),
         da.drop_vars(["lat", "lon"]),
@@ -250,18 +250,35 @@ def make_levels(
     factors = [int(f) for f in factors]
     if not factors or min(factors) < 2:
         raise ValueError(f"The factors are {factors}. Needed: whole numbers of 2 or more. Type factors=(2, 2, 2).")
-    scale = int(np.prod(factors))
-    da, found = standardize(find_precipitation(fine, variable))
+    finest = _with_maps(_daily_precipitation(fine, variable), static, climatology, mask)
+    finest = fit_edges(finest, math.prod(factors), edges)
+    levels = [_coarser(finest, math.prod(factors[k:])) for k in range(len(factors) + 1)]
+    return [level.assign_attrs(level=k, factors=factors, edges=edges) for k, level in enumerate(levels)]
+
+
+def _daily_precipitation(fine: xr.DataArray | xr.Dataset, variable: str | None) -> xr.DataArray:
+    """The precipitation of ``fine``: ``(time, lat, lon)``, mm day-1, float32, without other coordinates. Lazy."""
+    da, found = axes.standardize(find_precipitation(fine, variable))
     if da.dims != ("time", "lat", "lon"):
         raise ValueError(
             f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one of the "
             "others with ds.isel, or type ds.expand_dims('time')."
         )
+    da = with_cf_coordinates(da)
     values = Values.of(da, UNITS, fine)
     read_grid(da)  # complains about coordinates that are no grid
     da = clean(da.astype(np.float32, copy=False), values)
     da = (da if values.factor == 1.0 else da * np.float32(values.factor)).rename("precipitation")
-    da = da.drop_vars([name for name in da.coords if name not in da.dims])
+    return da.drop_vars([name for name in da.coords if name not in da.dims])
+
+
+def _with_maps(
+    da: xr.DataArray,
+    static: xr.Dataset | xr.DataArray | None,
+    climatology: slice | xr.DataArray | xr.Dataset | None,
+    mask: xr.DataArray | None,
+) -> xr.Dataset:
+    """The finest level: precipitation, static maps in the order they are written in, and the mask. Lazy."""
     maps = _static_maps(static, da)
     mean = _climatology(climatology, maps, da)
     if mean is not None:
@@ -269,25 +286,24 @@ def make_levels(
     given_mask = maps.pop("mask", None) if mask is None else _on_grid(mask, da, "mask")
     observed = da.isel(time=slice(_MASK_DAYS)).notnull().any("time") if given_mask is None else given_mask.astype(bool)
     maps["land_fraction"] = maps.get("land_fraction", observed)
-    finest = xr.Dataset({"precipitation": da} | maps | {"mask": observed}, attrs={})
-    finest = fit_edges(finest, scale, edges)
-    levels = []
-    for stage in range(len(factors) + 1):
-        factor = int(np.prod(factors[stage:]))
-        precipitation = coarsen(finest["precipitation"], factor) if factor > 1 else finest["precipitation"]
-        level = xr.Dataset({"precipitation": precipitation})
-        for name in sorted(maps, key=lambda n: (n != "elevation", n != CLIMATOLOGY, n)):
+    ordered = sorted(maps, key=lambda name: (name != "elevation", name != CLIMATOLOGY, name))
+    return xr.Dataset({"precipitation": da} | {name: maps[name] for name in ordered} | {"mask": observed}, attrs={})
+
+
+def _coarser(finest: xr.Dataset, factor: int) -> xr.Dataset:
+    """The level whose cells are ``factor`` finest ones wide, with its attributes; the finest for 1. Lazy."""
+    precipitation = coarsen(finest["precipitation"], factor) if factor > 1 else finest["precipitation"]
+    level = xr.Dataset({"precipitation": precipitation})
+    for name in finest.data_vars:
+        if name not in ("precipitation", "mask"):
             level[name] = level_mean(finest[name], factor, precipitation)
-        covered = level_mean(finest["mask"], factor, precipitation) if factor > 1 else finest["mask"]
-        level["mask"] = covered > 0 if factor > 1 else covered
-        for variable_name, array in level.data_vars.items():
-            attrs = finest[variable_name].attrs
-            array.attrs = dict(ATTRS.get(str(variable_name), attrs))
-            if variable_name == CLIMATOLOGY and "years" in attrs:
-                array.attrs["years"] = attrs["years"]
-        for name, attrs in COORD_ATTRS.items():
-            level[name].attrs = dict(attrs)
-        level["land_fraction"] = level["land_fraction"].fillna(0.0)
-        level.attrs = {"level": stage, "factors": factors, "edges": edges}
-        levels.append(level)
-    return levels
+    level["mask"] = level_mean(finest["mask"], factor, precipitation) > 0 if factor > 1 else finest["mask"]
+    for name, array in level.data_vars.items():
+        attrs = finest[name].attrs
+        array.attrs = dict(ATTRS.get(str(name), attrs))
+        if name == CLIMATOLOGY and "years" in attrs:
+            array.attrs["years"] = attrs["years"]
+    for dim, attrs in COORD_ATTRS.items():
+        level[dim].attrs = dict(attrs)
+    level["land_fraction"] = level["land_fraction"].fillna(0.0)
+    return level

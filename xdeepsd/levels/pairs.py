@@ -1,4 +1,4 @@
-"""A pair of levels to learn from: its checks, its reading by slabs of days, and the normalisers of a stage.
+"""A pair of levels to learn from: its checks, and its reading by slabs of days.
 
 All of it stays lazy; `xdeepsd.levels.patches` cuts what training sees from it.
 """
@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 import dask.array
 import numpy as np
 import torch
 import xarray as xr
 
-from xdeepsd.grids.blocks import block_mean
+from xdeepsd.grids import align
 from xdeepsd.grids.missing import fill_nearest
-from xdeepsd.levels.days import name_days
-from xdeepsd.levels.splits import Split, within
-from xdeepsd.models.normalize import Normalizer
+from xdeepsd.levels.days import name_days, name_span
 from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.stage import interpolated_input
 from xdeepsd.models.static import CLIMATOLOGY, stage_channels
@@ -45,7 +40,7 @@ class Pair:
     mask
         ``(lat, lon)`` bool of the fine grid, True where values are wanted.
     config
-        The network that will learn from it.
+        The network to be trained on it.
     transform
         Of precipitation, see `xdeepsd.Stage`.
     digests
@@ -77,13 +72,13 @@ class Pair:
         coarse
             ``(day, lat, lon)``: coarse precipitation; missing cells filled from the nearest observed one.
         target
-            ``(day, lat, lon)``: fine precipitation; NaN where the loss must not look: not observed, outside the
+            ``(day, lat, lon)``: fine precipitation; NaN where it has no part in the loss: not observed, outside the
             mask, inside a missing coarse cell.
 
         Raises
         ------
         ValueError
-            A day has other values than when it was first read.
+            The values of a day have changed since it was first read.
         """
         factor = self.config.factor
         coarse, target = _values(self.coarse, days), _values(self.fine, days)
@@ -97,7 +92,7 @@ class Pair:
         changed = days[(before >= 0) & (before != found)]
         if changed.size:
             raise ValueError(
-                f"The precipitation of {changed.size} days is another one than when this training began: "
+                f"The precipitation of {changed.size} days has changed since this training began: "
                 f"{self.name(changed)}. Needed: the same data until it ends, also after resume=True. Give the levels "
                 "as they were, or train anew in a new folder."
             )
@@ -133,7 +128,7 @@ def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
 
 
 def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_transform: str | None = None) -> Pair:
-    """Check two levels against each other and put them together for training; precipitation stays lazy.
+    """Check that two levels belong together and pair them for training; precipitation stays lazy.
 
     Parameters
     ----------
@@ -148,7 +143,7 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     Raises
     ------
     ValueError
-        Levels of different days, shapes that do not divide, a grid of the other orientation or moved, a missing
+        Levels of different days, shapes that do not divide, a grid that is shifted or in another order, a missing
         static field, no mask.
     """
     for name, level in (("coarse", coarse), ("fine", fine)):
@@ -161,21 +156,10 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     _check_grids(low, high, config.factor)
     if not np.array_equal(low["time"].values, high["time"].values):
         raise ValueError(
-            f"Levels of different days: the coarse one has {_days(low)}, the fine one {_days(high)}. Needed: the same "
-            "days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
+            f"Levels of different days: the coarse one has {name_span(low)}, the fine one {name_span(high)}. Needed: "
+            "the same days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
         )
-    for name in config.static:
-        if name not in fine:
-            raise ValueError(
-                f"The fine level has no {name!r} (it has {sorted(map(str, fine.data_vars))}), which the network takes "
-                f"as a static field. Add level[{name!r}] (lat, lon), or leave it out: TrainConfig(static="
-                f"{tuple(n for n in config.static if n in fine)!r})."
-            )
-    if "mask" not in fine:
-        raise ValueError(
-            "The fine level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
-            "level['mask'] = level['precipitation'].notnull().any('time')."
-        )
+    check_fields(fine, config.static)
     # Not by the cluster's scheduler: this may run inside one of its tasks.
     fine = fine[[*config.static, "mask"]].compute(scheduler="threads")
     maps = {name: np.asarray(fine[name].transpose("lat", "lon"), np.float64) for name in config.static}
@@ -190,70 +174,29 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     return Pair(low, high, static, mask, config, target_transform)
 
 
+def check_fields(level: xr.Dataset, static: Sequence[str], which: str = "fine", later: Sequence[str] = ()) -> None:
+    """ValueError where a level lacks the mask or a static field, but for those that are made ``later``."""
+    missing = [name for name in static if name not in level and name not in later]
+    if missing:
+        raise ValueError(
+            f"The {which} level has no {missing[0]!r} (it has {sorted(map(str, level.data_vars))}), which the network "
+            f"takes as a static field. Add level[{missing[0]!r}] (lat, lon), or leave it out: TrainConfig(static="
+            f"{tuple(n for n in static if n not in missing)!r})."
+        )
+    if "mask" not in level:
+        raise ValueError(
+            f"The {which} level has no 'mask'. Needed: bool (lat, lon), True where values are wanted. Type "
+            "level['mask'] = level['precipitation'].notnull().any('time')."
+        )
+
+
 def factor_between(coarse: xr.Dataset, fine: xr.Dataset) -> int:
     """Fine cells per coarse cell along an axis."""
     return max(1, round(fine.sizes["lat"] / max(coarse.sizes["lat"], 1)))
 
 
-def with_climatology(
-    coarse: xr.Dataset, fine: xr.Dataset, static: Sequence[str], split: Split
-) -> tuple[xr.Dataset, xr.Dataset]:
-    """Both levels with a climatology if the network wants one: the given one, else the mean of the training days.
-
-    Its attribute ``origin`` says which. Raises ValueError where the given one is the mean of years (its attribute
-    ``years``, as `make_levels` and `build_levels` leave it) with validation or test days among them: their errors would
-    be too small. Where its years are not known, the log says so.
-    """
-    if CLIMATOLOGY not in static:
-        return coarse, fine
-    if CLIMATOLOGY not in fine:
-        origin = f"mean of the training days ({_days(fine['time'][split.train])})"
-        logger.info("No climatology given: taking the %s.", origin)
-        mean = fine["precipitation"].isel(time=split.train).mean("time").compute(scheduler="threads")
-        mean.attrs = {"units": fine["precipitation"].attrs.get("units", ""), "long_name": "mean of the training days"}
-        fine = fine.assign({CLIMATOLOGY: mean.astype(np.float32)})
-        coarse = coarse.drop_vars(CLIMATOLOGY, errors="ignore")
-    else:
-        origin = _check_climatology(fine, split)
-    fine = fine.assign({CLIMATOLOGY: fine[CLIMATOLOGY].assign_attrs(origin=origin)})
-    if CLIMATOLOGY not in coarse:
-        # By threads, never by the cluster in whose task this may run
-        field = np.asarray(fine[CLIMATOLOGY].transpose("lat", "lon").compute(scheduler="threads"))
-        coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), block_mean(field, factor_between(coarse, fine)))})
-    return coarse, fine
-
-
-def _check_climatology(fine: xr.Dataset, split: Split) -> str:
-    """What the years of a given climatology are; ValueError where validation or test days are among them."""
-    years = fine[CLIMATOLOGY].attrs.get("years")
-    if not isinstance(years, str) or "/" not in years:
-        logger.warning(
-            "The climatology is a given map, and nothing is known of its years. If validation or test days are among "
-            "them, the errors of these days are too small."
-        )
-        return "a given map, its years are not known"
-    index, days = fine["time"].to_index(), within(fine["time"], years)
-    parts = {name: np.intersect1d(days, part) for name, part in split._asdict().items() if name != "train"}
-    found = [f"{len(part)} {name} days ({name_days(index[part])})" for name, part in parts.items() if len(part)]
-    if found:
-        raise ValueError(
-            f"The climatology in the levels is the mean of {years}, with {' and '.join(found)}. Needed: one without "
-            "them, or their errors would be too small. Type [level.drop_vars('climatology') for level in levels], and "
-            "training takes the mean of its days; or build levels at another path with the climatology of the training "
-            "years (xdeepsd prepare --climatology-years FIRST LAST --out NAME), or with none; or give other days for "
-            "validation and test."
-        )
-    return f"mean of {years}"
-
-
-def _days(da: xr.DataArray) -> str:
-    if not da.sizes["time"]:
-        return "no day"
-    first, last = (str(da["time"].values[i])[:10] for i in (0, -1))
-    return f"{da.sizes['time']} from {first} to {last}"
-
-
 def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
+    """ValueError where the cells of ``coarse`` are not the blocks of ``factor`` x ``factor`` fine ones."""
     sizes = [(da.sizes["lat"], da.sizes["lon"]) for da in (coarse, fine)]
     if sizes[1] != (factor * sizes[0][0], factor * sizes[0][1]):
         raise ValueError(
@@ -263,10 +206,8 @@ def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
         )
     for name in ("lat", "lon"):
         if name in coarse.coords and name in fine.coords:
-            low, high = (np.asarray(da[name], np.float64) for da in (coarse, fine))
-            middle = high.reshape(-1, factor).mean(axis=1)
-            cell = abs(high[-1] - high[0]) / max(high.size - 1, 1) * factor
-            if np.abs(low - middle).max() > 0.02 * cell:
+            low, middle = coarse[name].values, np.asarray(fine[name], np.float64).reshape(-1, factor).mean(axis=1)
+            if align.off_blocks(fine[name], low, name) > align.LIES_ON:
                 raise ValueError(
                     f"The two levels do not lie on each other: {name} of the coarse one is {low[0]:g} to {low[-1]:g}, "
                     f"the middles of the fine one's blocks are {middle[0]:g} to {middle[-1]:g}. Needed: centres of "
@@ -288,9 +229,8 @@ def chunk_edges(da: xr.DataArray) -> list[int]:
 def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
     """Split ``days`` (increasing positions along time) at the chunks of the pair.
 
-    Each slab is read at once. It holds whole chunks of both levels, unless they fit together so badly that a slab
-    would be larger than ``limit`` days: then whole chunks of the fine one. Arrays in memory are cut into slabs of
-    at most ``limit`` days.
+    Each slab is read in one go. It holds whole chunks of both levels, or of the fine one alone where their common
+    edges are more than ``limit`` days apart. Arrays in memory are cut into slabs of at most ``limit`` days.
     """
     if not len(days):
         return []
@@ -301,93 +241,3 @@ def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
         edges = [*range(0, edges[-1], limit), edges[-1]]
     parts = np.split(days, np.searchsorted(days, edges[1:-1]))
     return [part for part in parts if len(part)]
-
-
-class Moments(NamedTuple):
-    """Count, mean and sum of squared deviations, to be merged exactly (Chan et al. 1979)."""
-
-    size: int = 0
-    mean: float = 0.0
-    deviations: float = 0.0
-
-    def merge(self, values: np.ndarray) -> Moments:
-        """With more ``values`` (no NaN) taken in, float64."""
-        if not values.size:
-            return self
-        values = values.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinite values are found by whoever looks at the result
-            mean = float(values.mean())
-            deviations = float(np.square(values - mean).sum())
-        size = self.size + values.size
-        apart = mean - self.mean
-        return Moments(
-            size,
-            self.mean + apart * values.size / size,
-            self.deviations + deviations + apart**2 * self.size * values.size / size,
-        )
-
-    def normalizer(self) -> Normalizer:
-        """Mean and standard deviation; 1 where all values are the same."""
-        std = float(np.sqrt(self.deviations / max(self.size, 1)))
-        return Normalizer(self.mean, std if std > 0 else 1.0)
-
-
-@dataclass(frozen=True)
-class Normalizers:
-    """Those of a stage, as `xdeepsd.Stage` takes them."""
-
-    precipitation: Normalizer
-    static: Mapping[str, Normalizer]
-    target: Normalizer
-
-
-def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> Normalizers:
-    """Exact means and standard deviations over the cells that count in the loss, a slab of days at a time.
-
-    Raises ValueError where the days hold no observed cell, or an infinite value. Days without one are named in the log.
-    """
-    radius, residual = pair.config.radius, pair.config.residual
-
-    def read(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        interpolated, target = pair.read(slab)
-        inner = interpolated[:, radius:-radius, radius:-radius] if radius else interpolated
-        valid = ~np.isnan(target)
-        wanted = transform(torch.from_numpy(target[valid]), pair.transform).numpy()
-        return inner[valid], wanted - inner[valid] if residual else wanted, slab[~valid.any(axis=(1, 2))]
-
-    moments = [Moments(), Moments()]
-    empty: list[np.ndarray] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for *values, without in _in_order(pool, read, days, ahead=workers):
-            moments = [m.merge(v) for m, v in zip(moments, values, strict=True)]
-            empty.append(without)
-    if not moments[0].size:
-        raise ValueError(
-            f"The {sum(map(len, days))} training days have no observed cell inside the mask. Look at "
-            "level['precipitation'].notnull() and level['mask'] (True is land)."
-        )
-    if not np.isfinite([m.deviations for m in moments]).all():
-        raise ValueError(
-            "The precipitation of the training days holds infinite values. Type "
-            "ds['precipitation'].where(np.isfinite(ds['precipitation']))."
-        )
-    without = np.concatenate(empty)
-    if without.size:
-        logger.warning("%d of %d training days have no observed cell inside the mask and teach nothing: %s.",
-                       without.size, sum(map(len, days)), pair.name(without))  # fmt: skip
-    static = {
-        name: Moments().merge(channel[pair.mask]).normalizer()
-        for name, channel in zip(pair.config.static, pair.static, strict=True)
-    }
-    return Normalizers(moments[0].normalizer(), static, moments[1].normalizer())
-
-
-def _in_order(pool: ThreadPoolExecutor, function, items, ahead: int) -> Iterator:  # type: ignore[no-untyped-def]
-    """``map`` of a pool that runs at most ``ahead`` items before they are asked for, so that memory is bounded."""
-    pending: deque[Future] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()

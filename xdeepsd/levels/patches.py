@@ -18,7 +18,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from xdeepsd.levels.pairs import Normalizers, Pair
+from xdeepsd.levels.normalizers import Normalizers
+from xdeepsd.levels.pairs import Pair
 from xdeepsd.models.transform import transform
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_la
     keep = (share >= min_land) & (share > 0)
     if not keep.any():
         best = share.max()
-        advice = "Look at the level's mask (True is land): it wants nothing."
+        advice = "Look at the level's mask (True is land): no cell is True."
         if best:
             advice = (
                 f"Type TrainConfig(min_land={np.floor(best * 100) / 100:g}), or a smaller patch, where the level's "
@@ -125,13 +126,13 @@ class _Buffer:
             self.values[place] = values
 
     def wait(self) -> None:
-        """Until all slabs are in, or raise what their reading raised."""
+        """Wait until all slabs are read; raises what their reading raised."""
         for future in self._filled:
             future.result()
 
 
 class _Piece(NamedTuple):
-    """Part of a batch that comes from one bufferful: epoch and number in it, its slabs, and patch numbers inside."""
+    """The part of a batch that comes from one buffer: its epoch, its number therein, its slabs, patches inside it."""
 
     epoch: int
     number: int
@@ -143,8 +144,8 @@ class PatchLoader:
     """Batches of shuffled patches, endless, the same for the same seed whatever the number of threads.
 
     An epoch goes through the slabs (chunks of days) in random order, a bufferful at a time; the patches of a
-    bufferful come in random order. While one bufferful is cut, threads read the next. Where all slabs fit into the
-    buffer they are read once for all epochs.
+    bufferful come in random order. While one is cut, threads read the next. Where all slabs fit into the buffer, they
+    are read once for all epochs.
 
     Parameters
     ----------
@@ -159,9 +160,9 @@ class PatchLoader:
     seed
         Whole numbers; every random choice follows from them and from the position.
     buffer
-        Bytes that the buffers may take together. At least one slab is held, whatever it takes.
+        Bytes that the buffers may take together. At least one slab is held, however large.
     workers
-        Threads that read, and threads that cut. They change nothing but the speed.
+        Threads that read, and threads that cut; they affect only the speed.
     with_values
         Give the fine precipitation in its units too (for DenseLoss).
     """
@@ -214,7 +215,7 @@ class PatchLoader:
         return step * self.batch / len(self)
 
     def _groups(self, epoch: int) -> list[tuple[int, ...]]:
-        """Bufferfuls of slabs in the order of one epoch."""
+        """Slabs that are buffered together, in the order of one epoch."""
         order = np.random.default_rng([*self.seed, epoch]).permutation(len(self.slabs))
         size = self._group_size
         return [tuple(sorted(order[i : i + size].tolist())) for i in range(0, len(order), size)]
@@ -246,7 +247,7 @@ class PatchLoader:
             epoch += 1
 
     def _order_of_groups(self, step: int) -> Iterator[tuple[int, ...]]:
-        """Bufferfuls from the one of batch ``step`` on, as `_plan` asks for them."""
+        """The groups of slabs that are buffered together, in reading order, from that of batch ``step`` on."""
         epoch, offset = divmod(step * self.batch, len(self))
         while True:
             for group in self._groups(epoch):
@@ -294,7 +295,7 @@ class PatchLoader:
         )
 
     def batches(self, step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from number ``step`` on; exactly those that an iteration from 0 gives there."""
+        """Batches from number ``step`` on, the same as an iteration from 0 reaches there."""
         reading = ThreadPoolExecutor(self.workers, thread_name_prefix="read")
         cutting = ThreadPoolExecutor(self.workers, thread_name_prefix="cut")
         pending: deque[Future[Batch]] = deque()

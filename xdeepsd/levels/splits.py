@@ -23,7 +23,7 @@ class Split(NamedTuple):
 def split_days(
     time: xr.DataArray, train: Sequence[int | str] | None = None, validation: Days = None, test: Days = None
 ) -> Split:
-    """Share out whole days.
+    """Assign whole days to training, validation and test.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def split_days(
     Raises
     ------
     ValueError
-        The days are not increasing, two parts overlap, a date is none of these days, or no day is left for training.
+        The days are not increasing, two parts overlap, a date is not among these days, or no day is left for training.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def split_days(
     index = time.to_index()
     if not (index.is_monotonic_increasing and index.is_unique):
         raise ValueError(
-            f"The {size} days are not in order, or a day is there twice. Needed: increasing days. Type "
+            f"The {size} days are not in order, or a day occurs twice. Needed: increasing days. Type "
             "ds.sortby('time').drop_duplicates('time')."
         )
     chosen: dict[str, np.ndarray] = {}

@@ -19,6 +19,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec
 
+from xdeepsd.grids import align
 from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
@@ -55,7 +56,7 @@ def held_releases(root: zarr.Group) -> np.ndarray:
 
 
 def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
-    """The store at ``path``; None where there is none yet, or one whose creation was interrupted."""
+    """The store at ``path``; None where there is none yet, or where its creation was interrupted."""
     folder = Path(path)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -65,7 +66,7 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         root = None
     if root is None or root.attrs.get("xdeepsd_levels") != _FORMAT:
         raise ValueError(
-            f"{path} is there and is no store of levels. Needed: a new path, or a store that build_levels wrote. "
+            f"{path} exists and is not a store of levels. Needed: a new path, or a store that build_levels wrote. "
             "Type another path (--out NAME)."
         )
     if root.attrs.get("ready"):
@@ -74,14 +75,14 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
                      and not p.name.startswith("level_"))  # fmt: skip
     if foreign:
         raise ValueError(
-            f"The making of {path} was interrupted, so that it would be made anew; but it holds {foreign}, which "
-            "build_levels did not write. Needed: nothing of yours inside. Move it, or type another path (--out NAME)."
+            f"Creating {path} was interrupted, so it would be created anew, but it holds {foreign}, which build_levels "
+            "did not write. Needed: no other files inside. Move them, or type another path (--out NAME)."
         )
     return None
 
 
 def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[str, Any]) -> zarr.Group:
-    """An empty store with all but the precipitation. It is ready only when its attribute says so."""
+    """A new store with everything but the precipitation. It is complete only once its attribute ``ready`` says so."""
     root = zarr.open_group(path, mode="w", zarr_format=3)
     root.attrs.update(described | {"xdeepsd_levels": _FORMAT, "ready": False, "days_per_chunk": days})
     later = [CLIMATOLOGY] if described["climatology_years"] else []
@@ -124,7 +125,7 @@ def fit_releases(root: zarr.Group) -> None:
 
 
 def consolidate(path: PathLike) -> None:
-    """Collect the metadata of all levels in the root, so that opening reads one file. Changed attributes drop it."""
+    """Collect the metadata of all levels in the root, so that opening reads one file. Changing attributes drops it."""
     with warnings.catch_warnings():
         # Zarr warns that other readers may ignore consolidated metadata of format 3: they lose nothing.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -132,9 +133,9 @@ def consolidate(path: PathLike) -> None:
 
 
 def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
-    """Make room for the days of ``time`` at the end of each level. Done again after an interruption, it completes."""
+    """Make room for the days of ``time`` at the end of each level. Called again after an interruption, it finishes."""
     for k in range(levels):
-        with open_times(path, k) as held:
+        with open_maps(path, k) as held:
             more, attrs = time.isel(time=slice(held.sizes["time"], None)), held.attrs
         if more.size:
             later = xr.Dataset(coords={"time": more}, attrs=attrs)  # xarray writes the attributes anew
@@ -146,8 +147,8 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
     consolidate(path)
 
 
-def open_times(path: PathLike, level: int) -> xr.Dataset:
-    """All of a level but its precipitation, days that are not done included."""
+def open_maps(path: PathLike, level: int) -> xr.Dataset:
+    """A level without its precipitation: static fields, mask and days, those that are not done included."""
     return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks=None, drop_variables="precipitation")
 
 
@@ -155,7 +156,7 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
     """The levels with the days that are done."""
     done = done_days(root)
     count = len(root.attrs["factors"]) + 1  # type: ignore[arg-type]
-    # An interrupted change of attributes leaves none.
+    # There is none where a change of attributes was interrupted.
     consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
     levels = [xr.open_zarr(path, group=f"level_{k}", consolidated=consolidated, chunks={}) for k in range(count)]
     finished = np.flatnonzero(done[: min(level.sizes["time"] for level in levels)])
@@ -163,10 +164,6 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
         return levels
     logger.warning("%s: %d of %d days are done; the others are left out.", path, finished.size, done.size)
     return [level.isel(time=finished) for level in levels]
-
-
-def _same(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
-    return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], described: dict[str, Any]) -> None:
@@ -179,10 +176,10 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
                 f"{path} was built with the {name} {root.attrs.get(key)!r}; now {described[key]!r} arrived. {new}"
             )
     finest = wanted[-1]
-    with _open_group(path, len(wanted) - 1) as held:
+    with open_maps(path, len(wanted) - 1) as held:
         for dim in ("lat", "lon"):
             values, old = finest[dim].values, held[dim].values
-            if not _same(values, old, 0.01 * abs(float(old[1] - old[0]))):
+            if not align.same(values, old, dim):
                 raise ValueError(
                     f"{path} holds another grid: {dim} of {old.size} cells from {old[0]:.5f} to {old[-1]:.5f}; now "
                     f"{values.size} cells from {values[0]:.5f} to {values[-1]:.5f} arrived. {new}"
@@ -190,12 +187,8 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
         for name in sorted({str(n) for n in finest.data_vars} - {"precipitation", "mask", "land_fraction"}):
             if name not in held:
                 raise ValueError(f"{path} holds no {name} among {sorted(map(str, held.data_vars))}. {new}")
-            if not _same(finest[name].values, held[name].values, 1e-3):
+            if not np.allclose(finest[name].values, held[name].values, rtol=0, atol=1e-3, equal_nan=True):
                 raise ValueError(f"{path} holds another field of {name}. {new}")
-
-
-def _open_group(path: PathLike, level: int) -> xr.Dataset:
-    return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks={})
 
 
 def as_run(days: np.ndarray) -> slice | np.ndarray:
@@ -208,8 +201,8 @@ def write_days(
 ) -> None:
     """Coarsen days of one chunk, write them to all levels, then mark them: what is done is on disk in every level.
 
-    A day that is written again is not done meanwhile. A day without any value is not done: it is missing, and may come
-    later.
+    A day that is rewritten does not count as done meanwhile. Nor does a day without any value: it is missing, and may
+    come later.
     """
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     levels = [apply(finest, weights, skipna=True, na_thres=1.0, unmapped_to_nan=True) for weights in blocks]
@@ -222,7 +215,7 @@ def write_days(
 
 
 def how_far(path: PathLike, days: np.ndarray, finest: np.ndarray, level: int) -> list[float]:
-    """How far each day is from that of the store, mm day-1: 0 within rounding, infinite where only one has a value."""
+    """How far each day is from that in the store, mm day-1: 0 within rounding, infinite where only one has a value."""
     held = get_array(zarr.open_group(path, mode="r", use_consolidated=False), f"level_{level}/precipitation")
     far = []
     for new, old in zip(finest, np.asarray(held.oindex[as_run(days)]), strict=True):

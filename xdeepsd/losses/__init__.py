@@ -1,4 +1,4 @@
-"""What training minimises: density weights from a histogram over Dask chunks, DenseLoss, masked MSE.
+"""What training minimises: masked MSE, and DenseLoss with its weights from a histogram over Dask chunks.
 
 May import ``models`` (transforms and normalisers); nothing of levels, inference or training.
 """

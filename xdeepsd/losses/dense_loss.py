@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from xdeepsd.models.transform import transform
 
 if TYPE_CHECKING:
-    from xdeepsd.losses.density import DenseWeight
+    from xdeepsd.losses.dense_weight import DenseWeight
     from xdeepsd.models.normalize import Normalizer
 
 

@@ -91,7 +91,7 @@ class SRCNN(nn.Module):
         return self.layers[-1](x)
 
 
-def upsample(x: Tensor, factor: int) -> Tensor:
+def upsample_tensor(x: Tensor, factor: int) -> Tensor:
     """Bilinear interpolation with half-pixel centres, edges replicated.
 
     ``(..., lat, lon)`` to ``(..., factor * lat, factor * lon)``; NaN spreads to the fine cells it touches.

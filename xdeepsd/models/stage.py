@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xdeepsd.models import transform as transforms
 from xdeepsd.models.normalize import Normalizer
-from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample
+from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample_tensor
 
 
 def interpolated_input(coarse: Tensor, config: SRCNNConfig) -> Tensor:
@@ -19,7 +19,7 @@ def interpolated_input(coarse: Tensor, config: SRCNNConfig) -> Tensor:
     ``(batch, channel, lat, lon)`` to ``(batch, channel, factor * lat + 2 radius, factor * lon + 2 radius)``, edges
     replicated before the interpolation. The same in training and at inference.
     """
-    fine = upsample(pad_edges(coarse, config.halo), config.factor)
+    fine = upsample_tensor(pad_edges(coarse, config.halo), config.factor)
     margin = config.halo * config.factor - config.radius
     return fine[..., margin:-margin, margin:-margin] if margin else fine
 

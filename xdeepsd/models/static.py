@@ -26,7 +26,7 @@ def fill(field: np.ndarray) -> np.ndarray:
     return field[rows, cols]
 
 
-def climatology_ratio(fine: np.ndarray, coarse: np.ndarray, factor: int) -> np.ndarray:
+def climatology_channel(fine: np.ndarray, coarse: np.ndarray, factor: int) -> np.ndarray:
     """``log(clip(fine / upsample(coarse), 1/5, 5))``, dimensionless (docs/method.md).
 
     Where both are 0 the ratio is 1; the climatologies must be filled.
@@ -57,7 +57,7 @@ def stage_channels(
     channels = []
     for name in names:
         if name == CLIMATOLOGY:
-            channels.append(climatology_ratio(fill(fine[name]), fill(coarse[name]), factor))
+            channels.append(climatology_channel(fill(fine[name]), fill(coarse[name]), factor))
         else:
             channels.append(fill(np.asarray(fine[name], np.float64)))
     shape = next(iter(fine.values())).shape if fine else (0, 0)

@@ -1,4 +1,5 @@
-"""Training: its configuration, one stage, the stack, checkpoints, validation, and what is shown meanwhile.
+"""Training: its configuration, the ladder it reads, a stage and its loop, the stack, checkpoints, validation, and what
+is shown meanwhile.
 
 May import ``levels``, ``losses``, ``models``, ``grids`` and ``stores``; nothing of evaluation.
 """

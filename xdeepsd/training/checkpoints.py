@@ -15,15 +15,17 @@ from xdeepsd.stores.whole import partial_of, write_whole
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-KEEP = 2  # the newest, and the one before it in case the newest was damaged afterwards
+KEEP = 2  # the newest, and the one before it in case the newest is damaged later
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
-def _write_file(path: Path, content: bytes, name: str, kept: str) -> None:
-    """`write_whole`; OSError with the ``name`` of the file in words and what is ``kept``."""
+def write_beside(path: Path, content: bytes, name: str) -> None:
+    """`write_whole` of a file in a folder of checkpoints; OSError with its ``name`` in words and what is kept."""
     try:
         write_whole(path, content)
     except OSError as error:
+        last = checkpoints(path.parent)
+        kept = f"{last[-1]} is whole and stays" if last else "There is no checkpoint before it"
         raise OSError(
             error.errno,
             f"{name} could not be written ({error.strerror}). {kept}. Free some space ({len(content) / 2**20:.1f} MiB "
@@ -37,16 +39,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
 
-def write_table(path: Path, content: bytes) -> None:
-    """Write what stands beside the checkpoints, whole or not at all; OSError as of `write_checkpoint`."""
-    _write_file(path, content, path.name, _kept(path.parent))
-
-
-def _kept(folder: Path) -> str:
-    last = checkpoints(folder)
-    return f"{last[-1]} is whole and stays" if last else "There is no checkpoint before it"
-
-
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the state after ``step`` steps and remove all but the newest checkpoints.
 
@@ -55,12 +47,12 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        if _NAME.fullmatch(partial_of(file.name) or ""):  # of a process killed as it wrote
+        if _NAME.fullmatch(partial_of(file.name) or ""):  # left by a process that was killed while writing
             file.unlink(missing_ok=True)
     path = folder / f"step-{step:09d}.pt"
     content = io.BytesIO()
     torch.save({"format": FORMAT, "step": step} | state, content)
-    _write_file(path, content.getvalue(), f"The checkpoint after {step} steps", _kept(folder))
+    write_beside(path, content.getvalue(), f"The checkpoint after {step} steps")
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,13 +11,15 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.levels.splits import Split, split_days
-from xdeepsd.losses.density import DenseWeight
+from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.transform import check
 
 LOSSES = ("mse", "denseloss")
 SCHEDULES = ("constant", "cosine", "exponential")
 PRECISIONS = ("float32", "bfloat16")
+# Fields that may change between a run and its resumption: they do not enter the result.
+FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,10 @@ class TrainConfig:
         many without a better one, None: go on to the last step. The stage that comes out is always the best one on
         the validation days.
     seed, buffer, workers, checkpoint_every, device, precision, threads, tensorboard
-        *Run*: everything random follows from the seed. MiB and threads of the loader, which change only the speed.
-        Steps between checkpoints. "cpu", "cuda", ..., None: a GPU if there is one. "float32" or "bfloat16" (mixed
-        precision). CPU threads of torch, None: as they are. Events for TensorBoard (scalars, maps, histograms of the
-        weights) in the checkpoint folder.
+        *Run*: everything random follows from the seed. MiB that the loader may hold, and its threads, which change only
+        the speed. Steps between checkpoints. "cpu", "cuda", ..., None: a GPU if there is one. "float32" or "bfloat16"
+        (mixed precision). CPU threads of torch, None: as they are. Events for TensorBoard (scalars, maps, histograms of
+        the weights) in the checkpoint folder.
 
     Raises
     ------
@@ -171,3 +174,18 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if config.schedule == "exponential":
         return config.learning_rate * 0.96 ** (step / 1e5)
     return config.learning_rate
+
+
+def changed_fields(
+    then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = (), of: str = ""
+) -> list[str]:
+    """What differs between a description that was written and one of now, but for the ``free`` keys; a text each.
+
+    >>> changed_fields({"batch": 8, "seed": 0}, {"batch": 4, "seed": 0}, of=" of stage 1")
+    ['batch of stage 1 was 8, is 4']
+    """
+    return [
+        f"{key}{of} was {then.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if key not in free and now.get(key) != then.get(key)
+    ]

@@ -1,4 +1,4 @@
-"""Train one stage on a pair of levels: the loop, its checkpoints, and what it says at the end."""
+"""Train one stage on a pair of levels: what it starts from, anew or from a checkpoint, and its summary."""
 
 from __future__ import annotations
 
@@ -7,43 +7,38 @@ import hashlib
 import logging
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from torch import Tensor, nn
 
-from xdeepsd.levels.pairs import Normalizers, Pair, factor_between, fit_normalizers, make_pair, slabs, with_climatology
-from xdeepsd.levels.patches import MIB, Batch, PatchLoader, bytes_per_day, patch_origins
+from xdeepsd.levels.climatology import with_climatology
+from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
+from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs
+from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.splits import Split
 from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
-from xdeepsd.losses.density import DenseWeight
+from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.normalize import Normalizer
-from xdeepsd.models.srcnn import SRCNN
+from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.threads import torch_threads
-from xdeepsd.training.checkpoints import checkpoints, read_checkpoint, write_checkpoint
-from xdeepsd.training.config import TrainConfig, learning_rate
+from xdeepsd.training.checkpoints import checkpoints, read_checkpoint
+from xdeepsd.training.config import FREE, TrainConfig, changed_fields
+from xdeepsd.training.loop import Run, State, learn
 from xdeepsd.training.validation import LossFunction, Validation
-from xdeepsd.training.watch import Watch, write_metrics
+from xdeepsd.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-# What may change between a run and its resumption: it does not enter the result.
-_FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
-# On a GPU the loss is fetched so often: each time the GPU has to be waited for.
-_LOOK_EVERY = 25
-
 
 class TrainedStage(NamedTuple):
-    """A stage, one row per validation, and what is worth knowing of the training."""
+    """A stage, a row for each validation, and a summary of the training."""
 
     stage: Stage
     history: pd.DataFrame
@@ -53,7 +48,7 @@ class TrainedStage(NamedTuple):
 def initialize(net: SRCNN, seed: Sequence[int]) -> None:
     """Uniform weights and biases within ``1 / sqrt(fan in)``: torch's own choice, but from a generator of ours.
 
-    torch's global generator would mix up stages that train in threads of one process.
+    Stages that train in threads of one process would share torch's global generator.
     """
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     fan_in = 1
@@ -77,47 +72,6 @@ def loss_function(density: DenseWeight | None, device: torch.device) -> LossFunc
     return DenseLoss(density).to(device)
 
 
-@dataclass
-class _State:
-    """All that changes from step to step; what a checkpoint holds."""
-
-    net: SRCNN
-    optimizer: torch.optim.Optimizer
-    best: dict[str, Any]
-    step: int = 0
-    losses: list[float] = dataclasses.field(default_factory=list)  # since the last validation
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    without_better: int = 0
-    finished: bool = False
-
-    def save(self, folder: Path, config: TrainConfig, **described: Any) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_metrics(folder, self.history)  # before: a run that is killed in between writes it again
-        # Rates and shuffling follow from the step and the seed: there is no other random state.
-        write_checkpoint(
-            folder,
-            self.step,
-            {
-                **described,
-                "config": asdict(config),
-                "sampler": {"seed": config.seed, "position": self.step * config.batch},
-                "schedule": {"step": self.step, "rate": learning_rate(self.step, config)},
-                "net": self.net.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                **{name: getattr(self, name) for name in _PLAIN},
-            },
-        )
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(saved["net"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for name in _PLAIN:
-            setattr(self, name, saved[name])
-
-
-_PLAIN = ("step", "losses", "history", "without_better", "finished", "best")
-
-
 def train_stage(
     coarse: xr.Dataset,
     fine: xr.Dataset,
@@ -127,7 +81,6 @@ def train_stage(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = False,
-    density: DenseWeight | None = None,
 ) -> TrainedStage:
     """Train one stage on observed pairs of a coarse and a fine level.
 
@@ -148,8 +101,6 @@ def train_stage(
         as that of a run that was not interrupted (with the same number of torch threads).
     progress
         Show a progress bar.
-    density
-        For DenseLoss, what `fit_density` gave for these levels and training days, at any alpha. None: it is fitted.
 
     Returns
     -------
@@ -171,14 +122,17 @@ def train_stage(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     check_folder(folder, resume, config)
     coarse, fine = with_climatology(coarse, fine, config.static, config.split(fine["time"]))
-    return train_pair(*stage_pair(coarse, fine, config), config, index, folder, resume, progress, density)
+    return train_pair(*stage_pair(coarse, fine, config), config, index, folder, resume, progress)
 
 
 def train_pair(
     pair: Pair, split: Split, config: TrainConfig, index: int, folder: Path | None, resume: bool, progress: bool,
-    density: DenseWeight | None,
+    density: DenseWeight | None = None,
 ) -> TrainedStage:  # fmt: skip
-    """`train_stage` on what `stage_pair` gave."""
+    """`train_stage` on what `stage_pair` gave.
+
+    ``density`` is what `fit_density` gave for these data, at any alpha; None: it is fitted where the loss needs it.
+    """
     side = config.patch - 2 * pair.config.radius
     output = min(side, pair.shape[0]), min(side, pair.shape[1])
     origins = patch_origins(pair.mask, output, config.stride, config.min_land)
@@ -186,43 +140,22 @@ def train_pair(
     saved = read_checkpoint(folder) if folder is not None and resume else None
     if saved is not None:
         _check_same(saved, config, identity, folder)
-        if "digests" in saved:  # not in those of an older xdeepsd
-            pair.digests[:] = saved["digests"]
-        pair.observed(split.train[:1])  # of other data rather now than at the end of an epoch
+        _check_data(saved, pair, split)
     with torch_threads(config.threads):
         device = _device(config)
-        validation = None
-        if split.validation.size:
-            validation = Validation(pair, split.validation, config.validation_days, device)
+        validation = (
+            Validation(pair, split.validation, config.validation_days, device) if split.validation.size else None
+        )
         buffer, dense = int(config.buffer * MIB), config.loss == "denseloss"
         days = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair, dense))))
         normalizers = (
             fit_normalizers(pair, days, config.workers) if saved is None else _normalizers(saved["normalizers"])
         )
-        net = SRCNN(pair.config)
-        initialize(net, (config.seed, index))
-        net.to(device)
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
-        stage = Stage(net, normalizers.precipitation, normalizers.static, normalizers.target, config.target_transform)
-        optimizer = torch.optim.Adam(
-            [
-                {"params": net.layers[:-1].parameters(), "factor": 1.0},
-                {"params": net.layers[-1].parameters(), "factor": config.last_layer_rate},
-            ],
-            lr=config.learning_rate,
-        )
-        state = _State(net, optimizer, best={"step": 0, "score": math.inf, "rmse": math.nan, "net": _copy(net)})
+        stage, state = _begin(pair.config, normalizers, config, index, device)
         if saved is not None:
             state.restore(saved)
-            logger.info("Stage %d goes on after step %d of %d.", index, state.step, config.steps)
-        if config.loss == "mse":
-            density = None
-        elif saved is not None:
-            density = DenseWeight.from_dict(saved["density"])
-        elif density is not None:
-            density = density.with_alpha(config.alpha)
-        else:
-            density = fit_density(config, pair, split.train)
+            logger.info("Stage %d resumes after step %d of %d.", index, state.step, config.steps)
+        density = _density(config, pair, split, saved, density)
         if density is not None:
             logger.info("Stage %d, weights of DenseLoss: %s", index, density.summary())
         if not state.finished:
@@ -230,146 +163,63 @@ def train_pair(
                 pair, normalizers, days, origins, output, config.batch, (config.seed, index), buffer, config.workers,
                 with_values=dense,
             )  # fmt: skip
-            loss = loss_function(density, device)
             described = {
                 "identity": identity, "normalizers": asdict(normalizers), "index": index,
                 "density": None if density is None else density.to_dict(),
                 "digests": torch.from_numpy(pair.digests),  # as they are when it is written
             }  # fmt: skip
+            run = Run(index, config, stage, loader, loss_function(density, device), validation, folder, described)
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
-                _loop(state, stage, loader, loss, validation, config, folder, described, watch, index)
-        net.load_state_dict(state.best["net"])
-        net.to("cpu")
-        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        stage = dataclasses.replace(stage, net=net.eval())
+                learn(run, state, watch)
+        stage = _best(stage, state)
     summary = _summary(index, config, pair, split, state, validation)
     if density is not None:
         summary["density"] = density.summary()
     return TrainedStage(stage, pd.DataFrame(state.history), summary)
 
 
-def _loop(
-    state: _State, stage: Stage, loader: PatchLoader, loss: LossFunction, validation: Validation | None,
-    config: TrainConfig, folder: Path | None, described: Mapping[str, Any], watch: Watch, index: int,
-) -> None:  # fmt: skip
-    """Steps, validations and checkpoints until the last step or until patience is at its end."""
-    device = next(state.net.parameters()).device
-    look_every = 1 if device.type == "cpu" else _LOOK_EVERY
-    unseen: list[Tensor] = []
-    began, waited, first = time.perf_counter(), 0.0, state.step
-    with closing(loader.batches(state.step)) as batches:
-        while not state.finished:
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            rate = learning_rate(state.step, config)
-            unseen.append(_update(state, batch, loss, rate, config, device))
-            state.step += 1
-            last = state.step == config.steps
-            validating = last or state.step % config.validate_every == 0
-            saving = last or state.step % config.checkpoint_every == 0
-            if validating or saving or len(unseen) >= look_every:
-                state.losses += torch.stack(unseen).tolist()
-                _check_losses(state, len(unseen), index, loader, folder)
-                unseen.clear()
-                watch.step(state.step, state.losses[-1])
-            if validating:
-                seconds = time.perf_counter() - began
-                row = {
-                    "step": state.step, "epoch": loader.epoch(state.step), "loss": float(np.mean(state.losses)),
-                    "learning_rate": rate, "seconds": seconds, "waiting_share": waited / seconds,
-                    "patches_per_second": (state.step - first) * config.batch / seconds,
-                }  # fmt: skip
-                state.losses = []
-                _validate(state, stage, validation, loss, config, row)
-                maps = validation.maps(stage) if validation is not None and watch.wants_maps else None
-                watch.validated(row, state.net, maps)
-                if config.patience is not None and state.without_better >= config.patience:
-                    logger.info("Stage %d: no better validation in %d, stop at step %d.", index, config.patience,
-                                state.step)  # fmt: skip
-                    state.finished = True
-            state.finished = state.finished or last
-            if saving or state.finished:
-                _check_weights(state, index, loader, folder)
-                if folder is not None:
-                    state.save(folder, config, **described)
-
-
-def _update(
-    state: _State, batch: Batch, loss: LossFunction, rate: float, config: TrainConfig, device: torch.device
-) -> Tensor:
-    """One step of Adam; returns the loss before it."""
-    inputs = batch.inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
-    target, mask = batch.target.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True)
-    values = None if batch.values is None else batch.values.to(device, non_blocking=True)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        prediction = state.net(inputs)[:, 0]
-    value = loss(prediction.float(), target, mask, values)
-    state.optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    if config.clip_gradient is not None:
-        nn.utils.clip_grad_norm_(state.net.parameters(), config.clip_gradient)
-    state.optimizer.step()
-    return value.detach()
-
-
-def _validate(
-    state: _State, stage: Stage, validation: Validation | None, loss: LossFunction, config: TrainConfig,
-    row: dict[str, Any],
-) -> None:  # fmt: skip
-    """Take the errors into ``row`` and the history, and keep the weights if they are the best so far.
-
-    The score is the RMSE, or for DenseLoss that loss: the weights it asks for are not those of the least RMSE.
-    """
-    score = -math.inf  # without validation days the last weights are taken
-    if validation is not None:
-        row["rmse"], row["rmse_interpolation"] = validation.rmse(stage), validation.rmse_interpolation
-        score = row["rmse"]
-        if config.loss == "denseloss":
-            score = row["validation_loss"] = validation.loss(stage, loss)
-    state.history.append(row)
-    state.without_better += 1
-    if score < state.best["score"] or validation is None:
-        rmse = row.get("rmse", math.nan)
-        state.best = {"step": state.step, "score": score, "rmse": rmse, "net": _copy(state.net)}
-        state.without_better = 0
-
-
-def _check_losses(state: _State, count: int, index: int, loader: PatchLoader, folder: Path | None) -> None:
-    """Raise FloatingPointError where one of the last ``count`` losses is not finite: nothing of it is written."""
-    bad = np.flatnonzero(~np.isfinite(state.losses[-count:]))
-    if bad.size:
-        step = state.step - count + int(bad[0]) + 1
-        _stop(f"The loss of stage {index} is {state.losses[-count:][bad[0]]}", step, loader, folder)
-
-
-def _check_weights(state: _State, index: int, loader: PatchLoader, folder: Path | None) -> None:
-    """Raise FloatingPointError where a finite loss had a gradient that is not: such weights are not written."""
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in state.net.parameters()):
-        _stop(f"The weights of stage {index} are not finite any more", state.step, loader, folder)
-
-
-def _stop(what: str, step: int, loader: PatchLoader, folder: Path | None) -> NoReturn:
-    """Raise FloatingPointError that says where it happened, what is kept and what to do."""
-    days = loader.pair.fine["time"].values[loader.days_of(step - 1)]
-    last = checkpoints(folder) if folder is not None else []
-    kept = f"The last good checkpoint is {last[-1]}." if last else "There is no checkpoint before it."
-    raise FloatingPointError(
-        f"{what} at step {step} (epoch {loader.epoch(step - 1):.2f}, patches of {len(days)} days from "
-        f"{str(days[0])[:10]} to {str(days[-1])[:10]}). "
-        f"{kept} Needed: smaller steps. Type TrainConfig(learning_rate=...) with a tenth of it, and another folder."
+def _begin(
+    network: SRCNNConfig, normalizers: Normalizers, config: TrainConfig, index: int, device: torch.device
+) -> tuple[Stage, State]:
+    """A stage with the weights that its seed gives, and the state before the first step."""
+    net = SRCNN(network)
+    initialize(net, (config.seed, index))
+    net.to(device)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
+    stage = Stage(net, normalizers.precipitation, normalizers.static, normalizers.target, config.target_transform)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": net.layers[:-1].parameters(), "factor": 1.0},
+            {"params": net.layers[-1].parameters(), "factor": config.last_layer_rate},
+        ],
+        lr=config.learning_rate,
     )
+    return stage, State(net, optimizer)
 
 
-def _copy(net: SRCNN) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
+def _density(
+    config: TrainConfig, pair: Pair, split: Split, saved: Mapping[str, Any] | None, given: DenseWeight | None
+) -> DenseWeight | None:
+    """The weights of DenseLoss: those of the checkpoint, the ``given`` ones or new ones; None for another loss."""
+    if config.loss == "mse":
+        return None
+    if saved is not None:
+        return DenseWeight.from_dict(saved["density"])
+    return fit_density(config, pair, split.train) if given is None else given.with_alpha(config.alpha)
+
+
+def _best(stage: Stage, state: State) -> Stage:
+    """The stage with the weights that were best on the validation days, on the CPU, to predict."""
+    net = state.net
+    net.load_state_dict(state.best["net"])
+    net.to("cpu")
+    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return dataclasses.replace(stage, net=net.eval())
 
 
 def _device(config: TrainConfig) -> torch.device:
-    """That of the configuration; a GPU where none is named and there is one."""
+    """The device of the configuration; where it names none, a GPU if there is one."""
     try:
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -380,7 +230,7 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None:
-    """Raise where a run would write over another one's checkpoints, or wants a folder and has none."""
+    """Raise where a run would overwrite the checkpoints of another, or needs a folder and has none."""
     if folder is not None and not resume and checkpoints(folder):
         raise FileExistsError(
             f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
@@ -403,7 +253,7 @@ def stage_pair(coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig) -> tup
 
 
 def _identity(pair: Pair, split: Split) -> dict[str, Any]:
-    """What the data of a run are, to tell another run's checkpoint apart."""
+    """A description of the data, to recognise the checkpoint of another run."""
     digest = hashlib.sha256()
     for part in (pair.mask, pair.static, *split, pair.fine["time"].values.astype(str)):
         digest.update(np.ascontiguousarray(part).tobytes())
@@ -412,12 +262,7 @@ def _identity(pair: Pair, split: Split) -> dict[str, Any]:
 
 def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[str, Any], folder: Path | None) -> None:
     """Raise ValueError where a checkpoint was written by another configuration or from other data."""
-    now, then = asdict(config), saved["config"]
-    different = [
-        f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(now.keys() | then.keys())
-        if name not in _FREE and now.get(name) != then.get(name)
-    ]
+    different = changed_fields(saved["config"], asdict(config), FREE)
     if different:
         raise ValueError(
             f"The checkpoint in {folder} belongs to another configuration: {'; '.join(different)}. Type the same "
@@ -430,10 +275,17 @@ def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[st
         )
 
 
+def _check_data(saved: Mapping[str, Any], pair: Pair, split: Split) -> None:
+    """Take over the checksums of a checkpoint; ValueError now, not an epoch later, where the first day has changed."""
+    if "digests" in saved:  # not in those of an older xdeepsd
+        pair.digests[:] = saved["digests"]
+    pair.observed(split.train[:1])
+
+
 def _summary(
-    index: int, config: TrainConfig, pair: Pair, split: Split, state: _State, validation: Validation | None
+    index: int, config: TrainConfig, pair: Pair, split: Split, state: State, validation: Validation | None
 ) -> dict[str, Any]:
-    """Say in the log, and return, how the stage compares with interpolation."""
+    """Log and return how the stage compares with interpolation."""
     days = pair.fine["time"].values
     summary: dict[str, Any] = {
         "stage": index,
@@ -446,7 +298,7 @@ def _summary(
         "best_step": state.best["step"],
     }
     if validation is None:
-        logger.warning("Stage %d: no validation days, so nothing is known of its error.", index)
+        logger.warning("Stage %d: no validation days, so its error is not known.", index)
         return summary
     rmse, interpolation = state.best["rmse"], validation.rmse_interpolation
     summary |= {"rmse": rmse, "rmse_interpolation": interpolation, "beats_interpolation": rmse < interpolation}

@@ -30,7 +30,7 @@ class Validation:
     days
         Positions along time of all validation days, increasing, at least one.
     limit
-        Days to look at, spread evenly over ``days``.
+        At most this many days, spread evenly over ``days``, are looked at.
     device
         Where the stage is.
 
@@ -51,7 +51,7 @@ class Validation:
                 "validation=[...] with other days, or look at level['precipitation'].notnull() and level['mask']."
             )
         if empty.size:
-            logger.warning("%d of %d validation days have no observed cell inside the mask and count nothing: %s.",
+            logger.warning("%d of %d validation days have no observed cell inside the mask and do not count: %s.",
                            empty.size, self.days.size, pair.name(empty))  # fmt: skip
         coarse = torch.from_numpy(np.concatenate([coarse for coarse, _ in parts])).to(device)
         target = torch.from_numpy(np.concatenate([target for _, target in parts])).to(device)

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from xdeepsd.training.checkpoints import write_table
+from xdeepsd.training.checkpoints import write_beside
 
 _EVERY = 0.2  # seconds between two looks at the bar
 
@@ -22,7 +22,7 @@ def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
     """``metrics.parquet``: one row per validation."""
     content = io.BytesIO()
     pd.DataFrame(history).to_parquet(content, index=False)
-    write_table(folder / "metrics.parquet", content.getvalue())
+    write_beside(folder / "metrics.parquet", content.getvalue(), "metrics.parquet")
 
 
 class Watch:
@@ -54,7 +54,7 @@ class Watch:
 
     @property
     def wants_maps(self) -> bool:
-        """Whether maps given to `validated` are of any use."""
+        """Whether `validated` has any use for maps."""
         return self._events is not None
 
     def __enter__(self) -> Watch:
@@ -96,7 +96,7 @@ class Watch:
 
 
 def _side_by_side(maps: np.ndarray) -> np.ndarray:
-    """Three maps beside each other as one picture of 0 to 1, the ocean black; square root, so that drizzle shows."""
+    """Three maps side by side as one picture of 0 to 1, the ocean black; square roots, so that drizzle shows."""
     top = max(float(np.nanmax(maps[2], initial=0.0)), 1e-6)
     picture = np.sqrt(np.clip(np.nan_to_num(maps) / top, 0, 1))
     return np.concatenate([np.pad(part, 2, constant_values=1.0) for part in picture], axis=1)
@@ -107,5 +107,5 @@ def _writer(folder: Path, first: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("TensorBoard events need tensorboard. Type pip install xdeepsd[tensorboard].") from error
-    # Events after the checkpoint that a run resumes from are of steps that will come again.
+    # Events after the checkpoint that a run resumes from belong to steps that will be repeated.
     return SummaryWriter(str(folder), purge_step=first or None)

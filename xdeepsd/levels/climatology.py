@@ -1,0 +1,68 @@
+"""The climatology of a pair of levels: the one that is given, checked for its years, or that of the training days."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from xdeepsd.grids.blocks import block_mean
+from xdeepsd.levels.days import name_days, name_span
+from xdeepsd.levels.pairs import factor_between
+from xdeepsd.levels.splits import Split, within
+from xdeepsd.models.static import CLIMATOLOGY
+
+logger = logging.getLogger(__name__)
+
+
+def with_climatology(
+    coarse: xr.Dataset, fine: xr.Dataset, static: Sequence[str], split: Split
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Both levels with a climatology if the network wants one: the given one, else the mean of the training days.
+
+    Its attribute ``origin`` says which. Raises ValueError where the given one is the mean of years (its attribute
+    ``years``, as `make_levels` and `build_levels` leave it) with validation or test days among them: their errors would
+    be too small. Where its years are not known, the log says so.
+    """
+    if CLIMATOLOGY not in static:
+        return coarse, fine
+    if CLIMATOLOGY not in fine:
+        origin = f"mean of the training days ({name_span(fine['time'][split.train])})"
+        logger.info("No climatology given: taking the %s.", origin)
+        mean = fine["precipitation"].isel(time=split.train).mean("time").compute(scheduler="threads")
+        mean.attrs = {"units": fine["precipitation"].attrs.get("units", ""), "long_name": "mean of the training days"}
+        fine = fine.assign({CLIMATOLOGY: mean.astype(np.float32)})
+        coarse = coarse.drop_vars(CLIMATOLOGY, errors="ignore")
+    else:
+        origin = _check_climatology(fine, split)
+    fine = fine.assign({CLIMATOLOGY: fine[CLIMATOLOGY].assign_attrs(origin=origin)})
+    if CLIMATOLOGY not in coarse:
+        # By threads, never by the cluster in whose task this may run
+        field = np.asarray(fine[CLIMATOLOGY].transpose("lat", "lon").compute(scheduler="threads"))
+        coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), block_mean(field, factor_between(coarse, fine)))})
+    return coarse, fine
+
+
+def _check_climatology(fine: xr.Dataset, split: Split) -> str:
+    """What the years of a given climatology are; ValueError where validation or test days are among them."""
+    years = fine[CLIMATOLOGY].attrs.get("years")
+    if not isinstance(years, str) or "/" not in years:
+        logger.warning(
+            "The climatology was given as a map, and its years are not known. If validation or test days are among "
+            "them, the errors of these days are too small."
+        )
+        return "a given map, its years are not known"
+    index, days = fine["time"].to_index(), within(fine["time"], years)
+    parts = {name: np.intersect1d(days, part) for name, part in split._asdict().items() if name != "train"}
+    found = [f"{len(part)} {name} days ({name_days(index[part])})" for name, part in parts.items() if len(part)]
+    if found:
+        raise ValueError(
+            f"The climatology in the levels is the mean of {years}, with {' and '.join(found)}. Needed: one without "
+            "them, or their errors would be too small. Type [level.drop_vars('climatology') for level in levels], and "
+            "training takes the mean of its days; or build levels at another path with the climatology of the training "
+            "years (xdeepsd prepare --climatology-years FIRST LAST --out NAME), or with none; or give other days for "
+            "validation and test."
+        )
+    return f"mean of {years}"

@@ -1,0 +1,307 @@
+"""Weights that are high where values are rare: DenseWeight.
+
+Steininger, Kobs, Davidson, Krause, Hotho: Density-based weighting for imbalanced regression, Machine Learning 110
+(2021).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from xdeepsd.losses.density import Histogram, checked_array, fit_histogram
+from xdeepsd.losses.histogram import look_up
+from xdeepsd.models.transform import Transform, check, invert
+
+
+@dataclass(frozen=True, eq=False)
+class DenseWeight:
+    """Weights from the rarity of a value (Steininger et al. 2021).
+
+    ``w*(y) = max(1 - alpha * p'(y), eps)`` and ``w(y) = w*(y) / mean of w* over the training values``, where ``p'``
+    is the density of the training values, scaled to [0, 1].
+
+    Parameters
+    ----------
+    alpha
+        0: all weights are 1. 1: the most frequent value gets eps. Above 1: all values with ``p' > 1 / alpha`` do.
+    bandwidth
+        Standard deviation of the Gaussian kernel, in units of the (transformed) values. None: at each fit
+        ``1.06 * std * n**(-1/5)``.
+    grid_points
+        Points of the grid on which the density is known; between them it is interpolated linearly.
+    eps
+        The least weight, before the mean is taken out.
+    wet_threshold
+        In the units of the values. The density is that of the values at or above it; those below (dry) have ``w* =
+        1``. None: all values are alike.
+    transform
+        The density is that of ``log1p(value)`` or ``sqrt(value)``, so that rates of 5 and of 100 mm differ. None: of
+        the values.
+    histogram
+        Set by `fit`.
+
+    Raises
+    ------
+    ValueError
+        For parameters out of their range.
+
+    Examples
+    --------
+    >>> rain = np.array([0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 12.0])
+    >>> dw = DenseWeight(alpha=0.5).fit(rain)
+    >>> dw.weights(np.array([0.0, 12.0, np.nan])).round(2)
+    array([0.89, 1.63, 0.  ])
+    """
+
+    alpha: float = 1.0
+    bandwidth: float | None = None
+    grid_points: int = 4096
+    eps: float = 1e-6
+    wet_threshold: float | None = None
+    transform: Transform | None = None
+    histogram: Histogram | None = field(default=None, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not (self.alpha >= 0 and math.isfinite(self.alpha)):
+            raise ValueError(f"alpha is {self.alpha}; needed: a number of at least 0, such as alpha=1.0.")
+        if self.bandwidth is not None and not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
+            raise ValueError(
+                f"bandwidth is {self.bandwidth}; needed: a number above 0 in the units of the values, or "
+                "bandwidth=None to compute it from them."
+            )
+        if int(self.grid_points) != self.grid_points or self.grid_points < 16:
+            raise ValueError(
+                f"grid_points is {self.grid_points}; needed: a whole number of at least 16, such as grid_points=4096."
+            )
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps is {self.eps}; needed: a number between 0 and 1, such as eps=1e-6.")
+        if self.wet_threshold is not None and not math.isfinite(self.wet_threshold):
+            raise ValueError(
+                f"wet_threshold is {self.wet_threshold}; needed: a finite number in the units of the values, such as "
+                "wet_threshold=0.1, or None."
+            )
+        check(self.transform)
+
+    @property
+    def _threshold(self) -> float:
+        return -math.inf if self.wet_threshold is None else float(self.wet_threshold)
+
+    @property
+    def _fitted(self) -> Histogram:
+        if self.histogram is None:
+            raise ValueError(
+                "This DenseWeight has seen no data. Needed: training values. Type dw = dw.fit(values) first: fit "
+                "returns a new object and leaves the old one as it was."
+            )
+        return self.histogram
+
+    def fit(
+        self, values: xr.DataArray | da.Array | np.ndarray | Iterable[float], *, scheduler: str | None = None
+    ) -> DenseWeight:
+        """Return a fitted DenseWeight with the same parameters; ``self`` is left as it was.
+
+        Parameters
+        ----------
+        values
+            Training values of any shape, float or integer, in the units of ``wet_threshold``. NaN (ocean, missing) is
+            never counted. A lazy array is computed chunk by chunk, twice: once for count, mean, std and extremes,
+            once for the histogram. Never more than a chunk per worker and the histogram are held; all sums are
+            float64, whatever the dtype.
+        scheduler
+            Of Dask; None: the one that is set. Within a task of a cluster "synchronous" or "threads".
+
+        Raises
+        ------
+        ValueError
+            If no value is finite, all are equal or all are dry, any is infinite, or, with a transform, any wet value
+            is negative.
+
+        Warns
+        -----
+        UserWarning
+            If over half of the training values get ``eps``, or the grid is coarser than the bandwidth.
+        """
+        histogram = fit_histogram(
+            values, self.bandwidth, int(self.grid_points), self.wet_threshold, self.transform, scheduler
+        )
+        fitted = replace(self, histogram=histogram)
+        fitted._warn_of_eps()
+        return fitted
+
+    def with_alpha(self, alpha: float) -> DenseWeight:
+        """Return the same fit with another alpha, without another pass over the data (they share the histogram)."""
+        changed = replace(self, alpha=alpha)
+        if self.histogram is not None:
+            changed._warn_of_eps()
+        return changed
+
+    def _warn_of_eps(self) -> None:
+        share = self.eps_share
+        if share > 0.5:
+            warnings.warn(
+                f"{share:.0%} of the training values get the least weight, eps={self.eps:g}, with alpha="
+                f"{self.alpha:g}: the loss hardly sees them. Type a lower alpha, or wet_threshold=0.1 (in mm day-1) "
+                "where most of them are dry.",
+                stacklevel=3,
+            )
+
+    def density(self, values: Any) -> Any:
+        """Probability density of the training values at ``values``, per unit of the *transformed* values.
+
+        Same shape and dtype (float32 or float64) as ``values``, lazy where they are. NaN for NaN and for values below
+        ``wet_threshold``. Beyond the grid it is that of the grid's end.
+        """
+        histogram = self._fitted
+        return _on_blocks(
+            partial(
+                look_up,
+                grid=histogram.grid,
+                table=histogram.density,
+                threshold=self._threshold,
+                transform=self.transform,
+            ),
+            values,
+            {"long_name": "density of the training values"},
+        )
+
+    def weights(self, values: Any) -> Any:
+        """Weight of each value: mean 1 over the training values, NaN gets 0.
+
+        Same shape and dtype (float32 or float64) as ``values``, dimensionless, lazy where they are. ``values`` are in
+        the units of the training values; those beyond the grid get the weight of its end. While ``alpha <= 1`` the
+        mean over the training values is 1 to rounding; above, to within the grid's resolution of where ``p'`` crosses
+        ``1 / alpha``.
+        """
+        histogram = self._fitted
+        density = partial(
+            look_up,
+            grid=histogram.grid,
+            table=histogram.scaled_density,
+            threshold=self._threshold,
+            transform=self.transform,
+            dry=0.0,
+        )
+        function = partial(_block_weights, density=density, alpha=self.alpha, eps=self.eps, mean=self.mean)
+        return _on_blocks(function, values, {"long_name": "DenseWeight", "units": "1"})
+
+    @cached_property
+    def _unscaled(self) -> np.ndarray:
+        """``w*`` on the grid."""
+        return np.maximum(1.0 - self.alpha * self._fitted.scaled_density, self.eps)
+
+    def _mean_of(self, on_grid: np.ndarray, dry: float) -> float:
+        """Mean over the training values of what is linear between grid points (the binning is its adjoint)."""
+        counts, n_dry = self._fitted.counts, self._fitted.dry
+        return float(((counts * on_grid).sum() + n_dry * dry) / (counts.sum() + n_dry))
+
+    @cached_property
+    def mean(self) -> float:
+        """Mean of ``w*`` over the training values (dry ones have 1), by which the weights are divided."""
+        return self._mean_of(self._unscaled, 1.0)
+
+    @cached_property
+    def eps_share(self) -> float:
+        """Share of the training values that get the least weight."""
+        at_eps = self._unscaled <= self.eps
+        between = at_eps[1:] & at_eps[:-1]  # a value has eps where both its neighbours on the grid have
+        return self._mean_of((np.append(between, False) + np.append(False, between).astype(np.float64)) / 2, 0.0)
+
+    def summary(self) -> dict[str, Any]:
+        """What the fit found, as plain numbers (JSON): to log and to keep with a model.
+
+        ``n`` finite training values; ``zeros_share`` and ``dry_share`` of them; ``bandwidth`` and ``grid_step`` in
+        units of the transformed values; ``eps_share`` of the values with the least weight; ``effective_sample``, which
+        is ``(sum w)**2 / (n * sum w**2)``; ``weights``: the value (in its units, to within a grid step) and its weight
+        at each decile and at the maximum of the wet values; ``dry_weight`` where there is a threshold.
+        """
+        histogram = self._fitted
+        wet = histogram.n - histogram.dry
+        cumulative = np.cumsum(histogram.counts) / histogram.counts.sum()
+        at = {}
+        for tenth in range(1, 10):
+            transformed = histogram.grid[min(int(np.searchsorted(cumulative, tenth / 10)), histogram.grid.size - 1)]
+            transformed = min(max(float(transformed), histogram.minimum), histogram.maximum)
+            if histogram.minimum == 0.0 and tenth / 10 <= histogram.zeros / wet:
+                transformed = 0.0  # known exactly
+            at[f"{tenth}0%"] = transformed
+        at["maximum"] = histogram.maximum
+        values = {name: float(invert(transformed, self.transform)) for name, transformed in at.items()}
+        weights = self.weights(np.array(list(values.values())))
+        summary = {
+            "n": histogram.n,
+            "zeros_share": histogram.zeros / histogram.n,
+            "dry_share": histogram.dry / histogram.n,
+            "bandwidth": histogram.bandwidth,
+            "grid_step": histogram.step,
+            "eps_share": self.eps_share,
+            "effective_sample": self.mean**2 / self._mean_of(self._unscaled**2, 1.0),
+            "weights": {
+                name: {"value": value, "weight": float(weight)}
+                for (name, value), weight in zip(values.items(), weights, strict=True)
+            },
+        }
+        if self.wet_threshold is not None:
+            summary["dry_weight"] = 1.0 / self.mean
+        return summary
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, text and lists (JSON) from which `from_dict` makes the same object again."""
+        content = {name: getattr(self, name) for name in _PARAMETERS}
+        histogram = None
+        if self.histogram is not None:
+            histogram = asdict(self.histogram) | {"counts": self.histogram.counts.tolist()}
+        return content | {"histogram": histogram}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> DenseWeight:
+        """Undo `to_dict`. Raises ValueError where keys are missing or unknown."""
+        wanted = {*_PARAMETERS, "histogram"}
+        if set(content) != wanted:
+            raise ValueError(
+                f"A DenseWeight was to be read from the keys {sorted(content)}; needed: {sorted(wanted)}, as "
+                "dw.to_dict() writes them."
+            )
+        histogram = content["histogram"]
+        return cls(**{**content, "histogram": None if histogram is None else Histogram(**histogram)})
+
+
+_PARAMETERS = ("alpha", "bandwidth", "grid_points", "eps", "wet_threshold", "transform")
+
+
+def _block_weights(
+    block: np.ndarray, density: Callable[[np.ndarray], np.ndarray], alpha: float, eps: float, mean: float
+) -> np.ndarray:
+    weights = density(block)  # a new array: the rest is done in place
+    weights *= -alpha
+    weights += 1.0
+    np.maximum(weights, eps, out=weights)
+    weights /= mean
+    return np.nan_to_num(weights, copy=False, nan=0.0)
+
+
+def _as_dtype(block: np.ndarray, function: Callable[[np.ndarray], np.ndarray], to: np.dtype) -> np.ndarray:
+    return function(block).astype(to, copy=False)
+
+
+def _on_blocks(function: Callable[[np.ndarray], np.ndarray], values: Any, attrs: dict[str, str]) -> Any:
+    """``function`` of each block of numpy, dask or xarray values, in float32 where they are, else float64."""
+    array = checked_array(values)
+    dtype = np.dtype(np.float32 if array.dtype.kind == "f" and array.dtype.itemsize <= 4 else np.float64)
+    result: Any
+    if isinstance(array, da.Array):
+        meta = np.empty((0,) * array.ndim, dtype)
+        result = da.map_blocks(_as_dtype, array, function=function, to=dtype, dtype=dtype, meta=meta)
+    else:
+        result = _as_dtype(array, function, dtype)
+    if isinstance(values, xr.DataArray):
+        return xr.DataArray(result, coords=values.coords, dims=values.dims, name=values.name, attrs=attrs)
+    return result

@@ -1,0 +1,112 @@
+"""The resolution ladder as training takes it: opened once, with the static fields that its stages learn from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xdeepsd.grids.blocks import block_mean
+from xdeepsd.levels.climatology import with_climatology
+from xdeepsd.levels.disk import open_levels
+from xdeepsd.levels.pairs import check_fields, factor_between
+from xdeepsd.models.static import CLIMATOLOGY
+from xdeepsd.training.config import TrainConfig
+
+# What users may give; `check_levels` makes a list of it.
+Levels = str | os.PathLike[str] | Sequence[xr.Dataset]
+
+
+def check_levels(levels: Levels) -> list[xr.Dataset]:
+    """Levels, coarsest first, lazy; ValueError unless there are two or more, which divide, with units."""
+    where = "the sequence"
+    if isinstance(levels, str | os.PathLike):
+        where, levels = str(levels), open_levels(levels)
+    if len(levels) < 2:
+        raise ValueError(
+            f"{len(levels)} level(s) in {where}. Needed: two or more, coarsest first. Type xdeepsd.make_levels(...)."
+        )
+    finest = levels[-1]
+    for k, level in enumerate(levels):
+        factor = factor_between(level, finest)
+        if any(finest.sizes[dim] != factor * level.sizes[dim] for dim in ("lat", "lon")):
+            raise ValueError(
+                f"The finest level has {finest.sizes['lat']} x {finest.sizes['lon']} cells, level {k} "
+                f"{level.sizes['lat']} x {level.sizes['lon']}: they do not divide. Needed: a whole factor, the same "
+                "along both axes. Crop the finest grid to a multiple of the scale and make the levels from it."
+            )
+    if not finest["precipitation"].attrs.get("units"):
+        raise ValueError(
+            "The precipitation of the finest level has no units. Type level['precipitation'].attrs['units'] = "
+            "'mm day-1' with its true units."
+        )
+    return list(levels)
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Levels and what the stages take from the finest one. Make it by `Ladder.of`.
+
+    Parameters
+    ----------
+    levels
+        As `check_levels` gives them.
+    static
+        Static fields and mask of the finest grid, in memory, by what they depend on.
+    """
+
+    levels: Sequence[xr.Dataset]
+    static: Mapping[tuple[Any, ...], xr.Dataset]
+
+    @classmethod
+    def of(cls, levels: Sequence[xr.Dataset], configs: Iterable[TrainConfig]) -> Ladder:
+        """The ladder for stages that are trained with ``configs``; reads the static fields of all of them."""
+        kinds = {static_key(config): config for config in configs}
+        return cls(levels, {key: _static_fields(levels[-1], config) for key, config in kinds.items()})
+
+    @property
+    def units(self) -> str:
+        """Units of the precipitation."""
+        return str(self.levels[-1]["precipitation"].attrs["units"])
+
+    def fields(self, config: TrainConfig) -> xr.Dataset:
+        """Static fields of ``config`` and the mask on the finest grid, in memory."""
+        return self.static[static_key(config)]
+
+    def stage_levels(self, k: int, config: TrainConfig) -> tuple[xr.Dataset, xr.Dataset]:
+        """Input and output level of stage ``k``, their static fields from the finest ones by block means.
+
+        That is how inference takes them. Precipitation stays lazy.
+        """
+        static = self.fields(config).drop_vars("mask")
+        coarse, fine = (
+            level.drop_vars(static.data_vars, errors="ignore").assign(
+                {
+                    str(name): (("lat", "lon"), block_mean(np.asarray(field), factor_between(level, static)))
+                    for name, field in static.data_vars.items()
+                }
+            )
+            for level in self.levels[k : k + 2]
+        )
+        return coarse, fine
+
+
+def static_key(config: TrainConfig) -> tuple[Any, ...]:
+    """What the static fields depend on."""
+    return config.static, config.train, config.validation, config.test
+
+
+def _static_fields(finest: xr.Dataset, config: TrainConfig) -> xr.Dataset:
+    """Static fields of ``config`` and the mask of the finest level, in memory.
+
+    A climatology that is asked for and not given is the mean of the finest level's training days; see
+    `with_climatology` for a given one.
+    """
+    check_fields(finest, config.static, "finest", later=[CLIMATOLOGY])
+    _, finest = with_climatology(finest, finest, config.static, config.split(finest["time"]))
+    fields = finest[[*config.static, "mask"]].transpose("lat", "lon")
+    return fields.drop_vars([name for name in fields.coords if name not in fields.dims]).compute(scheduler="threads")

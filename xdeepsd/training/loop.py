@@ -1,0 +1,206 @@
+"""The loop of a stage in training: steps, validations, checkpoints, and the state that they share."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xdeepsd.levels.patches import Batch, PatchLoader
+from xdeepsd.models.srcnn import SRCNN
+from xdeepsd.models.stage import Stage
+from xdeepsd.training.checkpoints import checkpoints, write_checkpoint
+from xdeepsd.training.config import TrainConfig, learning_rate
+from xdeepsd.training.validation import LossFunction, Validation
+from xdeepsd.training.watch import Watch, write_metrics
+
+logger = logging.getLogger(__name__)
+
+# Steps between two looks at the loss on a GPU: each look has to wait for it.
+_LOOK_EVERY = 25
+# What a checkpoint keeps of the state as it is
+_PLAIN = ("step", "losses", "history", "without_better", "finished", "best")
+
+
+@dataclass
+class State:
+    """All that changes from step to step; what a checkpoint holds."""
+
+    net: SRCNN
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last validation
+    history: list[dict[str, Any]] = field(default_factory=list)
+    without_better: int = 0
+    finished: bool = False
+    best: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keep(score=math.inf, rmse=math.nan)
+
+    def keep(self, score: float, rmse: float) -> None:
+        """Keep the present weights as the best so far."""
+        net = {name: tensor.detach().cpu().clone() for name, tensor in self.net.state_dict().items()}
+        self.best = {"step": self.step, "score": score, "rmse": rmse, "net": net}
+        self.without_better = 0
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go back to what a checkpoint holds."""
+        self.net.load_state_dict(saved["net"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in _PLAIN:
+            setattr(self, name, saved[name])
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that stays from step to step. ``described`` is what a checkpoint holds besides the state."""
+
+    index: int
+    config: TrainConfig
+    stage: Stage
+    loader: PatchLoader
+    loss: LossFunction
+    validation: Validation | None
+    folder: Path | None
+    described: Mapping[str, Any]
+
+
+def learn(run: Run, state: State, watch: Watch) -> None:
+    """Steps, validations and checkpoints until the last step, or until patience runs out."""
+    config, device = run.config, next(state.net.parameters()).device
+    look_every = 1 if device.type == "cpu" else _LOOK_EVERY
+    unseen: list[Tensor] = []
+    began, waited, first = time.perf_counter(), 0.0, state.step
+    with closing(run.loader.batches(state.step)) as batches:
+        while not state.finished:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            rate = learning_rate(state.step, config)
+            unseen.append(_update(state, batch, run.loss, rate, config, device))
+            state.step += 1
+            last = state.step == config.steps
+            validating = last or state.step % config.validate_every == 0
+            saving = last or state.step % config.checkpoint_every == 0
+            if validating or saving or len(unseen) >= look_every:
+                state.losses += torch.stack(unseen).tolist()
+                _check_losses(run, state, len(unseen))
+                unseen.clear()
+                watch.step(state.step, state.losses[-1])
+            if validating:
+                seconds = time.perf_counter() - began
+                row = {
+                    "step": state.step, "epoch": run.loader.epoch(state.step), "loss": float(np.mean(state.losses)),
+                    "learning_rate": rate, "seconds": seconds, "waiting_share": waited / seconds,
+                    "patches_per_second": (state.step - first) * config.batch / seconds,
+                }  # fmt: skip
+                state.losses = []
+                _validate(run, state, row, watch)
+            state.finished = state.finished or last
+            if saving or state.finished:
+                _check_weights(run, state)
+                _save(run, state)
+
+
+def _update(
+    state: State, batch: Batch, loss: LossFunction, rate: float, config: TrainConfig, device: torch.device
+) -> Tensor:
+    """One step of Adam; returns the loss before it."""
+    inputs = batch.inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
+    target, mask = batch.target.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True)
+    values = None if batch.values is None else batch.values.to(device, non_blocking=True)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        prediction = state.net(inputs)[:, 0]
+    value = loss(prediction.float(), target, mask, values)
+    state.optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    if config.clip_gradient is not None:
+        nn.utils.clip_grad_norm_(state.net.parameters(), config.clip_gradient)
+    state.optimizer.step()
+    return value.detach()
+
+
+def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None:
+    """Add the errors to ``row`` and it to the history; keep the weights if they are the best so far; or stop.
+
+    The score is the RMSE, or for DenseLoss that loss: the weights it asks for are not those of the least RMSE.
+    """
+    config, validation = run.config, run.validation
+    score = -math.inf  # without validation days the last weights are taken
+    if validation is not None:
+        row["rmse"], row["rmse_interpolation"] = validation.rmse(run.stage), validation.rmse_interpolation
+        score = row["rmse"]
+        if config.loss == "denseloss":
+            score = row["validation_loss"] = validation.loss(run.stage, run.loss)
+    state.history.append(row)
+    state.without_better += 1
+    if score < state.best["score"] or validation is None:
+        state.keep(score, row.get("rmse", math.nan))
+    maps = validation.maps(run.stage) if validation is not None and watch.wants_maps else None
+    watch.validated(row, state.net, maps)
+    if config.patience is not None and state.without_better >= config.patience:
+        logger.info(
+            "Stage %d: no better validation in %d, stopping at step %d.", run.index, config.patience, state.step
+        )
+        state.finished = True
+
+
+def _save(run: Run, state: State) -> None:
+    """Write a checkpoint where there is a folder for it."""
+    config, folder = run.config, run.folder
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_metrics(folder, state.history)  # before: a run that is killed in between writes it again
+    # Rates and shuffling follow from the step and the seed: there is no other random state.
+    write_checkpoint(
+        folder,
+        state.step,
+        {
+            **run.described,
+            "config": asdict(config),
+            "sampler": {"seed": config.seed, "position": state.step * config.batch},
+            "schedule": {"step": state.step, "rate": learning_rate(state.step, config)},
+            "net": state.net.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            **{name: getattr(state, name) for name in _PLAIN},
+        },
+    )
+
+
+def _check_losses(run: Run, state: State, count: int) -> None:
+    """Raise FloatingPointError where one of the last ``count`` losses is not finite: nothing of it is written."""
+    bad = np.flatnonzero(~np.isfinite(state.losses[-count:]))
+    if bad.size:
+        step = state.step - count + int(bad[0]) + 1
+        _stop(f"The loss of stage {run.index} is {state.losses[-count:][bad[0]]}", step, run)
+
+
+def _check_weights(run: Run, state: State) -> None:
+    """Raise FloatingPointError where a finite loss had a gradient that is not: such weights are not written."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in state.net.parameters()):
+        _stop(f"The weights of stage {run.index} are not finite any more", state.step, run)
+
+
+def _stop(what: str, step: int, run: Run) -> NoReturn:
+    """Raise FloatingPointError that says where it happened, what is kept and what to do."""
+    days = run.loader.pair.fine["time"].values[run.loader.days_of(step - 1)]
+    last = checkpoints(run.folder) if run.folder is not None else []
+    kept = f"The last good checkpoint is {last[-1]}." if last else "There is no checkpoint before it."
+    raise FloatingPointError(
+        f"{what} at step {step} (epoch {run.loader.epoch(step - 1):.2f}, patches of {len(days)} days from "
+        f"{str(days[0])[:10]} to {str(days[-1])[:10]}). "
+        f"{kept} Needed: smaller steps. Type TrainConfig(learning_rate=...) with a tenth of it, and another folder."
+    )
