@@ -35,7 +35,7 @@ from scipy import ndimage
 
 import xdeepsd
 import xdeepsd.stores.write
-from xdeepsd.inference.fast import fused, kernels
+from xdeepsd.inference.fast import compiled, fused
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample_tensor
 from xdeepsd.models.stage import Stage
@@ -309,7 +309,7 @@ def kernel_figures(quick: bool) -> tuple[list[dict], dict]:
         "openvino float32": fastest(openvino_runs(model, inputs, "f32")),
         "torch.mm": lambda: [multiply() for _ in range(4)],
     }
-    if kernels.HAS_BFLOAT16:
+    if compiled.HAS_BFLOAT16:
         runs["xdeepsd bfloat16"] = case.xdeepsd("bfloat16")
         runs["openvino bfloat16"] = fastest(openvino_runs(model, inputs, "bf16"))
     seconds = rounds(runs, 2 if quick else 7)
@@ -327,7 +327,7 @@ def kernel_figures(quick: bool) -> tuple[list[dict], dict]:
         figure("share_of_matrix_rate", float(np.median(ours / rate)), "of torch.mm", 0.5, "higher"),
         figure("matrix_rate", float(np.median(rate)) / 1e9, "GFLOP/s", None, "higher"),
     ]
-    if kernels.HAS_BFLOAT16:
+    if compiled.HAS_BFLOAT16:
         figures += [
             figure(
                 "bf16_vs_openvino_bf16", ratio(seconds, "openvino bfloat16", "xdeepsd bfloat16"), "times", 1.0, "higher"
@@ -338,14 +338,14 @@ def kernel_figures(quick: bool) -> tuple[list[dict], dict]:
     # What TrainConfig() makes: residual, the square root of precipitation.
     root = Case(trained_stage(0, True, 20 if quick else 150, "sqrt"), case.coarse, mountains(8 * lat, 8 * lon))
     runs = {"torch": root.torch, "float32": root.xdeepsd()}
-    if kernels.HAS_BFLOAT16:
+    if compiled.HAS_BFLOAT16:
         runs["bfloat16"] = root.xdeepsd("bfloat16")
     roots, few = rounds(runs, 2 if quick else 5), root.torch(torch.float64, days=3)
     figures += [
         figure("sqrt_vs_torch", ratio(roots, "torch", "float32"), "times", 5.0, "higher"),
         figure("relative_error_sqrt", relative(root.xdeepsd()()[:3], few), "relative L2", 1e-6, "lower"),
     ]
-    if kernels.HAS_BFLOAT16:
+    if compiled.HAS_BFLOAT16:
         error = relative(root.xdeepsd("bfloat16")()[:3], few)
         figures += [
             figure("sqrt_bf16_vs_float32", ratio(roots, "float32", "bfloat16"), "times", 1.15, "higher"),

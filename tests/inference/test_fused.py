@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdeepsd.inference.fast import fused, kernels
+from xdeepsd.inference.fast import compiled, fused, layout
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
@@ -178,12 +178,12 @@ def test_memory_stays_under_its_formula():
     for lon, days in ((232, 30), (702, 64), (5000, 64)):
         fast = fused.prepare(stage, np.zeros((1, 8, 2 * lon), np.float32))
         columns = fused._split(lon, -(-lon // 256))[0][1]
-        work = fused._work(fast, fused._plan(fast, columns, days), days)
+        work = layout.make_work(fast, layout.make_plan(fast, columns, days), days)
         width = columns + 2 + 48 + 32
         assert sum(array.nbytes for array in work) < 4 * width * (4 * 64 + 2 * 32 + 12 * days) + 2**17
 
 
-needs_bfloat16 = pytest.mark.skipif(not kernels.HAS_BFLOAT16, reason="the processor has no avx512_bf16")
+needs_bfloat16 = pytest.mark.skipif(not compiled.HAS_BFLOAT16, reason="the processor has no avx512_bf16")
 
 
 @needs_bfloat16
@@ -218,7 +218,7 @@ def test_precision_is_checked(monkeypatch):
     static = np.zeros((1, 8, 8), np.float32)
     with pytest.raises(ValueError, match="precision is 'float16'; needed: 'float32' or 'bfloat16'"):
         fused.prepare(stage, static, precision="float16")
-    monkeypatch.setattr(kernels, "HAS_BFLOAT16", False)
+    monkeypatch.setattr(compiled, "HAS_BFLOAT16", False)
     with pytest.raises(ValueError, match=r"needs a processor with avx512_bf16.*Type precision='float32'"):
         fused.prepare(stage, static, precision="bfloat16")
 
@@ -231,8 +231,8 @@ def test_without_a_folder_for_compiled_code(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: (function, options)
 
-    monkeypatch.setattr(kernels.numba, "njit", nowhere)
-    function, options = kernels._jit(len)
+    monkeypatch.setattr(compiled.numba, "njit", nowhere)
+    function, options = compiled.jit(len)
     assert function is len
     assert options["nogil"]
 

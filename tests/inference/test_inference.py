@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xdeepsd
-from xdeepsd.inference.fast.kernels import HAS_BFLOAT16
+from xdeepsd.inference.fast.compiled import HAS_BFLOAT16
 from xdeepsd.models.threads import torch_threads
 
 

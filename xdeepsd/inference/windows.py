@@ -172,7 +172,7 @@ def fast_forward() -> Any:
 def has_bfloat16() -> bool:
     """Whether the fast forward has instructions for bfloat16 here."""
     fused = fast_forward()
-    return fused is not None and fused.kernels.HAS_BFLOAT16
+    return fused is not None and fused.compiled.HAS_BFLOAT16
 
 
 def _runner(stage: Stage, static: np.ndarray, wanted: np.ndarray | None, options: Options) -> Runner:

@@ -1,5 +1,6 @@
-"""The fused forward on a CPU and its compiled kernels: the numbers of the plain forward, many times faster.
+"""The fused forward on a CPU: the numbers of the plain forward, many times faster.
 
+``fused`` prepares and runs a stage, ``layout`` says where everything lies, ``compiled`` is what numba compiles.
 Without numba, or where compiling fails, the plain forward does the work. May import ``models.transform`` and nothing
 else of the package.
 """
