@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from xdeepsd._version import __version__
 from xdeepsd.prism import names as prism_names
 from xdeepsd.prism import store as prism_store
-from xdeepsd.prism.names import Grid, Source
+from xdeepsd.prism.names import PrismGrid, Source
 from xdeepsd.prism.raster import check_zip, raster_grid, read_map, reading, zip_sources
 from xdeepsd.prism.store import Release
 
@@ -197,7 +197,7 @@ def _fetch_days(
                 silent = 0
             else:
                 if group is None:
-                    group = prism_store.lay_out(path, grid, service.region, service.resolution, variable, wanted[-1])
+                    group = prism_store.make_room(path, grid, service.region, service.resolution, variable, wanted[-1])
                 prism_store.write_day(path, group, day, variable, values, announced[day])
                 report.fetched.append(day)
                 silent = 0
@@ -223,7 +223,7 @@ def _fetch_elevation(service: _Service, path: Path, store: Any) -> FetchReport:
         return FetchReport(stopped=str(error))
     except (httpx.HTTPError, ValueError, EOFError) as error:
         return FetchReport(stopped=f"elevation: {error}")
-    prism_store.lay_out(path, grid, service.region, service.resolution, "elevation", elevation=values)
+    prism_store.make_room(path, grid, service.region, service.resolution, "elevation", elevation=values)
     return FetchReport(megabytes=len(content) / 1e6)
 
 
@@ -403,8 +403,8 @@ def _unpacked(content: bytes, name: str) -> Iterator[list[Source]]:
 
 
 def _read_day(
-    content: bytes, service: _Service, variable: str, day: pd.Timestamp, release: Release, grid: Grid | None
-) -> tuple[np.ndarray, Grid]:
+    content: bytes, service: _Service, variable: str, day: pd.Timestamp, release: Release, grid: PrismGrid | None
+) -> tuple[np.ndarray, PrismGrid]:
     """The map in a zip if it is the one that was asked for, on ``grid``; ValueError otherwise."""
     with _unpacked(content, f"{variable}_{day:%Y%m%d}.zip") as sources:
         asked = (variable, day, service.region, service.resolution)
@@ -425,6 +425,6 @@ def _read_day(
     return values, found
 
 
-def _compare(found: Grid, grid: Grid | None) -> None:
+def _compare(found: PrismGrid, grid: PrismGrid | None) -> None:
     if grid is not None and found != grid:
         raise ValueError(f"wrong grid: {found}; needed: {grid}")

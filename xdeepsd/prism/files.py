@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, Grid, Source, days_text, parse_name, skeleton
+from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, PrismGrid, Source, days_text, parse_name, skeleton
 from xdeepsd.prism.raster import RASTERS, netcdf_sources, raster_grid, read_map, reading, zip_sources
 
 logger = logging.getLogger(__name__)
@@ -189,14 +189,14 @@ def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
     )
 
 
-def _grid_or_error(source: Source) -> tuple[Grid, Source] | ValueError:
+def _grid_or_error(source: Source) -> tuple[PrismGrid, Source] | ValueError:
     try:
         return raster_grid(source)
     except ValueError as error:
         return ValueError(f"{error} {_ADVICE}")
 
 
-def _most_final(sources: list[Source], grid: Grid) -> Source:
+def _most_final(sources: list[Source], grid: PrismGrid) -> Source:
     """The source to take of several for the same map; reads them where their releases cannot decide."""
     final, *others = sorted(sources, key=lambda source: -source.release)
     for other in others:
@@ -213,7 +213,7 @@ def _most_final(sources: list[Source], grid: Grid) -> Source:
     return final
 
 
-def _lazy(sources: list[Source | None], grid: Grid) -> da.Array:
+def _lazy(sources: list[Source | None], grid: PrismGrid) -> da.Array:
     """Maps of the sources, ``(time, lat, lon)``, a chunk and a task for each; None gives NaN."""
     items = np.empty((len(sources), 1, 1), dtype=object)
     items[:, 0, 0] = sources
@@ -224,7 +224,7 @@ def _lazy(sources: list[Source | None], grid: Grid) -> da.Array:
     )
 
 
-def dask_token(sources: list[Source | None], grid: Grid) -> str:
+def dask_token(sources: list[Source | None], grid: PrismGrid) -> str:
     """A name for the same maps, so that Dask knows them again: paths, members, sizes and times of change."""
     from dask.base import tokenize
 
@@ -232,7 +232,7 @@ def dask_token(sources: list[Source | None], grid: Grid) -> str:
     return str(tokenize(stats, grid))
 
 
-def _read_block(block: np.ndarray, grid: Grid) -> np.ndarray:
+def _read_block(block: np.ndarray, grid: PrismGrid) -> np.ndarray:
     source = block[0, 0, 0]
     if source is None:
         return np.full((1, *grid.shape), np.nan, np.float32)

@@ -37,7 +37,7 @@ from xdeepsd.prism.names import (
     RELEASE_ATTRS,
     TIME_ATTRS,
     VARIABLES,
-    Grid,
+    PrismGrid,
     snap,
 )
 from xdeepsd.prism.raster import reading
@@ -128,7 +128,7 @@ def open_store(path: Path, region: str, resolution: str) -> Any:
     return store
 
 
-def store_grid(store: Any) -> Grid | None:
+def store_grid(store: Any) -> PrismGrid | None:
     """The grid of a store, from its coordinates; None where it has none yet."""
     if store is None or "lat" not in store:
         return None
@@ -201,9 +201,9 @@ def _sorted(path: Path, group: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return own, {name: array for name, array in arrays.items() if name not in own}
 
 
-def lay_out(
+def make_room(
     path: Path,
-    grid: Grid,
+    grid: PrismGrid,
     region: str,
     resolution: str,
     variable: str,
