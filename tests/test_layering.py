@@ -148,6 +148,7 @@ HEAVY = ("torch", "dask.array", "scipy", "numba", "rasterio", "pint", "spherely"
         ("import xdeepsd", HEAVY),
         ("import sys; sys.argv = ['xdeepsd']; import xdeepsd.cli", (*HEAVY, "xarray", "pandas", "numpy")),
         ("from xdeepsd import make_levels", ("torch", "numba", "rasterio", "spherely")),
+        ("from xdeepsd import train_stack", ("numba", "rasterio", "spherely", "distributed", "httpx")),
         ("from xdeepsd import downscale", ("numba", "rasterio", "spherely", "distributed", "httpx")),
     ],
 )
