@@ -120,7 +120,7 @@ def test_a_missing_extra_is_told():
 for code in {list(USE.values())!r}:
     try:
         exec(code)
-    except ImportError as error:
+    except (ImportError, SystemExit) as error:
         print(error)
 """
     result = run(code, without())

@@ -279,14 +279,14 @@ def _consolidate(target: Store, path: str, zarr_format: Any) -> None:
 
 
 def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
-    """Mark as complete, consolidate the metadata, take away what killed writes left behind."""
+    """Take away what killed writes left behind, mark as complete, consolidate the metadata."""
     group = zarr.open_group(target, path=prefix.rstrip("/"), mode="r+")
     consolidated = not target.supports_consolidated_metadata or group.metadata.consolidated_metadata is not None
     if group.attrs[STATUS] == COMPLETE and consolidated:
         return
-    group.attrs[STATUS] = COMPLETE
-    if target.supports_consolidated_metadata:
-        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)
-        _refresh_parents(target, prefix)
     if isinstance(target, zarr.storage.LocalStore):
         clear_zarr_partials(target.root / prefix, names)
+    group.attrs[STATUS] = COMPLETE
+    if target.supports_consolidated_metadata:
+        _refresh_parents(target, prefix)
+        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: it says that all is done
