@@ -494,12 +494,12 @@ def graph_figures(folder: Path) -> list[dict]:
         handed.append(dict(graph))
         raise KeyboardInterrupt
 
-    compute, xdeepsd.stores.write._compute = xdeepsd.stores.write._compute, catch
+    compute, xdeepsd.stores.write.compute = xdeepsd.stores.write.compute, catch
     try:
         with contextlib.suppress(KeyboardInterrupt):
             xdeepsd.to_zarr(fine, folder / "years_fine.zarr")
     finally:
-        xdeepsd.stores.write._compute = compute
+        xdeepsd.stores.write.compute = compute
     chunks = -(-days // chunk)
     return [
         figure("graph_seconds_50_years", seconds, "s", 1.0, "lower"),

@@ -725,13 +725,13 @@ def another(name="path"):
 CASES["store"] = [
     case("No space left for", xdeepsd.to_zarr, to_store,
          meaning("free some space and give the same command again", "patch.undo()"),
-         machine=lambda patch: patch.setattr(write, "_compute", no_space)),
+         machine=lambda patch: patch.setattr(write, "compute", no_space)),
     case("A MemoryStore is not shared", on_cluster, lambda tmp: {"ds": lazy(), "store": zarr.storage.MemoryStore()},
          meaning("a path", "store = folder / 'a.zarr'"), meaning("a URL", "store = f'file://{folder}/a.zarr'")),
     case("Type the path as the workers see it", xdeepsd.to_zarr, to_store,  # workers that write elsewhere
          meaning("the path as the workers see it", "patch.undo()"),
          meaning("a URL", "patch.undo(); store = f'file://{store}'"),
-         machine=lambda patch: patch.setattr(write, "_compute", lambda *_: None)),
+         machine=lambda patch: patch.setattr(write, "compute", lambda *_: None)),
     case("storage_options are for URLs", xdeepsd.to_zarr,
          lambda tmp: {"ds": lazy(), "store": str(tmp / "a.zarr"), "storage_options": {"skip_instance_cache": True}},
          meaning("Leave them out", "del storage_options"), meaning("a URL such as s3://", "store = 'memory://a.zarr'")),

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 # Each folder may import those before it and, within itself, whatever makes no cycle. Of a set, none imports another.
 ORDER = [
-    {"_version", "_extras"}, {"stores", "prism"}, {"grids"}, {"models"}, {"inference", "levels", "losses"},
+    {"_version", "_extras"}, {"stores"}, {"prism", "grids"}, {"models"}, {"inference", "levels", "losses"},
     {"training"}, {"evaluation"}, {"accessor"}, {""}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
@@ -103,6 +103,7 @@ PLANTED = [
     ("models/stack.py", "from ..training import stage", "models.stack imports training.stage"),
     ("stores/write.py", "from xdeepsd.grids.axes import find", "stores.write imports grids.axes"),
     ("prism/files.py", "import xdeepsd.models.stack as s", "prism.files imports models.stack"),
+    ("prism/files.py", "from xdeepsd.grids import axes", "prism.files imports grids.axes"),
     (
         "grids/missing.py", "def f():\n    from xdeepsd.grids.interpolate import upsample",
         "cycle: grids.interpolate -> grids.missing -> grids.interpolate",
@@ -147,6 +148,7 @@ HEAVY = ("torch", "dask.array", "scipy", "numba", "rasterio", "pint", "spherely"
         ("import xdeepsd", HEAVY),
         ("import sys; sys.argv = ['xdeepsd']; import xdeepsd.cli", (*HEAVY, "xarray", "pandas", "numpy")),
         ("from xdeepsd import make_levels", ("torch", "numba", "rasterio", "spherely")),
+        ("from xdeepsd import train_stack", ("numba", "rasterio", "spherely", "distributed", "httpx")),
         ("from xdeepsd import downscale", ("numba", "rasterio", "spherely", "distributed", "httpx")),
     ],
 )

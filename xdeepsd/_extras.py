@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 PACKAGES = {
-    "cli": ("typer", "pydantic"),
+    "cli": ("typer", "pydantic", "distributed"),
     "fast": ("numba",),
     "plot": ("matplotlib",),
     "prism": ("filelock", "h5netcdf", "httpx", "rasterio", "rioxarray", "tenacity"),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from xdeepsd.models.stack import StackedSRCNN
-    from xdeepsd.stores.write import StoreLike
+    from xdeepsd.stores.target import StoreLike
 
 
 @xr.register_dataset_accessor("deepsd")

@@ -1,5 +1,7 @@
 """Whether one grid lies on another: just inside and just outside of each tolerance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 import xdeepsd
 from xdeepsd import SRCNNConfig
-from xdeepsd.grids import align
+from xdeepsd.grids import align, cells
 from xdeepsd.levels.pairs import make_pair
 
 INSIDE, OUTSIDE = 0.98, 1.02  # of the tolerance
@@ -109,3 +111,137 @@ def test_a_mask_of_another_place_is_no_mask(case, caplog):
         assert coarse.deepsd.downscale(model, static).notnull().all()
     assert "mask is not used" in caplog.text
     assert isinstance(mask, xr.DataArray)
+
+
+# --- regridding: what is the same grid, edge or turn ------------------------------------------------------------------
+
+SHARES = pytest.mark.parametrize(("share", "holds"), [(INSIDE, True), (OUTSIDE, False)])
+
+
+def regular(lat, lon, lat_bounds=None):
+    coords = {"lat": np.asarray(lat, float), "lon": np.asarray(lon, float)}
+    ds = xr.Dataset({"rain": (("lat", "lon"), np.ones((len(lat), len(lon))))}, coords)
+    if lat_bounds is not None:
+        ds["lat_bnds"] = (("lat", "bnds"), lat_bounds)
+        ds["lat"].attrs["bounds"] = "lat_bnds"
+    return ds
+
+
+def turned(nlat=4, nlon=6, step=1.0, angle=0.3):
+    """Centres of a grid that is turned a little about a place on the equator, as 2-D coordinates."""
+    y, x = np.meshgrid(step * np.arange(nlat), step * np.arange(nlon), indexing="ij")
+    lat, lon = np.cos(angle) * y + np.sin(angle) * x, np.cos(angle) * x - np.sin(angle) * y
+    coords = {"lat": (("y", "x"), lat), "lon": (("y", "x"), lon)}
+    return xr.Dataset({"rain": (("y", "x"), np.ones(lat.shape))}, coords)
+
+
+@SHARES
+@pytest.mark.parametrize("dim", ["lat", "lon"])
+def test_weights_fit_their_grids(dim, share, holds):
+    source, target = regular([0, 1, 3, 4], [0, 2, 3, 4]), regular([1, 2], [1, 2, 3])  # the smallest step is 1
+    weights = xdeepsd.regrid_weights(source, target, "nearest")
+    far = source[dim] + share * align.SAME + (360 if dim == "lon" else 0)
+    moved = {"source": (source.assign_coords({dim: far}), target), "target": (source, target.copy())}
+    moved["target"][1][dim] = target[dim] + share * align.SAME
+    for side, (obj, onto) in moved.items():
+        if holds:
+            assert (xdeepsd.regrid(obj, onto, weights=weights)["rain"] == 1).all()
+        else:
+            with pytest.raises(ValueError, match=f"another {side} grid"):
+                xdeepsd.regrid(obj, onto, weights=weights)
+
+
+@SHARES
+def test_weights_fit_their_curvilinear_grid(share, holds):
+    source = turned()
+    weights = xdeepsd.regrid_weights(source, regular([1, 2], [1, 2, 3]), "nearest")
+    moved = source.assign_coords(lat=source["lat"] + share * align.SAME, lon=source["lon"] + 360)
+    if holds:
+        assert (xdeepsd.regrid(moved, weights=weights)["rain"] == 1).all()
+    else:
+        with pytest.raises(ValueError, match="another source grid"):
+            xdeepsd.regrid(moved, weights=weights)
+    with pytest.raises(ValueError, match="another source grid"):
+        xdeepsd.regrid(source.isel(y=slice(3)), weights=weights)
+
+
+@SHARES
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_bounds_fit_their_cells(share, holds, sign):
+    step = 0.5
+    off = share * align.SAME_EDGE * step
+    edges = np.stack([step * np.arange(3), step * np.arange(1, 4)], axis=1)
+    gap = edges.copy()
+    gap[1:, 0] += sign * off  # the cell that grows or shrinks by it is its own measure
+    outside = np.array([step / 2, 1.5 * step, 3 * step + off if sign > 0 else 2 * step - off])
+    for lat, bounds, match in ((step * (np.arange(3) + 0.5), gap, "leave gaps or overlap"),
+                               (outside, edges, "disagree with its centres")):  # fmt: skip
+        ds = regular(lat, [0, 1], bounds)
+        if holds:
+            cells.read_grid(ds)
+        else:
+            with pytest.raises(ValueError, match=match):
+                cells.read_grid(ds)
+
+
+@SHARES
+def test_corners_of_neighbours_are_one(share, holds):
+    grid = cells.read_grid(turned())
+    lat, lon = grid.lat_bounds.copy(), grid.lon_bounds
+    size = np.hypot(lat[1, 2] - lat[1, 2].mean(), lon[1, 2] - lon[1, 2].mean()).max()
+    lat[1, 1, 1] += share * align.SAME_EDGE * size  # the corner that this cell shares with the next one
+    moved = replace(grid, lat_bounds=lat)
+    if holds:
+        moved.shared_corners()
+    else:
+        with pytest.raises(ValueError, match="neighbouring cells do not share"):
+            moved.shared_corners()
+
+
+@SHARES
+def test_bounds_are_written_where_they_cannot_be_inferred(share, holds):
+    """As many as need be: those that lie half-way between the centres are left out."""
+    centres, edges = np.array([0.5, 1.5, 2.5]), np.arange(4.0)
+    edges[1] += share * align.INFERRED / (1 + share * align.INFERRED)
+    target = regular(centres, [0.5, 1.5], np.stack([edges[:-1], edges[1:]], axis=1))
+    out = xdeepsd.regrid(regular(np.arange(5.0), np.arange(4.0)), target)
+    assert ("lat_bnds" not in out) == holds
+
+
+@SHARES
+def test_roundings_are_no_slivers(share, holds):
+    onto = np.array([1.0, 2.0])
+    moved = align.snap(np.array([2.0 - share * align.ROUNDING, 1.5]), onto)
+    assert (moved[0] == 2.0) == holds
+    assert moved[1] == 1.5
+
+
+@SHARES
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_columns_go_round_the_earth(share, holds, sign):
+    edges = np.array([0.0, 90, 180, 270, 360 + sign * share * align.WHOLE_TURN])
+    assert align.goes_round(edges) == align.goes_round(edges[::-1]) == holds
+
+
+@SHARES
+def test_rows_of_a_curvilinear_grid_go_round_the_earth(share, holds):
+    """The way from the last to the first column, in steps of the others, along a row near the equator."""
+    steps = np.full(40, 360 / (40 + share * align.NEXT_COLUMN))
+    lon = np.concatenate([[0], np.cumsum(steps)])
+    chord = 2 * np.sin(np.deg2rad([(360 - lon[-1]) / 2, steps[0] / 2]))
+    assert chord[0] / chord[1] == pytest.approx(share * align.NEXT_COLUMN, rel=0.005)
+    grid = cells.read_grid(xr.Dataset(coords={name: (("y", "x"), values) for name, values in
+                                              zip(("lat", "lon"), np.meshgrid([0.0, 0.1], lon, indexing="ij"),
+                                                  strict=True)}))  # fmt: skip
+    assert grid.is_global == holds
+
+
+@SHARES
+def test_the_nearest_centre_may_be_a_few_cells_away(share, holds):
+    source = regular([0, 1, 2], [0, 1, 2])
+    target = regular([1, 1.5], [2 + share * align.OVERLAPS, 10])
+    if holds:
+        assert (xdeepsd.regrid(source, target, "nearest")["rain"] == 1).all()
+    else:
+        with pytest.raises(ValueError, match="do not overlap"):
+            xdeepsd.regrid(source, target, "nearest")

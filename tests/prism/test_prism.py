@@ -17,7 +17,7 @@ from prism_server import NORTH, SHAPE, WEST, broken, day_zip, map_of, tif
 from xdeepsd.grids import axes
 from xdeepsd.prism import files as prism
 from xdeepsd.prism.files import open_prism
-from xdeepsd.prism.names import GRIDS, VARIABLES, Grid, parse_name, snap
+from xdeepsd.prism.names import GRIDS, VARIABLES, PrismGrid, parse_name, snap
 
 DAY = pd.Timestamp("2011-01-01")
 FIRST_LAT = NORTH - np.arange(SHAPE[0]) / 24
@@ -289,7 +289,7 @@ def test_centres_are_exact_however_the_header_was_rounded(per_degree, north, wes
     grid = snap(
         round(north / (2 * per_degree), digits), round(west / (2 * per_degree), digits), -step, step, shape, "x"
     )
-    assert grid == Grid(per_degree, north, west, shape)
+    assert grid == PrismGrid(per_degree, north, west, shape)
     for k in (0, shape[1] // 2, shape[1] - 1):
         assert grid.lon[k] == (west + 2 * k) / (2 * per_degree)  # a quotient of two exact integers
 

@@ -14,9 +14,9 @@ from zarr.storage import _local
 
 from xdeepsd.prism import files as prism
 from xdeepsd.prism import store as prism_store
-from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, Grid, skeleton
+from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, PrismGrid, skeleton
 
-GRID = Grid(24, int(48 * NORTH), int(48 * WEST), SHAPE)
+GRID = PrismGrid(24, int(48 * NORTH), int(48 * WEST), SHAPE)
 DAYS = pd.date_range("1981-01-01", "1981-01-06")
 HEIGHT = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
 
@@ -25,7 +25,7 @@ def write(out, variable, days):
     """What fetch does with the maps of these days."""
     store = prism_store.open_store(out, "hi", "4km")
     prism_store.check_room(out, store, variable, list(days))
-    group = prism_store.lay_out(out, GRID, "hi", "4km", variable, days[-1])
+    group = prism_store.make_room(out, GRID, "hi", "4km", variable, days[-1])
     for day in days:
         prism_store.write_day(out, group, day, variable, map_of(day), (day + pd.Timedelta(days=200), 8))
 
@@ -36,7 +36,7 @@ def history(out):
     write(out, "ppt", DAYS[[0, 3]])
     write(out, "tmax", DAYS[[4]])
     prism_store.open_store(out, "hi", "4km")
-    prism_store.lay_out(out, GRID, "hi", "4km", "elevation", elevation=HEIGHT)
+    prism_store.make_room(out, GRID, "hi", "4km", "elevation", elevation=HEIGHT)
 
 
 ALL = {"ppt": {*DAYS[[0, 1, 3]]}, "tmax": {DAYS[4]}}

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec
 
 import xdeepsd
-from xdeepsd.stores import write as stores
+from xdeepsd.stores import layout, regions, write
+from xdeepsd.stores.target import open_group
 
 pytestmark = pytest.mark.filterwarnings("error:.*:UserWarning:xdeepsd")
 
@@ -81,7 +82,7 @@ def test_what_xarray_would_write(tmp_path, zarr_format):
     ds.to_zarr(tmp_path / "b.zarr", zarr_format=zarr_format)
     a, b = opened(tmp_path / "a.zarr", consolidated=True), opened(tmp_path / "b.zarr")
     xr.testing.assert_equal(a.load(), b.load())
-    assert a.attrs.pop(stores.STATUS) == stores.COMPLETE
+    assert a.attrs.pop(layout.STATUS) == layout.COMPLETE
     a.attrs.pop("xdeepsd_input")
     xr.testing.assert_identical(a, b)
     xr.testing.assert_equal(a, ds.compute())
@@ -215,7 +216,7 @@ def test_resume_computes_only_what_is_left(tmp_path, scheduler):
         with pytest.raises(Killed):
             xdeepsd.to_zarr(make_ds(seen=first), path)
         half = opened(path)
-        assert half.attrs[stores.STATUS] == stores.INCOMPLETE
+        assert half.attrs[layout.STATUS] == layout.INCOMPLETE
         assert half.sizes == make_ds().sizes
         assert half["pr"].attrs["units"] == "mm day-1"
         written = half["pr"].notnull().any(("lat", "lon")).values
@@ -233,7 +234,7 @@ def test_resume_computes_only_what_is_left(tmp_path, scheduler):
     assert third.days == []
     assert chunks_of(path) == chunks_of(whole)
     result = opened(path, consolidated=True)
-    assert result.attrs[stores.STATUS] == stores.COMPLETE
+    assert result.attrs[layout.STATUS] == layout.COMPLETE
     assert result.attrs["history"] == history
     xr.testing.assert_equal(result.load(), make_ds().compute())
 
@@ -290,8 +291,8 @@ def test_killed_at_every_moment(zarr_format, overwrite):
                 break
             store.left = None
             # The same command, unless it asks to begin anew each time: then without that, as soon as it has begun.
-            status = stores._open_group(store, "a/b/")
-            again = overwrite and (status is None or status.attrs[stores.STATUS] == stores.COMPLETE)
+            status = open_group(store, "a/b/")
+            again = overwrite and (status is None or status.attrs[layout.STATUS] == layout.COMPLETE)
             done = [k for k in store._store_dict if "/pr/" in k and not k.endswith((".zarray", ".zattrs", "zarr.json"))]
             seen = Counted()
             xdeepsd.to_zarr(make_ds(days=4, seen=seen), store, **{**options, "overwrite": again})
@@ -341,7 +342,7 @@ def test_files_without_bytes_and_left_overs(tmp_path):
     left = path / f"pr/c/2/0/0.{'0123' * 8}.partial"  # as Zarr names it
     left.write_bytes(b"half")
     (path / "notes.partial").write_text("the user's")
-    zarr.open_group(path, mode="r+").attrs[stores.STATUS] = stores.INCOMPLETE
+    zarr.open_group(path, mode="r+").attrs[layout.STATUS] = layout.INCOMPLETE
     seen = Counted()
     xdeepsd.to_zarr(make_ds(seen=seen), path)
     assert sorted(seen.days) == [2, 3]
@@ -350,7 +351,7 @@ def test_files_without_bytes_and_left_overs(tmp_path):
     assert (path / "notes.partial").exists()
 
 
-PACKAGE = str(Path(stores.__file__).parents[1])
+PACKAGE = str(Path(write.__file__).parents[1])
 SCRIPT = """
 import sys, time, types
 from pathlib import Path
@@ -403,14 +404,14 @@ def test_kill_9_of_the_process(tmp_path):
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             kills += 1
-            assert opened(path).attrs[stores.STATUS] == stores.INCOMPLETE
+            assert opened(path).attrs[layout.STATUS] == layout.INCOMPLETE
         else:
             assert process.wait() == 0
         computed = {int(day) for day in log.read_text().split()[before:]}
         assert not computed & finished  # finished regions are never computed again
     assert kills == 2
     assert chunks_of(path) == whole
-    assert opened(path, consolidated=True).attrs[stores.STATUS] == stores.COMPLETE
+    assert opened(path, consolidated=True).attrs[layout.STATUS] == layout.COMPLETE
 
 
 def make_random(days=24, slow=0.05, side=20):
@@ -467,10 +468,10 @@ def test_distributed_is_threaded(tmp_path, cluster):
 
 
 def test_workers_that_write_elsewhere_are_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "_write", lambda *args, **kwargs: None)
+    monkeypatch.setattr(regions, "_write", lambda *args, **kwargs: None)
     with pytest.raises(RuntimeError, match=r"4 of 4 regions were computed but are not in .*a.zarr"):
         xdeepsd.to_zarr(make_ds(), tmp_path / "a.zarr")
-    assert opened(tmp_path / "a.zarr").attrs[stores.STATUS] == stores.INCOMPLETE
+    assert opened(tmp_path / "a.zarr").attrs[layout.STATUS] == layout.INCOMPLETE
 
 
 # --- refused by name ----------------------------------------------------------------------------------------------
@@ -736,14 +737,14 @@ def test_a_full_disk(tmp_path):
     assert failed.returncode == 1
     assert "No space left for" in failed.stderr
     assert "of 4 regions are written and kept: free some space and give the same command again" in failed.stderr
-    assert opened(tmp_path / "a.zarr").attrs[stores.STATUS] == stores.INCOMPLETE
+    assert opened(tmp_path / "a.zarr").attrs[layout.STATUS] == layout.INCOMPLETE
     done, seen = len(chunks_of(tmp_path / "a.zarr")), []
     blocks = [np.random.default_rng(i).normal(size=(1, 100, 100)) * (i == 2) for i in range(4)]
     data = dask.array.concatenate([dask.array.from_array(block, chunks=-1) for block in blocks])
     ds = xr.Dataset({"pr": (("time", "lat", "lon"), data)})  # in another process, known by its names
     xdeepsd.to_zarr(ds, tmp_path / "a.zarr", progress=lambda *done: seen.append(done))
     assert seen[0] == (done, 4)
-    assert opened(tmp_path / "a.zarr").attrs[stores.STATUS] == stores.COMPLETE
+    assert opened(tmp_path / "a.zarr").attrs[layout.STATUS] == layout.COMPLETE
 
 
 def test_a_full_file_system(tmp_path):
@@ -831,7 +832,7 @@ def test_icechunk_is_transactional(repository):
         read(repository)
     session.commit("downscaled")
     result = read(repository)
-    assert result.attrs[stores.STATUS] == stores.COMPLETE
+    assert result.attrs[layout.STATUS] == layout.COMPLETE
     xr.testing.assert_equal(result.load(), ds.compute())
     again = repository.writable_session("main")
     seen = Counted()
@@ -854,7 +855,7 @@ def test_icechunk_killed_and_committed_half(repository):
     with dask.config.set(scheduler="synchronous"), pytest.raises(Killed):
         xdeepsd.to_zarr(make_ds(seen=first), session.store)
     session.commit("half")
-    assert read(repository).attrs[stores.STATUS] == stores.INCOMPLETE
+    assert read(repository).attrs[layout.STATUS] == layout.INCOMPLETE
     session = repository.writable_session("main")
     seen = Counted()
     xdeepsd.to_zarr(make_ds(seen=seen), session.store)
@@ -891,7 +892,7 @@ def test_icechunk_distributed(repository, cluster):
         session.commit("two")
     for group in ("gcm/one", "gcm/two"):
         result = read(repository, group=group)
-        assert result.attrs[stores.STATUS] == stores.COMPLETE
+        assert result.attrs[layout.STATUS] == layout.COMPLETE
         xr.testing.assert_equal(result.load(), ds.compute(scheduler="threads"))
 
 
@@ -910,7 +911,7 @@ def test_one_task_for_a_chunk_of_fifty_years(tmp_path, monkeypatch):
         graphs.append((graph, keys))
         raise Killed
 
-    monkeypatch.setattr(stores, "_compute", look)
+    monkeypatch.setattr(write, "compute", look)
     fine = opened(tmp_path / "in.zarr").deepsd.downscale(model, make_static(coarse, 2))
     with pytest.raises(Killed):
         fine.deepsd.to_zarr(tmp_path / "out.zarr")
@@ -921,7 +922,7 @@ def test_one_task_for_a_chunk_of_fifty_years(tmp_path, monkeypatch):
     monkeypatch.undo()
     with dask.config.set(scheduler="synchronous"), pytest.raises(Killed):
         xdeepsd.to_zarr(make_ds(days=8, seen=Counted(stop_after=4)), tmp_path / "half.zarr")
-    monkeypatch.setattr(stores, "_compute", look)
+    monkeypatch.setattr(write, "compute", look)
     with pytest.raises(Killed):
         xdeepsd.to_zarr(make_ds(days=8), tmp_path / "half.zarr")
     assert 1 <= len(graphs[-1][1]) <= 2  # and what is done is not in the graph
@@ -992,7 +993,7 @@ def test_command_resumes(job):
     assert run(folder, "in.zarr", "model", "half.zarr", "--chunk-days", "2").exit_code == 0
     whole = chunks_of(folder / "half.zarr")
     (folder / "half.zarr/pr/c/1/0/0").unlink()
-    zarr.open_group(folder / "half.zarr", mode="r+").attrs[stores.STATUS] = stores.INCOMPLETE
+    zarr.open_group(folder / "half.zarr", mode="r+").attrs[layout.STATUS] = layout.INCOMPLETE
     result = run(folder, "half.zarr", "model", "x.zarr")
     assert result.exit_code == 1
     assert "half.zarr is not complete: finish the command that began it" in result.stderr

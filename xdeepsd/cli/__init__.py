@@ -4,13 +4,21 @@
 the package. May import everything; commands import inside their functions, so that ``xdeepsd --help`` is quick.
 """
 
+import sys
+from pathlib import Path
+
 from xdeepsd._extras import require
 
-require("cli", "The command line")
+try:
+    require("cli", "The command line")
+except ImportError as error:
+    if Path(sys.argv[0]).stem == "xdeepsd":  # typed on a terminal: a sentence
+        raise SystemExit(str(error)) from None
+    raise
 
-import typer  # noqa: E402
+import typer
 
-from xdeepsd.cli import config, demo, downscale, fetch, prepare, sweep, train  # noqa: E402
+from xdeepsd.cli import config, demo, downscale, fetch, prepare, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,

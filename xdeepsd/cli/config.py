@@ -24,6 +24,7 @@ def config_from_ini(
 ) -> None:
     """Convert an old config.ini to a TOML file and say what was repaired, added or not kept."""
     from xdeepsd.cli.ini import convert_ini
+    from xdeepsd.stores.whole import write_whole
 
     console, errors = consoles()
     target = out or ini.with_suffix(".toml")
@@ -31,8 +32,7 @@ def config_from_ini(
         text, notes = convert_ini(ini)
         if target.exists():
             raise FileExistsError(f"{target} exists. Remove it, or type --out NAME.")
-        with target.open("x") as file:
-            file.write(text)
+        write_whole(target, text.encode())
     for note in notes:
         console.print(f"* {note}", markup=False)
     console.print(f"{target}: look through it, then type xdeepsd train {target}", markup=False)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xdeepsd.cli.terminal import consoles, logged, told
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_NETCDF = (".nc", ".nc4", ".h5")
 
 
 def prepare(
@@ -37,62 +44,83 @@ def prepare(
 ) -> None:
     """Write the resolution ladder that training reads; run it again to go on, or with later days to append them."""
     import xarray as xr
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from xdeepsd.grids.axes import find
     from xdeepsd.levels.disk import build_levels
-    from xdeepsd.models.variable import find_precipitation
-    from xdeepsd.prism.files import open_prism
 
     console, errors = consoles()
-
-    def open_maps(path: Path) -> xr.Dataset:
-        if (path / "zarr.json").exists() or (path / ".zgroup").exists():
-            return xr.open_zarr(path)
-        return xr.open_dataset(path) if path.suffix in (".nc", ".nc4", ".h5") else open_prism(path, allow_missing=True)
-
-    def open_days(paths: list[Path]) -> xr.Dataset:
-        absent = [str(path) for path in paths if not path.exists()]
-        if absent:
-            raise ValueError(f"Not there: {', '.join(absent)}. Needed: files or folders that exist.")
-        if paths[0].suffix not in (".nc", ".nc4", ".h5"):
-            return open_maps(paths[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
-        with xr.open_dataset(paths[0]) as first:
-            da = find_precipitation(first, variable)
-            found = find(da)
-            days = max(1, int(chunk_mb * 1e6 // (4 * da[found.lat].size * da[found.lon].size)))
-        chunks = {found.lat_dim: -1, found.lon_dim: -1, found.time: days}
-        return xr.open_mfdataset(paths, combine="by_coords", chunks=chunks)
-
     with logged(console), told(errors, (ValueError, OSError), "What is written is kept: the same command goes on."):
-        try:
-            numbers = [int(number) for number in factors.replace(",", " ").split()]
-        except ValueError:
-            raise ValueError(f"--factors is {factors!r}. Needed: whole numbers. Type --factors 2,2,2.") from None
+        numbers = _numbers(factors)
         if climatology is not None and climatology_years is not None:
             raise ValueError("--climatology and --climatology-years arrived. Needed: one of them.")
-        ds = open_days(fine)
-        maps = xr.Dataset() if static is None else open_maps(static)
+        ds = _open_days(fine, variable, chunk_mb)
+        maps = xr.Dataset() if static is None else _open(static)
         if elevation is not None:
-            height = open_maps(elevation)
-            if len(height.data_vars) != 1 and "elevation" not in height:
-                raise ValueError(f"{elevation} holds {sorted(map(str, height.data_vars))}. Needed: elevation alone.")
-            name = "elevation" if "elevation" in height else next(iter(height.data_vars))
-            maps["elevation"] = height[name]
+            maps["elevation"] = _only_elevation(_open(elevation), elevation)
         elif "elevation" not in maps and "elevation" in ds:
             maps["elevation"] = ds["elevation"]
-        given = None if climatology is None else open_maps(climatology)
-        with Progress(
-            TextColumn("days"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
-            disable=not console.is_terminal,
-        ) as bar:  # fmt: skip
-            task = bar.add_task("days", total=None)
+        given = None if climatology is None else _open(climatology)
+        with _bar(console) as progress:
             levels = build_levels(
                 ds, maps if maps.data_vars else None, numbers, out, variable=variable,
                 climatology=slice(*climatology_years) if climatology_years else given,
                 edges=edges,  # type: ignore[arg-type]
-                allow_missing=allow_missing, chunk_mb=chunk_mb,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                allow_missing=allow_missing, chunk_mb=chunk_mb, progress=progress,
             )  # fmt: skip
     sizes = ", ".join(f"{level.sizes['lat']} x {level.sizes['lon']}" for level in levels)
     console.print(f"{out}: {levels[0].sizes['time']} days in {len(levels)} levels of {sizes} cells.", markup=False)
+
+
+def _numbers(factors: str) -> list[int]:
+    try:
+        return [int(number) for number in factors.replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"--factors is {factors!r}. Needed: whole numbers. Type --factors 2,2,2.") from None
+
+
+def _open(path: Path) -> xr.Dataset:
+    """A Zarr store, a NetCDF file, or PRISM files."""
+    import xarray as xr
+
+    from xdeepsd.prism.files import open_prism
+
+    if (path / "zarr.json").exists() or (path / ".zgroup").exists():
+        return xr.open_zarr(path)
+    return xr.open_dataset(path) if path.suffix in _NETCDF else open_prism(path, allow_missing=True)
+
+
+def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.Dataset:
+    """One store or folder, NetCDF files put together in chunks of about ``chunk_mb``, or PRISM files."""
+    import xarray as xr
+
+    from xdeepsd.grids.axes import find
+    from xdeepsd.models.variable import find_precipitation
+    from xdeepsd.prism.files import open_prism
+
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent:
+        raise ValueError(f"Not there: {', '.join(absent)}. Needed: files or folders that exist.")
+    if paths[0].suffix not in _NETCDF:
+        return _open(paths[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
+    with xr.open_dataset(paths[0]) as first:
+        da = find_precipitation(first, variable)
+        found = find(da)
+        days = max(1, int(chunk_mb * 1e6 // (4 * da[found.lat].size * da[found.lon].size)))
+    chunks = {found.lat_dim: -1, found.lon_dim: -1, found.time: days}
+    return xr.open_mfdataset(paths, combine="by_coords", chunks=chunks)
+
+
+def _only_elevation(ds: xr.Dataset, path: Path) -> xr.DataArray:
+    """The variable ``elevation``, or the only one there is."""
+    if len(ds.data_vars) != 1 and "elevation" not in ds:
+        raise ValueError(f"{path} holds {sorted(map(str, ds.data_vars))}. Needed: elevation alone.")
+    return ds["elevation" if "elevation" in ds else next(iter(ds.data_vars))]
+
+
+@contextlib.contextmanager
+def _bar(console: Any) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("days"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("days", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,7 +1,7 @@
 """Does this grid lie on that one? Every such question is asked here, with one tolerance for each kind of it.
 
-All take one-dimensional cell centres of latitude or longitude (``dim`` is "lat" or "lon"), degrees, ascending or
-descending. Longitudes are compared modulo whole turns.
+Centres are one-dimensional, of latitude or longitude (``dim`` is "lat" or "lon"), degrees, ascending or descending;
+longitudes are compared modulo whole turns. Points are those of the unit sphere, ``(..., 3)``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from xdeepsd.grids.axes import spacing
-
 # Of a cell: two sets of centres are those of one grid. float32 longitudes are off by 0.2 % of a cell of 1/240 degree.
 SAME = 0.01
 # Of a cell of the finer grid: a map lies on the cells of another one. Coordinates may be rounded to a few decimals.
 LIES_ON = 0.05
 # Of a step: the input has the spacing that a model was trained on.
 SAME_STEP = 0.01
+# Of a cell: the bounds of neighbours are one edge, and a centre that far outside its bounds still lies in them.
+SAME_EDGE = 1e-3
+# Of the smallest cell: edges are those half-way between the centres, so that they need not be written.
+INFERRED = 1e-6
+# Degrees: two edges, or an edge and a centre, are the same but for rounding: 35 roundings at 180 degrees.
+ROUNDING = 1e-12
+# Degrees: columns go round the earth, so that the last one is the neighbour of the first.
+WHOLE_TURN = 1e-3
+# Of the largest step along a row of a curvilinear grid: the last column is the neighbour of the first.
+NEXT_COLUMN = 1.5
+# Of the largest step of the source: the nearest of its centres is still one that means something for the target.
+OVERLAPS = 2.0
 
 
 def _degrees(centres: Any) -> np.ndarray:
@@ -32,8 +42,8 @@ def _apart(a: np.ndarray, b: np.ndarray, dim: str) -> np.ndarray:
 
 
 def _cell(centres: np.ndarray, dim: str) -> float:
-    """Size of a cell; of a single one, 1 degree."""
-    return abs(spacing(centres, dim)) if centres.size > 1 else 1.0
+    """The smallest step between neighbours, degrees; of a single cell, 1 degree."""
+    return float(_apart(centres[1:], centres[:-1], dim).min(initial=np.inf)) if centres.size > 1 else 1.0
 
 
 def same(a: Any, b: Any, dim: str) -> bool:
@@ -84,3 +94,59 @@ def same_step(a: float, b: float) -> bool:
     (True, False)
     """
     return abs(a - b) <= SAME_STEP * abs(b)
+
+
+def same_points(a: np.ndarray, b: np.ndarray) -> bool:
+    """`same` of the centres ``(ny, nx, 3)`` of curvilinear grids; a cell is as large as the median step along a dim."""
+    axis = 1 if b.shape[1] > 1 else 0
+    steps = np.linalg.norm(np.diff(b, axis=axis), axis=-1)
+    cell = float(np.median(steps)) if steps.size else np.deg2rad(1.0)
+    return a.shape == b.shape and bool((np.linalg.norm(a - b, axis=-1) <= SAME * cell).all())
+
+
+def same_edge(apart: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Where edges or corners so far ``apart`` are one, within `SAME_EDGE` of a cell (in the same units)."""
+    return np.asarray(apart <= SAME_EDGE * cell)
+
+
+def inferred(edges: np.ndarray, half_way: np.ndarray) -> bool:
+    """Whether edges are those half-way between the centres, within `INFERRED` of the smallest cell."""
+    return bool((np.abs(edges - half_way) <= INFERRED * np.abs(np.diff(edges)).min()).all())
+
+
+def snap(values: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """Move ``values`` onto the nearest of ``onto`` (ascending, two or more) where both are the same within `ROUNDING`.
+
+    >>> snap(np.array([0.1 + 0.2, 0.4]), np.array([0.3, 0.5])).tolist()
+    [0.3, 0.4]
+    """
+    right = np.clip(np.searchsorted(onto, values), 1, onto.size - 1)
+    nearest = np.where(values - onto[right - 1] < onto[right] - values, onto[right - 1], onto[right])
+    return np.where(np.abs(values - nearest) < ROUNDING, nearest, values)
+
+
+def goes_round(edges: np.ndarray) -> bool:
+    """Whether columns between these edges of longitude, unwrapped, go round the earth, within `WHOLE_TURN`.
+
+    >>> goes_round(np.array([0.0, 120.0, 240.0, 360.0005])), goes_round(np.array([0.0, 120.0, 240.0, 359.0]))
+    (True, False)
+    """
+    return bool(abs(abs(edges[-1] - edges[0]) - 360.0) <= WHOLE_TURN)
+
+
+def rows_close(points: np.ndarray) -> bool:
+    """Whether each row of centres ``(ny, nx, 3)`` ends beside its first one, within `NEXT_COLUMN` of its steps."""
+    if points.shape[1] < 3:
+        return False
+    step = np.linalg.norm(np.diff(points, axis=1), axis=-1).max(axis=1)
+    return bool((np.linalg.norm(points[:, -1] - points[:, 0], axis=-1) <= NEXT_COLUMN * step + 1e-9).all())
+
+
+def meets(source: np.ndarray, nearest: np.ndarray, target: np.ndarray) -> bool:
+    """Whether any ``target`` point ``(n, 3)`` has its ``nearest`` source centre within `OVERLAPS` of the largest step.
+
+    ``source`` is ``(ny, nx, 3)``, ``nearest`` ``(n, 3)``.
+    """
+    steps = [np.linalg.norm(np.diff(source, axis=axis), axis=-1) for axis in (0, 1)]
+    cell = max((float(step.max()) for step in steps if step.size), default=2.0 / OVERLAPS)  # a single one: anywhere
+    return bool(np.linalg.norm(target - nearest, axis=1).min() <= OVERLAPS * cell)

@@ -9,10 +9,7 @@ import cf_xarray  # noqa: F401  (registers the .cf accessor)
 import numpy as np
 import xarray as xr
 
-from xdeepsd.grids import axes
-
-# Bounds of neighbouring cells are the same where they are nearer than this share of a cell (float32 of a fine grid).
-_SAME_CORNER = 1e-3
+from xdeepsd.grids import align, axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +78,8 @@ class Grid:
     def is_global(self) -> bool:
         """True where the columns go round the earth, so that the last one is the neighbour of the first."""
         if self.rectilinear:
-            edges = self.lon_bounds
-            return edges is not None and bool(abs(abs(edges[-1] - edges[0]) - 360.0) < 1e-3)
-        points = unit_vectors(self.lat, self.lon)
-        if points.shape[1] < 3:
-            return False
-        step = np.linalg.norm(np.diff(points, axis=1), axis=-1).max(axis=1)
-        return bool((np.linalg.norm(points[:, -1] - points[:, 0], axis=-1) <= 1.5 * step + 1e-9).all())
+            return self.lon_bounds is not None and align.goes_round(self.lon_bounds)
+        return align.rows_close(unit_vectors(self.lat, self.lon))
 
     def closed_centres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Latitude, longitude and number of every cell, each ``(ny, nx)``; on a global grid the first column once more.
@@ -199,12 +191,12 @@ def _reach(points: np.ndarray) -> np.ndarray:
 
 def _neighbours_share(points: np.ndarray) -> bool:
     """True where corners ``(ny, nx, 4, 3)``, in the order of `_around`, are those of the cells next to them."""
-    slack = _SAME_CORNER * _reach(points)
+    reach = _reach(points)
     pairs = (
-        (points[:, :-1, [1, 2]], points[:, 1:, [0, 3]], slack[:, 1:]),
-        (points[:-1, :, [3, 2]], points[1:, :, [0, 1]], slack[1:]),
+        (points[:, :-1, [1, 2]], points[:, 1:, [0, 3]], reach[:, 1:]),
+        (points[:-1, :, [3, 2]], points[1:, :, [0, 1]], reach[1:]),
     )
-    return all((np.linalg.norm(a - b, axis=-1) <= near[..., None]).all() for a, b, near in pairs)
+    return all(align.same_edge(np.linalg.norm(a - b, axis=-1), cell[..., None]).all() for a, b, cell in pairs)
 
 
 def _infer_corners(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray | None, ...]:
@@ -241,8 +233,8 @@ def _edges_from_bounds(given: xr.DataArray, centres: np.ndarray, name: str, turn
     if turn:
         bounds = bounds + 360.0 * np.round((centres[:, None] - bounds) / 360.0)
     low, high = bounds.min(axis=1), bounds.max(axis=1)
-    slack = _SAME_CORNER * np.maximum(high - low, 1e-12)
-    outside = ~((centres >= low - slack) & (centres <= high + slack))  # NaN too
+    cell = np.maximum(high - low, 1e-12)
+    outside = ~align.same_edge(np.maximum(low - centres, centres - high), cell)  # NaN too
     if outside.any():
         i = int(np.argmax(outside))
         raise ValueError(
@@ -253,7 +245,7 @@ def _edges_from_bounds(given: xr.DataArray, centres: np.ndarray, name: str, turn
     ascending = n == 1 or centres[-1] > centres[0]
     first, last = (low, high) if ascending else (high, low)
     gaps = np.abs(last[:-1] - first[1:])
-    if (gaps > slack[1:]).any():
+    if not align.same_edge(gaps, cell[1:]).all():
         i = int(np.argmax(gaps))
         raise ValueError(
             f"The bounds of {name} leave gaps or overlap: cell {i} ends at {last[i]:g} and cell {i + 1} begins at "

@@ -15,9 +15,10 @@ import numpy as np
 import xarray as xr
 from scipy import sparse
 
+from xdeepsd.grids import align
 from xdeepsd.grids import regrid_weights as _weights
 from xdeepsd.grids.axes import XarrayObject
-from xdeepsd.grids.cells import Grid, infer_edges, read_grid
+from xdeepsd.grids.cells import Grid, infer_edges, read_grid, unit_vectors
 from xdeepsd.grids.regrid_weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -177,10 +178,12 @@ def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: 
     for side, given, grid in (("source", source, weights.source), ("target", target, weights.target)):
         if given is None:
             continue
-        same = given.lat.shape == grid.lat.shape and given.lon.shape == grid.lon.shape
-        if same:
-            turned = np.abs((given.lon - grid.lon + 180.0) % 360.0 - 180.0)
-            same = bool(max(np.abs(given.lat - grid.lat).max(), turned.max()) < 1e-4)
+        if given.rectilinear and grid.rectilinear:
+            same = align.same(given.lat, grid.lat, "lat") and align.same(given.lon, grid.lon, "lon")
+        else:
+            same = given.shape == grid.shape and align.same_points(
+                unit_vectors(*given.centres()), unit_vectors(*grid.centres())
+            )
         if not same:
             raise ValueError(
                 f"The weights are of another {side} grid: {grid.shape} cells, {grid.spans}; {given.shape} cells, "
@@ -199,10 +202,8 @@ def _bounds_coordinate(centres: np.ndarray, edges: np.ndarray | None, dim: str, 
     if edges is None:
         return None
     inferred = infer_edges(centres)
-    if inferred is not None:
-        inferred = np.clip(inferred, -90.0, 90.0) if polar else inferred
-        if np.allclose(inferred, edges, rtol=0, atol=1e-6 * np.abs(np.diff(edges)).min()):
-            return None
+    if inferred is not None and align.inferred(edges, np.clip(inferred, -90.0, 90.0) if polar else inferred):
+        return None
     return xr.DataArray(np.stack([edges[:-1], edges[1:]], axis=1), dims=(dim, "bnds"))
 
 

@@ -14,14 +14,12 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from xdeepsd.grids import align
 from xdeepsd.grids.cells import Grid, unit_vectors
 from xdeepsd.grids.great_circles import bilinear, csr, intersections
 from xdeepsd.stores.whole import write_whole
 
 METHODS = ("conservative", "conservative_normed", "bilinear", "nearest")
-
-# Edges nearer than this (degrees) are one edge: about 35 roundings at 180 degrees.
-_SAME_EDGE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +135,9 @@ def check_overlap(weights: Weights) -> Weights:
     source, target = weights.source, weights.target
     apart = not weights.mapped().any()
     if weights.method == "nearest" and weights.matrix is not None and not apart:
-        centres = unit_vectors(*source.centres())
-        steps = [np.linalg.norm(np.diff(centres, axis=axis), axis=-1) for axis in (0, 1)]
-        cell = max((float(step.max()) for step in steps if step.size), default=2.0)
-        pairs = weights.matrix.tocoo()
+        centres, pairs = unit_vectors(*source.centres()), weights.matrix.tocoo()
         goal = unit_vectors(*target.centres()).reshape(-1, 3)[pairs.row]
-        apart = bool(np.linalg.norm(goal - centres.reshape(-1, 3)[pairs.col], axis=1).min() > 2 * cell)
+        apart = not align.meets(centres, centres.reshape(-1, 3)[pairs.col], goal)
     if apart:
         raise ValueError(
             f"The grids do not overlap: the source spans {source.spans}, the target {target.spans}. Needed: a target "
@@ -182,20 +177,13 @@ def _normalized(matrix: sparse.csr_array) -> sparse.csr_array:
     return matrix
 
 
-def _snap(edges: np.ndarray, onto: np.ndarray) -> np.ndarray:
-    """Move ``edges`` onto the nearest of ``onto`` (ascending) where both are the same but for rounding."""
-    right = np.clip(np.searchsorted(onto, edges), 1, onto.size - 1)
-    nearest = np.where(edges - onto[right - 1] < onto[right] - edges, onto[right - 1], onto[right])
-    return np.where(np.abs(edges - nearest) < _SAME_EDGE, nearest, edges)
-
-
 def _overlaps(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Where the intervals of two partitions meet: (target index, source index, low, high) of each common piece.
 
     Both are edges, ascending or descending; indices are those of the intervals in the order given.
     """
     source_up, target_up = np.sort(source), np.sort(target)
-    source_up = _snap(source_up, target_up)
+    source_up = align.snap(source_up, target_up)
     low, high = max(source_up[0], target_up[0]), min(source_up[-1], target_up[-1])
     cuts = np.unique(np.concatenate([source_up, target_up]))
     cuts = cuts[(cuts >= low) & (cuts <= high)]
@@ -241,7 +229,7 @@ def _linear(source: np.ndarray, target: np.ndarray) -> sparse.csr_array:
     """Linear interpolation between centres; rows of targets beyond the outermost centres are empty."""
     order = np.argsort(source)
     up = source[order]
-    target = _snap(target, up)
+    target = align.snap(target, up)
     inside = np.flatnonzero((target >= up[0]) & (target <= up[-1]))
     left = np.clip(np.searchsorted(up, target[inside], side="right") - 1, 0, up.size - 2)
     right_share = (target[inside] - up[left]) / (up[left + 1] - up[left])

@@ -17,8 +17,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from xdeepsd.losses.density import Histogram, checked_array, fit_histogram
-from xdeepsd.losses.histogram import look_up
+from xdeepsd.losses.density import Histogram, checked_array, compiled_passes, fit_histogram
 from xdeepsd.models.transform import Transform, check, invert
 
 
@@ -163,7 +162,7 @@ class DenseWeight:
         histogram = self._fitted
         return _on_blocks(
             partial(
-                look_up,
+                compiled_passes().look_up,
                 grid=histogram.grid,
                 table=histogram.density,
                 threshold=self._threshold,
@@ -183,7 +182,7 @@ class DenseWeight:
         """
         histogram = self._fitted
         density = partial(
-            look_up,
+            compiled_passes().look_up,
             grid=histogram.grid,
             table=histogram.scaled_density,
             threshold=self._threshold,

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 import logging
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import numpy as np
 import pandas as pd
-import tenacity
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from xdeepsd._version import __version__
 from xdeepsd.prism import names as prism_names
 from xdeepsd.prism import store as prism_store
-from xdeepsd.prism.names import Grid, Source
-from xdeepsd.prism.raster import check_zip, raster_grid, read_map, reading, zip_sources
+from xdeepsd.prism.names import PrismGrid, Source
+from xdeepsd.prism.raster import raster_grid, read_map, zip_sources
+from xdeepsd.prism.service import Service
 from xdeepsd.prism.store import Release
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 # So many days in a row without an answer mean that the service, or the way to it, is down.
 _GIVE_UP = 5
-_QUOTED = 500  # bytes of what the service says in place of a zip
 
 
 @dataclass
@@ -117,7 +110,7 @@ def fetch_prism(
     path = Path(out).expanduser().absolute()
     with prism_store.alone(path):
         store = prism_store.open_store(path, region, resolution)
-        with _Service(base_url, region, resolution, pace, timeout) as service:
+        with Service(base_url, region, resolution, pace, timeout) as service:
             if variable == "elevation":
                 return _fetch_elevation(service, path, store)
             return _fetch_days(service, path, store, variable, days, progress)
@@ -151,7 +144,7 @@ def _check(variable: str, start: Any, end: Any, resolution: str, region: str) ->
 
 
 def _fetch_days(
-    service: _Service, path: Path, store: Any, variable: str, days: pd.DatetimeIndex, progress: bool
+    service: Service, path: Path, store: Any, variable: str, days: pd.DatetimeIndex, progress: bool
 ) -> FetchReport:
     announced = service.releases(variable, days[0], days[-1])
     held = prism_store.marks(store, variable)
@@ -165,16 +158,7 @@ def _fetch_days(
     grid = prism_store.store_grid(store) or prism_names.GRIDS.get((service.region, service.resolution))
     group: Any = None
     silent = 0
-    bar = Progress(
-        TextColumn(f"{variable} {{task.fields[day]}}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("days, {task.fields[megabytes]:.1f} MB,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        disable=not (progress and wanted),
-    )
-    with bar:
+    with _bar(variable, bool(progress and wanted)) as bar:
         task = bar.add_task("", total=len(wanted), day="", megabytes=0.0)
         for i, day in enumerate(wanted):
             bar.update(task, day=f"{day:%Y-%m-%d}")
@@ -197,7 +181,7 @@ def _fetch_days(
                 silent = 0
             else:
                 if group is None:
-                    group = prism_store.lay_out(path, grid, service.region, service.resolution, variable, wanted[-1])
+                    group = prism_store.make_room(path, grid, service.region, service.resolution, variable, wanted[-1])
                 prism_store.write_day(path, group, day, variable, values, announced[day])
                 report.fetched.append(day)
                 silent = 0
@@ -207,7 +191,20 @@ def _fetch_days(
     return report
 
 
-def _fetch_elevation(service: _Service, path: Path, store: Any) -> FetchReport:
+def _bar(variable: str, shown: bool) -> Progress:
+    """Of days, with their megabytes and the time left."""
+    return Progress(
+        TextColumn(f"{variable} {{task.fields[day]}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("days, {task.fields[megabytes]:.1f} MB,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        disable=not shown,
+    )
+
+
+def _fetch_elevation(service: Service, path: Path, store: Any) -> FetchReport:
     if store is not None and "elevation" in store:
         return FetchReport()
     prism_store.check_room(path, store, "elevation")
@@ -223,171 +220,8 @@ def _fetch_elevation(service: _Service, path: Path, store: Any) -> FetchReport:
         return FetchReport(stopped=str(error))
     except (httpx.HTTPError, ValueError, EOFError) as error:
         return FetchReport(stopped=f"elevation: {error}")
-    prism_store.lay_out(path, grid, service.region, service.resolution, "elevation", elevation=values)
+    prism_store.make_room(path, grid, service.region, service.resolution, "elevation", elevation=values)
     return FetchReport(megabytes=len(content) / 1e6)
-
-
-# ---------------------------------------------------------------------------------------------------- the service
-
-
-class _Service:
-    """One connection to the web service: paces, retries, and tells a refusal from a zip."""
-
-    def __init__(self, base_url: str, region: str, resolution: str, pace: float, timeout: float) -> None:
-        self.base_url, self.region, self.resolution = base_url.rstrip("/"), region, resolution
-        self.pace, self.timeout = pace, timeout
-        self._answered = -np.inf
-        self._client = httpx.Client(
-            headers={
-                "User-Agent": f"xdeepsd/{__version__} (python-httpx/{httpx.__version__})",
-                "Accept-Encoding": "identity",  # so that what is counted is what comes
-            },
-            timeout=timeout,
-        )
-
-    def __enter__(self) -> _Service:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-
-    def releases(self, variable: str, start: pd.Timestamp, end: pd.Timestamp) -> dict[pd.Timestamp, Release]:
-        """The current release of each published day."""
-        today = pd.Timestamp.now("UTC").tz_localize(None).normalize()
-        end = min(end, today)
-        while start <= end:
-            url = prism_names.release_url(variable, start, end, self.region, self.resolution, self.base_url)
-            content = self._get(url, 1000 * ((end - start).days + 100), lambda content: content)
-            try:
-                rows = json.loads(content)
-            except (ValueError, RecursionError):
-                text = _text(content)
-                # What is said of a range that reaches beyond the newest day, which is not known: step back to it.
-                if text.startswith("Invalid date") and today - end < pd.Timedelta(days=14):
-                    end -= pd.Timedelta(days=1)
-                    continue
-                raise PermissionError(f"The service does not tell its releases ({url}); it says: {text}") from None
-            return _parse_releases(rows, variable, url)
-        return {}
-
-    def day(self, variable: str, day: pd.Timestamp) -> bytes:
-        """The zip of one day, whole."""
-        return self._zip(prism_names.day_url(variable, day, self.region, self.resolution, self.base_url))
-
-    def elevation(self) -> bytes:
-        """The zip of the elevation, whole."""
-        return self._zip(prism_names.elevation_url(self.region, self.resolution, self.base_url))
-
-    def _zip(self, url: str) -> bytes:
-        most = prism_names.most_bytes(self.resolution)
-        return self._get(url, most, lambda content: _whole_zip(content, most))
-
-    def _get(self, url: str, most: int, accept: Callable[[bytes], T]) -> T:
-        """``accept`` of what the service answers, asked again where that makes sense."""
-        retrying = tenacity.Retrying(
-            retry=_again,
-            reraise=True,  # the error itself comes out, not tenacity's
-            wait=tenacity.wait_exponential(multiplier=2 * self.pace, max=120) + tenacity.wait_random(0, self.pace),
-            before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
-        )
-        return retrying(lambda: accept(self._get_once(url, most)))
-
-    def _get_once(self, url: str, most: int) -> bytes:
-        """The answer, of at most ``most`` bytes; where it was sent on to is followed, and nothing else of that read."""
-        time.sleep(max(0.0, self._answered + self.pace - time.monotonic()))
-        request = self._client.build_request("GET", url)
-        try:
-            for _ in range(10):
-                with closing(self._client.send(request, stream=True)) as response:
-                    if response.next_request is None:
-                        return self._content(response, most)
-                    request = response.next_request
-            raise httpx.TooManyRedirects(f"{url} is sent on and on", request=request)
-        finally:
-            self._answered = time.monotonic()
-
-    def _content(self, response: httpx.Response, most: int) -> bytes:
-        refused = response.status_code in (403, 429)
-        if not refused:
-            response.raise_for_status()
-        if response.headers.get("Content-Encoding") in ("gzip", "deflate", "br", "zstd"):
-            raise httpx.DecodingError(f"the answer is packed by {response.headers['Content-Encoding']}, unasked")
-        begin = time.monotonic()
-        content = bytearray()
-        for part in response.iter_raw():
-            content += part
-            if refused and len(content) >= _QUOTED:
-                break
-            if len(content) > most:
-                raise ValueError(
-                    f"{response.url} answers with more than {most} bytes: broken off, no such file has so many"
-                )
-            if time.monotonic() - begin > 10 * self.timeout:
-                raise httpx.ReadTimeout(f"{len(content)} bytes in {10 * self.timeout:.0f} s, broken off")
-        if refused:
-            raise PermissionError(f"status {response.status_code}: {_text(content)}")
-        return bytes(content)
-
-
-def _again(state: tenacity.RetryCallState) -> bool:
-    """Whether to ask again: five times where nothing was given out, twice where a file was (the service's limit)."""
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500 and state.attempt_number < 5
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-        return state.attempt_number < 5
-    # An empty zip is what the service has; a broken one may be the way to us.
-    return isinstance(error, httpx.TransportError | EOFError) and state.attempt_number < 2
-
-
-def _text(content: bytes | bytearray) -> str:
-    return " ".join(content[:_QUOTED].decode(errors="replace").split()) or "(nothing)"
-
-
-def _whole_zip(content: bytes, most: int) -> bytes:
-    """``content`` if it is a whole zip of no more than ``most`` bytes unpacked.
-
-    Raises PermissionError for a refusal, ValueError for what the service has not, EOFError for a broken zip.
-    """
-    if content.startswith(b"PK\x05\x06"):
-        raise ValueError("an empty zip")
-    if not content.startswith(b"PK\x03\x04"):
-        # Errors come as text with status 200 and the name of a zip.
-        text = _text(content)
-        if text.startswith("Invalid"):
-            raise ValueError(f"no zip but the text: {text}")
-        if not content:
-            raise EOFError("an empty answer")
-        raise PermissionError(f"The service refuses; it says: {text}")
-    try:
-        with reading(f"a broken zip of {len(content)} bytes"):
-            check_zip(BytesIO(content), most)
-    except ValueError as error:
-        raise EOFError(str(error)) from error
-    return content
-
-
-def _parse_releases(rows: Any, variable: str, url: str) -> dict[pd.Timestamp, Release]:
-    """Rows of day, release date, variable, release number, address; one row alone is not in a list of rows."""
-    found: dict[pd.Timestamp, Release] = {}
-    with reading(f"The list of releases at {url} is not understood", "It may have changed."):
-        if not isinstance(rows, list):
-            raise ValueError(f"it is no list but {str(rows)[:_QUOTED]}")
-        for day, date, element, number, *_ in rows if not rows or isinstance(rows[0], list) else [rows]:
-            if element != variable:
-                raise ValueError(f"it lists {element!r}")
-            if date and number:  # neither where a day is not published
-                if int(number) not in range(1, 9):
-                    raise ValueError(f"release {number!r} of {day!r}")
-                found[_date(day)] = (_date(date), int(number))
-    return found
-
-
-def _date(text: str) -> pd.Timestamp:
-    return pd.Timestamp(dt.date.fromisoformat(text[:10]))
-
-
-# -------------------------------------------------------------------------------------------------------- the zips
 
 
 @contextmanager
@@ -403,8 +237,8 @@ def _unpacked(content: bytes, name: str) -> Iterator[list[Source]]:
 
 
 def _read_day(
-    content: bytes, service: _Service, variable: str, day: pd.Timestamp, release: Release, grid: Grid | None
-) -> tuple[np.ndarray, Grid]:
+    content: bytes, service: Service, variable: str, day: pd.Timestamp, release: Release, grid: PrismGrid | None
+) -> tuple[np.ndarray, PrismGrid]:
     """The map in a zip if it is the one that was asked for, on ``grid``; ValueError otherwise."""
     with _unpacked(content, f"{variable}_{day:%Y%m%d}.zip") as sources:
         asked = (variable, day, service.region, service.resolution)
@@ -425,6 +259,6 @@ def _read_day(
     return values, found
 
 
-def _compare(found: Grid, grid: Grid | None) -> None:
+def _compare(found: PrismGrid, grid: PrismGrid | None) -> None:
     if grid is not None and found != grid:
         raise ValueError(f"wrong grid: {found}; needed: {grid}")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, Grid, Source, days_text, parse_name, skeleton
+from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, PrismGrid, Source, days_text, parse_name, skeleton
 from xdeepsd.prism.raster import RASTERS, netcdf_sources, raster_grid, read_map, reading, zip_sources
 
 logger = logging.getLogger(__name__)
@@ -115,26 +115,9 @@ def open_prism(
     """
     if isinstance(paths, str | PathLike) and (Path(paths) / "zarr.json").is_file():
         return _open_store(Path(paths), allow_missing)
-    sources = find_sources(paths)
-    # Opening a header takes about a millisecond, and GDAL does it without the lock of the interpreter.
-    with ThreadPoolExecutor(8) as pool:
-        opened = list(pool.map(_grid_or_error, sources))
-    _raise_all([str(item) for item in opened if isinstance(item, ValueError)])
-    grids = [item for item in opened if not isinstance(item, ValueError)]
-    grid, first = grids[0]
-    others = [(g, s) for g, s in grids if g != grid]
-    _raise_all(
-        [
-            f"{source} is on another grid: {other}. Needed: {grid}, as in {first}. Open them apart."
-            for other, source in others
-        ]
-    )
-
-    by_day: dict[tuple[str, pd.Timestamp | None], list[Source]] = defaultdict(list)
-    for _, source in grids:
-        by_day[source.variable, source.day].append(source)
+    by_map, grid = _on_one_grid(find_sources(paths))
     with ThreadPoolExecutor() as pool:
-        chosen = dict(zip(by_day, pool.map(lambda same: _most_final(same, grid), by_day.values()), strict=True))
+        chosen = dict(zip(by_map, pool.map(lambda same: _most_final(same, grid), by_map.values()), strict=True))
     days = pd.DatetimeIndex(sorted({day for _, day in chosen if day is not None}))
     variables = [name for name in VARIABLES if any(name == variable for variable, _ in chosen)]
     held = {name: pd.DatetimeIndex([day for day in days if (name, day) in chosen]) for name in variables}
@@ -144,16 +127,34 @@ def open_prism(
     ds = skeleton(grid, days)
     for name in variables:
         maps = [chosen.get((name, day)) for day in days]
-        ds[name] = (
-            ("time", "lat", "lon"),
-            _lazy(maps, grid),
-            VARIABLES[name] | {"ancillary_variables": f"{name}_release"},
-        )
+        attrs = VARIABLES[name] | {"ancillary_variables": f"{name}_release"}
+        ds[name] = (("time", "lat", "lon"), _lazy(maps, grid), attrs)
         releases = np.array([item.release if item else 0 for item in maps], dtype=np.int8)
         ds[f"{name}_release"] = ("time", releases, RELEASE_ATTRS | {"long_name": f"release of {name}"})
     if ("elevation", None) in chosen:
         ds["elevation"] = (("lat", "lon"), _lazy([chosen["elevation", None]], grid)[0], ELEVATION)
     return ds
+
+
+def _on_one_grid(sources: list[Source]) -> tuple[dict[tuple[str, pd.Timestamp | None], list[Source]], PrismGrid]:
+    """The sources of each variable and day, and the grid of all; ValueError for bad files and for several grids."""
+    # Opening a header takes about a millisecond, and GDAL does it without the lock of the interpreter.
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(_grid_or_error, sources))
+    _raise_all([str(item) for item in opened if isinstance(item, ValueError)])
+    grids = [item for item in opened if not isinstance(item, ValueError)]
+    grid, first = grids[0]
+    _raise_all(
+        [
+            f"{source} is on another grid: {other}. Needed: {grid}, as in {first}. Open them apart."
+            for other, source in grids
+            if other != grid
+        ]
+    )
+    by_map: dict[tuple[str, pd.Timestamp | None], list[Source]] = defaultdict(list)
+    for _, source in grids:
+        by_map[source.variable, source.day].append(source)
+    return by_map, grid
 
 
 def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
@@ -189,14 +190,14 @@ def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
     )
 
 
-def _grid_or_error(source: Source) -> tuple[Grid, Source] | ValueError:
+def _grid_or_error(source: Source) -> tuple[PrismGrid, Source] | ValueError:
     try:
         return raster_grid(source)
     except ValueError as error:
         return ValueError(f"{error} {_ADVICE}")
 
 
-def _most_final(sources: list[Source], grid: Grid) -> Source:
+def _most_final(sources: list[Source], grid: PrismGrid) -> Source:
     """The source to take of several for the same map; reads them where their releases cannot decide."""
     final, *others = sorted(sources, key=lambda source: -source.release)
     for other in others:
@@ -213,7 +214,7 @@ def _most_final(sources: list[Source], grid: Grid) -> Source:
     return final
 
 
-def _lazy(sources: list[Source | None], grid: Grid) -> da.Array:
+def _lazy(sources: list[Source | None], grid: PrismGrid) -> da.Array:
     """Maps of the sources, ``(time, lat, lon)``, a chunk and a task for each; None gives NaN."""
     items = np.empty((len(sources), 1, 1), dtype=object)
     items[:, 0, 0] = sources
@@ -224,7 +225,7 @@ def _lazy(sources: list[Source | None], grid: Grid) -> da.Array:
     )
 
 
-def dask_token(sources: list[Source | None], grid: Grid) -> str:
+def dask_token(sources: list[Source | None], grid: PrismGrid) -> str:
     """A name for the same maps, so that Dask knows them again: paths, members, sizes and times of change."""
     from dask.base import tokenize
 
@@ -232,7 +233,7 @@ def dask_token(sources: list[Source | None], grid: Grid) -> str:
     return str(tokenize(stats, grid))
 
 
-def _read_block(block: np.ndarray, grid: Grid) -> np.ndarray:
+def _read_block(block: np.ndarray, grid: PrismGrid) -> np.ndarray:
     source = block[0, 0, 0]
     if source is None:
         return np.full((1, *grid.shape), np.nan, np.float32)

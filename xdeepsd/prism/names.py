@@ -75,7 +75,7 @@ _NORMAL_NAME = re.compile(r"prism_.*(_normal_|_avg_30y)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Grid:
+class PrismGrid:
     """A regular north-up grid of ``shape`` (lat, lon) with ``per_degree`` cells per degree.
 
     ``north`` and ``west`` are the centres of the first row and column in half cells, so that every centre is a whole
@@ -110,8 +110,8 @@ class Grid:
 
 # The grids of the other regions are taken from their first file.
 GRIDS = {
-    ("us", "4km"): Grid(24, 2396, -6000, (621, 1405)),
-    ("us", "800m"): Grid(120, 11984, -30004, (3105, 7025)),
+    ("us", "4km"): PrismGrid(24, 2396, -6000, (621, 1405)),
+    ("us", "800m"): PrismGrid(120, 11984, -30004, (3105, 7025)),
 }
 # No map has more cells than that of CONUS, the largest region.
 MOST_CELLS = {"4km": 621 * 1405, "800m": 3105 * 7025, "400m": 6210 * 14050}
@@ -122,7 +122,7 @@ def most_bytes(resolution: str | None) -> int:
     return 16 * MOST_CELLS[resolution or "400m"] + 2**24
 
 
-def snap(lat: float, lon: float, lat_step: float, lon_step: float, shape: tuple[int, int], where: str) -> Grid:
+def snap(lat: float, lon: float, lat_step: float, lon_step: float, shape: tuple[int, int], where: str) -> PrismGrid:
     """The grid whose first (north-west) cell centre is ``lat, lon``, snapped to whole half cells.
 
     ``lat_step`` is negative. Raises ValueError, naming ``where``, where the steps are not one whole part of a degree,
@@ -145,7 +145,7 @@ def snap(lat: float, lon: float, lat_step: float, lon_step: float, shape: tuple[
             "degrees. Needed: a PRISM grid in degrees, north-up, with cells of 1/24 (4km), 1/120 (800m) or 1/240 "
             "(400m) degree. Use xdeepsd.regrid for other grids."
         )
-    return Grid(per_degree, round(north), round(west), shape)
+    return PrismGrid(per_degree, round(north), round(west), shape)
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def days_text(days: Iterable[pd.Timestamp]) -> str:
     return ", ".join(texts[:20]) + (f" and {len(texts) - 20} more gaps" if len(texts) > 20 else "")
 
 
-def skeleton(grid: Grid, days: pd.DatetimeIndex) -> xr.Dataset:
+def skeleton(grid: PrismGrid, days: pd.DatetimeIndex) -> xr.Dataset:
     """Coordinates, time bounds and global attributes of a PRISM Dataset. In memory; no maps."""
     ends = days + pd.Timedelta(hours=12)
     bounds = np.stack([(ends - pd.Timedelta(days=1)).to_numpy(), ends.to_numpy()], axis=1)

@@ -17,7 +17,7 @@ import rasterio
 import rioxarray
 import xarray as xr
 
-from xdeepsd.prism.names import VARIABLES, Grid, Source, most_bytes, parse_name, snap
+from xdeepsd.prism.names import VARIABLES, PrismGrid, Source, most_bytes, parse_name, snap
 
 RASTERS = {".tif", ".bil", ".asc", ".nc"}
 _MOST_TEXT = 2**20  # bytes; PRISM's own have some hundred
@@ -133,8 +133,8 @@ def _apply_tags(source: Source, tags: dict[str, str]) -> Source:
     return replace(source, release=int(number)) if re.fullmatch("[1-8]", number) and not source.release else source
 
 
-def raster_grid(source: Source) -> tuple[Grid, Source]:
-    """Grid of a raster from its header, and the source with what its tags say. Reads no map.
+def raster_grid(source: Source) -> tuple[PrismGrid, Source]:
+    """The grid of a raster from its header, and the source with what its tags say. Reads no map.
 
     Raises ValueError, naming the file, where it cannot be opened or is not on a PRISM grid.
     """
@@ -186,7 +186,7 @@ def _open_netcdf(source: Source) -> xr.Dataset:
     return ds.rename({old: new for old, new in names.items() if old in ds.dims and new not in ds.variables})
 
 
-def read_map(source: Source, grid: Grid) -> np.ndarray:
+def read_map(source: Source, grid: PrismGrid) -> np.ndarray:
     """The map of a source, ``(lat, lon)`` from north to south, float32; NaN where there is no value.
 
     Raises ValueError, naming the file, where it cannot be read, is not on ``grid``, or a checksum of its zip is wrong.
@@ -209,7 +209,7 @@ def read_map(source: Source, grid: Grid) -> np.ndarray:
     return values
 
 
-def _values(array: xr.DataArray, grid: Grid) -> np.ndarray:
+def _values(array: xr.DataArray, grid: PrismGrid) -> np.ndarray:
     if array.shape != grid.shape:  # before anything of that size is in memory
         raise ValueError(f"it has {' x '.join(map(str, array.shape))} cells; needed: {grid}")
     return array.values.astype(np.float32)

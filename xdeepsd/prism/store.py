@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -37,10 +36,11 @@ from xdeepsd.prism.names import (
     RELEASE_ATTRS,
     TIME_ATTRS,
     VARIABLES,
-    Grid,
+    PrismGrid,
     snap,
 )
 from xdeepsd.prism.raster import reading
+from xdeepsd.stores.whole import clear_zarr_partials, is_zarr_partial
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,6 @@ Release = tuple[pd.Timestamp, int]
 _EPOCH = pd.Timestamp("1970-01-01")
 # Ninety years in one chunk: of all that lies along time, only the maps have several.
 _SPAN = 2**15
-# What Zarr leaves of a file that it was killed in.
-_HALF = re.compile(r"(zarr|\d+)\.[0-9a-f]{32}\.partial")
 
 
 def _arrays(variable: str) -> dict[str, dict[str, Any]]:
@@ -108,7 +106,7 @@ def alone(path: Path) -> Iterator[None]:
 
 def open_store(path: Path, region: str, resolution: str) -> Any:
     """The store at ``path`` as readers see it, or None; ValueError where it is not ours or does not fit."""
-    if not path.exists() or (path.is_dir() and all(_HALF.fullmatch(file.name) for file in path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(is_zarr_partial(file.name) for file in path.iterdir())):
         return None
     advice = "Needed: a new or such a store; type another --out."
     with reading(f"{path} is there and is no store of xdeepsd fetch", advice):
@@ -128,7 +126,7 @@ def open_store(path: Path, region: str, resolution: str) -> Any:
     return store
 
 
-def store_grid(store: Any) -> Grid | None:
+def store_grid(store: Any) -> PrismGrid | None:
     """The grid of a store, from its coordinates; None where it has none yet."""
     if store is None or "lat" not in store:
         return None
@@ -201,9 +199,9 @@ def _sorted(path: Path, group: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return own, {name: array for name, array in arrays.items() if name not in own}
 
 
-def lay_out(
+def make_room(
     path: Path,
-    grid: Grid,
+    grid: PrismGrid,
     region: str,
     resolution: str,
     variable: str,
@@ -244,7 +242,7 @@ def lay_out(
             if not array.nchunks_initialized:
                 array[...] = elevation
         _publish(path)
-    _clear(path, group)
+    clear_zarr_partials(path, _sorted(path, group)[0])
     return group
 
 
@@ -276,16 +274,6 @@ def _walking(path: Path) -> Iterator[None]:
     with warnings.catch_warnings(), reading(f"{path} is damaged: what is in it cannot be read"):
         warnings.simplefilter("ignore", UserWarning)
         yield
-
-
-def _clear(path: Path, group: Any) -> None:
-    """Take away what killed calls left of files of the store's own."""
-    for file in [
-        *path.glob("*.partial"),
-        *(file for name in _sorted(path, group)[0] for file in (path / name).rglob("*.partial")),
-    ]:
-        if _HALF.fullmatch(file.name):
-            file.unlink()
 
 
 def write_day(path: Path, group: Any, day: pd.Timestamp, variable: str, values: np.ndarray, release: Release) -> None:

@@ -1,17 +1,23 @@
-"""Write a file whole or not at all."""
+"""Files that are whole or not there: how they are written, and what killed writes leave behind, ours and Zarr's."""
 
 from __future__ import annotations
 
 import os
 import re
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
+
+_PARTIAL = r"\.[0-9a-f]{32}\.partial"
+# What Zarr's local store writes to before it renames: metadata and chunks of both formats.
+_ZARR_PARTIAL = re.compile(rf"(zarr|\.z[a-z]+|c?[\d.]+){_PARTIAL}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, force it to disk and rename it: there is never half a file at ``path``.
 
-    What killed calls for the same ``path`` left behind is taken away.
+    What killed calls for the same ``path`` left behind is taken away. Raises OSError, naming ``path``, where it cannot
+    be written.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -20,6 +26,8 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         for left in path.parent.iterdir() if path.parent.is_dir() else ():
             if partial_of(left.name) == path.name:
@@ -28,5 +36,21 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def partial_of(file_name: str) -> str | None:
     """The name of the file that ``file_name`` is a part of, where it is a temporary name of ours; else None."""
-    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.partial", file_name)
+    found = re.fullmatch(rf"\.(.+){_PARTIAL}", file_name)
     return found and found[1]
+
+
+def is_zarr_partial(file_name: str) -> bool:
+    """Whether Zarr's local store, killed as it wrote, may have left a file of this name.
+
+    >>> is_zarr_partial(f"zarr.{32 * '0'}.partial"), is_zarr_partial("notes.partial")
+    (True, False)
+    """
+    return _ZARR_PARTIAL.fullmatch(file_name) is not None
+
+
+def clear_zarr_partials(group: Path, arrays: Iterable[str]) -> None:
+    """Take away what killed writes left in the folder of a Zarr group and in these arrays of it, and nothing else."""
+    for file in (*group.glob("*.partial"), *(file for name in arrays for file in (group / name).rglob("*.partial"))):
+        if is_zarr_partial(file.name):
+            file.unlink(missing_ok=True)

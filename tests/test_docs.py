@@ -1,0 +1,177 @@
+"""What the pages say of the code: every public name is listed, every documented call exists, the examples run."""
+
+import ast
+import functools
+import importlib
+import inspect
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from builders import make_coarse, make_stack, make_static
+
+import xdeepsd
+from xdeepsd.accessor import DeepSDAccessor
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+SCRIPTS = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.py")])
+
+
+def blocks(page):
+    """Python blocks of a page, and the line at which each begins."""
+    text = page.read_text()
+    return {text[: m.start()].count("\n") + 2: m[1] for m in re.finditer(r"```python\n(.*?)```", text, re.DOTALL)}
+
+
+def test_every_public_name_is_on_the_page():
+    listed = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", (ROOT / "docs/api.md").read_text(), re.M)))
+    assert sorted(listed) == sorted(xdeepsd.__all__)
+    assert "api.md" in (ROOT / "docs/index.md").read_text()
+
+
+def target(name, imported):
+    """The object that a dotted name means: of xdeepsd, of the accessor, or of what was imported from the package."""
+    first, *rest = name.split(".")
+    if "deepsd" in rest:
+        found, rest = DeepSDAccessor, rest[rest.index("deepsd") + 1 :]
+    elif first in imported:
+        found = imported[first]
+    else:
+        return None
+    for part in rest:
+        if inspect.ismodule(found) and not hasattr(found, part) and find_spec(f"{found.__name__}.{part}"):
+            importlib.import_module(f"{found.__name__}.{part}")
+        found = getattr(found, part)
+        if not callable(found) and not inspect.ismodule(found):
+            return None  # the value of an attribute
+    return found
+
+
+def dotted(node):
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id if isinstance(node, ast.Name) else "?", *reversed(parts)])
+
+
+def names_of_package(tree):
+    imported = {"xdeepsd": xdeepsd}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "xdeepsd":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                imported[alias.asname or alias.name] = getattr(module, alias.name)
+    return imported
+
+
+def wrong_calls(code, imported=None):
+    """What the code asks of xdeepsd that is not there, in words."""
+    tree, found = ast.parse(code), []
+    imported = (imported or {}) | names_of_package(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            try:
+                target(dotted(node), imported)
+            except AttributeError as error:
+                found.append(f"{dotted(node)}: {error}")
+        if isinstance(node, ast.Call):
+            try:
+                function = target(dotted(node.func), imported)
+                if function is None:
+                    continue
+                keywords = {k.arg: None for k in node.keywords if k.arg}
+                given = [None] * (1 if dotted(node.func).split(".")[-2:-1] == ["deepsd"] else 0)  # self
+                stars = any(isinstance(a, ast.Starred) for a in node.args) or len(keywords) < len(node.keywords)
+                signature = inspect.signature(function)
+                arguments = given + [None] * len(node.args)
+                (signature.bind_partial if stars else signature.bind)(*arguments, **keywords)
+            except (AttributeError, TypeError) as error:
+                found.append(f"{ast.unparse(node)}: {error}")
+    return found
+
+
+def test_what_is_planted_is_found():
+    assert wrong_calls("xdeepsd.regrid(ds, target, method='nearest')\nds.deepsd.downscale(model, mask=land)") == []
+    assert wrong_calls("xdeepsd.sweep.run_sweep(levels)")
+    assert wrong_calls("xdeepsd.regrid(ds, target, methods='nearest')")
+    assert wrong_calls("ds.deepsd.downscale(model, land=1)")
+    assert wrong_calls("ds.deepsd.downscale()")
+    assert wrong_calls("ds.deepsd.shrink")
+    with pytest.raises(AttributeError):
+        wrong_calls("from xdeepsd.evaluation.sweep import nothing")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documented_calls_exist(page):
+    imported, wrong = {}, []
+    for line, code in blocks(page).items():
+        imported |= names_of_package(ast.parse(code))
+        wrong += [f"{page.name}:{line}: {text}" for text in wrong_calls(code, imported)]
+    spans = re.findall(r"`([^`\n]*\b(?:xdeepsd|deepsd)\.[^`\n]*)`", page.read_text())
+    for span in spans:
+        try:
+            ast.parse(span)
+        except SyntaxError:  # a command line, or a key of a file
+            continue
+        wrong += [f"{page.name}: {text}" for text in wrong_calls(span)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_calls_of_the_scripts_exist(script):
+    assert wrong_calls(script.read_text()) == []
+
+
+# --- the pages run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The files and names that the pages take for granted, small; training in a few steps."""
+    monkeypatch.chdir(tmp_path)
+    coarse = make_coarse(days=4)
+    coarse.to_dataset(name="pr").chunk(time=2).to_zarr("coarse.zarr")
+    stack = make_stack(2, channels=(4, 2), kernels=(3, 1, 3))
+    xdeepsd.save_model(xdeepsd.StackedSRCNN(stack.stages, static=make_static(coarse, stack.scale)), "model/")
+    climate = xdeepsd.make_climate(years=4, shape=(24, 24), start=2003)
+    small = {"channels": (4, 2), "kernels": (3, 1, 3), "patch": 6, "stride": 4, "batch": 8, "steps": 2, "workers": 1,
+             "min_land": 0.1, "validate_every": 1}  # fmt: skip
+    monkeypatch.setattr(xdeepsd, "TrainConfig", functools.partial(xdeepsd.TrainConfig, **small))
+    y, x = np.meshgrid(np.arange(6.0), np.arange(8.0), indexing="ij")
+    coords = {"lat": (("y", "x"), 43 + y + 0.1 * x), "lon": (("y", "x"), -123 + x - 0.1 * y)}
+    rotated = xr.Dataset({"pr": (("y", "x"), np.ones(y.shape))}, coords)
+    wide = make_coarse(days=2, nlat=32, nlon=64)
+    return {"xr": xr, "xdeepsd": xdeepsd, "fine": climate["precipitation"], "static": climate[["elevation"]],
+            "ds": wide, "another": wide, "rotated": rotated}  # fmt: skip
+
+
+def run(page, names, skip=()):
+    for line, code in blocks(ROOT / "docs" / page).items():
+        if not any(word in code for word in skip):
+            exec(compile("\n" * (line - 1) + code, page, "exec"), names)
+
+
+def test_the_page_on_levels_runs(files):
+    run("howto/levels.md", files)
+    assert len(files["levels"]) == 4
+
+
+def test_the_page_on_regridding_runs(files):
+    run("howto/regrid.md", files)
+    assert (files["regular"]["pr"].fillna(1) == 1).all()
+
+
+def test_the_quickstart_runs(files, monkeypatch):
+    """Without a cluster; the generated climate stands in for PRISM files, and the model folder is there already."""
+    days, save = files["fine"], xdeepsd.save_model
+    monkeypatch.setattr(xdeepsd, "open_prism", lambda path: days)
+    monkeypatch.setattr(xdeepsd, "save_model", functools.partial(save, overwrite=True))
+    files["static"].to_netcdf("elevation.nc")
+    run("quickstart.md", files, skip=("Client(",))
+    assert Path("fine.zarr").exists()
+    assert xdeepsd.load_model("model/").scale == 8

@@ -1,0 +1,292 @@
+"""The Zarr store that is written to: opened, begun or resumed, and finished; and Icechunk's sessions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import xarray as xr
+import zarr
+import zarr.storage
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from xdeepsd.stores.layout import BEGUN, COMPLETE, INCOMPLETE, STATUS, differences
+from xdeepsd.stores.sources import reads
+from xdeepsd.stores.whole import clear_zarr_partials, is_zarr_partial
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+StoreLike = str | Path | Store
+
+_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+_CHUNKS = re.compile(r"c|c?[\d./]+")
+
+
+def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> Store:
+    """A Zarr store that writes a chunk wholly or not at all, and can be listed."""
+    if isinstance(store, str) and "://" in store and not store.startswith("file://"):
+        try:
+            return zarr.storage.FsspecStore.from_url(store, storage_options=dict(storage_options or {}))
+        except ImportError as error:
+            raise ImportError(
+                f"{store} needs a package that is not installed ({error}). Type pip install s3fs for s3://, gcsfs for "
+                "gs://, adlfs for az://."
+            ) from error
+    if storage_options:
+        raise ValueError(f"storage_options are for URLs; got {store!r}. Leave them out, or type a URL such as s3://.")
+    if isinstance(store, str | Path):
+        pipeline = zarr.config.get("codec_pipeline.path")
+        if not pipeline.startswith("zarr."):
+            raise ValueError(
+                f"The codec pipeline {pipeline} may write local files in place: a kill would leave half a chunk. "
+                "Needed: Zarr's own. Type zarr.config.reset()."
+            )
+        # Absolute: workers of a cluster may run in another folder.
+        return zarr.storage.LocalStore(Path(str(store).removeprefix("file://")).expanduser().resolve())
+    if not isinstance(store, Store):
+        raise TypeError(f"store is a {type(store).__name__}; needed: a path, a URL or a zarr store.")
+    if store.read_only:
+        raise ValueError(f"{store} is read-only. Of Icechunk, type repo.writable_session('main').store.")
+    if not (store.supports_deletes and store.supports_listing):
+        raise ValueError(
+            f"{store} cannot be resumed: it cannot delete or list. Type to_zarr('out.zarr') for a folder, and pack it "
+            "afterwards."
+        )
+    fs = getattr(store, "fs", None)
+    if "file" in getattr(getattr(fs, "sync_fs", fs), "protocol", ()):
+        raise ValueError(
+            f"{store} writes local files in place: a kill would leave half a chunk. Type to_zarr('/path/out.zarr')."
+        )
+    return store
+
+
+def name_of(target: Store) -> str:
+    """The store in messages: its folder, or how it prints itself."""
+    return str(target.root) if isinstance(target, zarr.storage.LocalStore) else str(target)
+
+
+def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
+    """Raise where the output would replace what it is computed from."""
+    found = sorted(set(reads(graphs, target, prefix)))
+    if found:
+        where = f"{name_of(target)}/{prefix}".rstrip("/")
+        raise ValueError(f"The output {where} is, or holds, the input {found[0]}. Type another path.")
+
+
+def _check_replaceable(target: Store, prefix: str, where: str) -> None:
+    """Raise FileExistsError where a group holds anything that is not Zarr: the user's files are never deleted."""
+    if not isinstance(target, zarr.storage.LocalStore):
+        return  # other stores are not folders in which people keep files
+    for file in (target.root / prefix).iterdir():
+        if file.name in _METADATA or is_zarr_partial(file.name):
+            continue
+        kind = None if file.is_symlink() or not file.is_dir() else _node_type(file)
+        if kind == "group":
+            _check_replaceable(target, f"{prefix}{file.name}/", where)
+            continue
+        foreign = [file] if kind is None else [f for f in file.iterdir() if not _of_an_array(f.name)]
+        if foreign:
+            raise FileExistsError(
+                f"{where} also holds what is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or type "
+                "another path."
+            )
+
+
+def _of_an_array(file_name: str) -> bool:
+    return file_name in _METADATA or is_zarr_partial(file_name) or _CHUNKS.fullmatch(file_name) is not None
+
+
+def _node_type(folder: Path) -> str | None:
+    """ "group" or "array" where the folder is one of Zarr, of format 2 or 3."""
+    for name, kind in ((".zgroup", "group"), (".zarray", "array")):
+        if (folder / name).exists():
+            return kind
+    try:
+        return str(json.loads((folder / "zarr.json").read_text())["node_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def icechunk_session(store: Store) -> Any:
+    """The session of an Icechunk store; None for any other. Icechunk is never imported for this."""
+    icechunk = sys.modules.get("icechunk")
+    return store.session if icechunk is not None and isinstance(store, icechunk.IcechunkStore) else None
+
+
+def fork(session: Any) -> Any:
+    """The store of a fork of an Icechunk session, which can go to workers; ValueError where it cannot be forked."""
+    import icechunk
+
+    if isinstance(session, icechunk.ForkSession):
+        return session.store
+    if session.has_uncommitted_changes:
+        raise ValueError(
+            "The Icechunk session has uncommitted changes, and with a distributed scheduler only a session without can "
+            "be forked to the workers. Type session.commit('...') and take a new session, or session.discard_changes()."
+        )
+    return session.fork().store
+
+
+def merge(session: Any, target: Any, results: Sequence[Any]) -> None:
+    """Bring what the workers wrote into the session, also after an error: it may be committed and resumed."""
+    fork = target.session
+    fork.merge(*results)
+    if type(session) is not type(fork):
+        session.merge(fork)
+
+
+async def list_keys(keys: AsyncIterator[T]) -> list[T]:
+    """All keys of a listing."""
+    return [key async for key in keys]
+
+
+async def _any_key(store: Store, prefix: str) -> bool:
+    """True if there is anything but the temporary files of killed writes."""
+    async for key in store.list_prefix(prefix):
+        if not key.endswith(".partial"):
+            return True
+    return False
+
+
+def open_group(store: Store, prefix: str) -> zarr.Group | None:
+    """The group at ``prefix``; None where there is none."""
+    with warnings.catch_warnings():  # while one of format 2 begins, both lie there
+        warnings.filterwarnings("ignore", "Both zarr.json", UserWarning)
+        try:
+            return zarr.open_group(store, path=prefix.rstrip("/"), mode="r", use_consolidated=False)
+        except FileNotFoundError:
+            return None
+
+
+def open_array(store: Store, path: str) -> zarr.Array:
+    """An array to write regions to."""
+    # Chunks of nothing but NaN (ocean) must be there too: their being there is what says that they are done.
+    with zarr.config.set({"array.write_empty_chunks": True}):  # kept by the array, also through pickle
+        return zarr.open_array(store, path=path, mode="r+")
+
+
+# --- begin, resume, finish ------------------------------------------------------------------------------------------
+
+
+def begin_or_resume(
+    target: Store,
+    prefix: str,
+    layout: zarr.storage.MemoryStore,
+    lazy: Mapping[str, xr.Variable],
+    *,
+    resume: bool,
+    overwrite: bool,
+    same_input: bool,
+) -> None:
+    """Lay the store out, or make sure that it was begun with the same Dataset and options."""
+    where = f"{name_of(target)}/{prefix}".rstrip("/")
+    group = open_group(target, prefix)
+    if group is None:
+        # Icechunk holds nothing but Zarr, and does not list where there is nothing.
+        if icechunk_session(target) is None and sync(_any_key(target, prefix)):
+            raise FileExistsError(f"{where} exists and is not a Zarr group. It is left alone: type another path.")
+        _begin(target, prefix, layout)
+        return
+    status = group.attrs.get(STATUS)
+    if overwrite or status == BEGUN:  # killed before anything was computed
+        _check_replaceable(target, prefix, where)
+        logger.info("%s is replaced.", where)
+        _begin(target, prefix, layout)
+        return
+    if not resume:
+        raise FileExistsError(f"{where} exists. Type resume=True to go on with it, or overwrite=True to replace it.")
+    if status not in (INCOMPLETE, COMPLETE):
+        raise FileExistsError(
+            f"{where} exists and was not written by xdeepsd.to_zarr, so it cannot be resumed. Type overwrite=True to "
+            "replace it, or another path."
+        )
+    different = differences(group, zarr.open_group(layout, mode="r"), lazy, same_input)
+    if different:
+        lines = "\n".join(f"- {name}: {there} there, {now} now" for name, (there, now) in different.items())
+        hint = (
+            " If you know that it is the same input (moved, or read by another version of Dask or xarray), type "
+            "same_input=True."
+            if set(different) == {"input"}
+            else ""
+        )
+        raise ValueError(
+            f"{where} was begun with something else:\n{lines}\nNeeded: all as it was begun. Type another path, or "
+            f"overwrite=True to begin anew.{hint}"
+        )
+
+
+def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None:
+    """Clear the place and lay the store out; killed at any moment, it is found empty or as ``begun``."""
+    zarr_format: Any = zarr.open_group(layout, mode="r").metadata.zarr_format
+    root = f"{prefix}zarr.json"
+    prototype = default_buffer_prototype()
+    parents = {"zarr_format": zarr_format} | ({} if zarr_format == 2 else {"node_type": "group", "attributes": {}})
+    mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN}}
+
+    async def begin() -> None:
+        above = list(Path(prefix).parents)
+        for parent in above[::-1] if len(above) > 1 else ():  # the groups that hold this one, each by one file
+            name = ".zgroup" if zarr_format == 2 else "zarr.json"
+            key = name if parent == Path() else f"{parent.as_posix()}/{name}"
+            if not await target.exists(key):
+                await target.set(key, prototype.buffer.from_bytes(json.dumps(parents).encode()))
+        await target.set(root, prototype.buffer.from_bytes(json.dumps(mark).encode()))
+        for name in await list_keys(target.list_dir(prefix)):
+            key = f"{prefix}{name.strip('/')}"
+            if key == root:
+                continue
+            if await target.exists(key):
+                await target.delete(key)
+            else:
+                await target.delete_dir(key)
+        keys = await list_keys(layout.list())
+        for key in sorted(keys, key=lambda k: k == "zarr.json"):  # the group's own last: now it is laid out
+            value = await layout.get(key, prototype)
+            assert value is not None
+            await target.set(prefix + key, value)
+        if "zarr.json" not in keys:  # format 2
+            await target.delete(root)
+
+    sync(begin())
+    _refresh_parents(target, prefix)
+
+
+def _refresh_parents(target: Store, prefix: str) -> None:
+    """Consolidate anew the groups above that are consolidated: readers believe what stands there."""
+    for parent in Path(prefix).parents if prefix else ():
+        path = "" if parent == Path() else parent.as_posix()
+        try:
+            group = zarr.open_group(target, path=path, mode="r")
+        except FileNotFoundError:  # a store without a group at its root
+            continue
+        if group.metadata.consolidated_metadata is not None:
+            _consolidate(target, path, group.metadata.zarr_format)
+
+
+def _consolidate(target: Store, path: str, zarr_format: Any) -> None:
+    with warnings.catch_warnings():  # "not part of the Zarr format 3 specification": every reader knows it
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        zarr.consolidate_metadata(target, path=path, zarr_format=zarr_format)
+
+
+def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
+    """Take away what killed writes left behind, mark as complete, consolidate the metadata."""
+    group = zarr.open_group(target, path=prefix.rstrip("/"), mode="r+")
+    consolidated = not target.supports_consolidated_metadata or group.metadata.consolidated_metadata is not None
+    if group.attrs[STATUS] == COMPLETE and consolidated:
+        return
+    if isinstance(target, zarr.storage.LocalStore):
+        clear_zarr_partials(target.root / prefix, names)
+    group.attrs[STATUS] = COMPLETE
+    if target.supports_consolidated_metadata:
+        _refresh_parents(target, prefix)
+        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: it says that all is done
