@@ -48,6 +48,8 @@ def stage(one, coarse, static):
         )
         if layer < len(config.kernels) - 1:
             x = np.maximum(x, 0)
+    if config.conserve == "softmax":
+        return x[0]  # exponents
     result = x[0] * one.target.std + one.target.mean
     if config.residual:
         result = result + between
@@ -87,13 +89,31 @@ def channels(model, static):
     return every
 
 
-def stack(model, coarse, static):
-    """One day through a stack; ``static`` is a dict of finest maps without NaN, or their `channels`."""
+def stack(model, coarse, static, weights=None):
+    """One day through a stack; ``static`` is a dict of finest maps without NaN, or their `channels`.
+
+    ``weights`` of the finest cells, for stages that keep coarse means.
+    """
     every = channels(model, static) if isinstance(static, dict) else static
+    scale = model.scale
     for one, fields in zip(model.stages, every, strict=True):
         there, back = TRANSFORMS[one.transform]
-        coarse = back(stage(one, there(coarse), np.array(fields)))
+        config = one.net.config
+        scale //= config.factor
+        fine = stage(one, there(coarse), np.array(fields))
+        if config.conserve != "softmax":
+            fine = back(fine)
+        if config.conserve:
+            fine = conserve(fine, coarse, block_mean(weights, scale), config.factor, config.conserve)
+        coarse = fine
     return coarse
+
+
+def areas(lat, columns, mask):
+    """Area of each finest cell on the sphere where it is wanted, else 0."""
+    half = abs(lat[1] - lat[0]) / 2
+    bands = [np.sin(np.deg2rad(one + half)) - np.sin(np.deg2rad(one - half)) for one in lat]
+    return np.outer(bands, np.ones(columns)) * (1 if mask is None else mask)
 
 
 def fill(coarse, reach):
@@ -109,31 +129,36 @@ def fill(coarse, reach):
     return filled
 
 
-def downscale(model, days, static, mask=None):
+def downscale(model, days, static, mask=None, lat=None):
     """Days ``(n, lat, lon)`` in the model's units through a stack; what is not finite is missing, on that day only."""
     scale = model.scale
     static = channels(model, {k: v for k, v in static.items() if k in model.static_names})
+    weights = None if lat is None else areas(lat, days.shape[2] * scale, mask)
     fine = []
     for day in days:
         day = np.where(np.isfinite(day), day, np.nan)
-        one = stack(model, fill(day, model.halo), static)
+        one = stack(model, fill(day, model.halo), static, weights)
         one[np.kron(np.isnan(day), np.ones((scale, scale))) > 0] = np.nan
         fine.append(one if mask is None else np.where(mask, one, np.nan))
     return np.stack(fine)
 
 
 def conserve(fine, coarse, weights, factor, kind):
-    """One map: each block by itself, by the definitions of docs/method.md; every block has a cell that counts."""
-    kept = np.empty(fine.shape)
+    """One map: each block by itself, by the definitions of docs/method.md. A cell of weight 0 stays as it is."""
+    kept = fine.astype(np.float64)
     for i, j in np.ndindex(coarse.shape):
         block = (slice(i * factor, (i + 1) * factor), slice(j * factor, (j + 1) * factor))
         y, w, x = fine[block].astype(np.float64), weights[block].astype(np.float64), float(coarse[i, j])
         counts = w > 0
-        y = np.where(counts, y, np.minimum(y, y[counts].max()))
+        if kind == "softmax":
+            kept[block] = x
+        if not counts.any():
+            continue
+        y, w = y[counts], w[counts]
         if kind == "softmax":
             y = np.exp(y - y.max())
         if kind == "additive":
             y = np.maximum(y + x - (w * y).sum() / w.sum(), 0)
         mean = (w * y).sum() / w.sum()
-        kept[block] = 0 if x == 0 else x if mean == 0 else y * x / mean
+        kept[block][counts] = 0 if x == 0 else x if mean == 0 else y * x / mean
     return kept

@@ -32,11 +32,12 @@ class DeepSDAccessor:
         device: str | torch.device | None = None,
         precision: str = "float32",
         batch_size: int | None = None,
+        conserve: str | None = None,
     ) -> xr.Dataset | xr.DataArray:
         """``xdeepsd.downscale(ds, model, static, ...)``: see there."""
         from xdeepsd.inference.downscale import downscale
 
-        options = {"device": device, "precision": precision, "batch_size": batch_size}
+        options = {"device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve}
         return downscale(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]
 
     def to_zarr(

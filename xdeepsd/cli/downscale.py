@@ -38,6 +38,10 @@ def downscale(
         str, typer.Option(help="float32, bfloat16 (faster, relative error under 6e-3) or float64.")
     ] = "float32",
     device: Annotated[str | None, typer.Option(help="cuda to compute on a GPU. Default: the CPU.")] = None,
+    conserve: Annotated[
+        str | None,
+        typer.Option(help="multiplicative or additive: keep the mean of each coarse cell. Default: as trained."),
+    ] = None,
     scale_factor: Annotated[
         float | None,
         typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
@@ -75,6 +79,7 @@ def downscale(
         fine = xdeepsd.downscale(
             coarse, trained, None if static is None else open_static(static, trained.static_names),
             variable=name, mask=None if mask is None else open_mask(mask), precision=precision, device=device,
+            conserve=conserve,
         )  # fmt: skip
         packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
         with _computing(workers, scheduler, threads), _bar(console, days) as progress, _naming(source):

@@ -16,6 +16,8 @@ from xdeepsd._version import __version__
 from xdeepsd.grids import axes
 from xdeepsd.inference.inputs import Prepared, prepare
 from xdeepsd.inference.windows import Job, Options, apply, digest, has_bfloat16
+from xdeepsd.models.conserve import cell_weights
+from xdeepsd.models.conserve import check as check_conserve
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import copied
 from xdeepsd.models.variable import FILL_ATTRIBUTES
@@ -33,6 +35,7 @@ def downscale(
     device: str | torch.device | None = None,
     precision: str = "float32",
     batch_size: int | None = None,
+    conserve: str | None = None,
 ) -> xr.Dataset | xr.DataArray:
     """Downscale coarse precipitation with a trained stack.
 
@@ -59,6 +62,10 @@ def downscale(
     batch_size
         Days computed at a time inside a chunk by the plain torch forward; it bounds the memory of the activations and
         has nothing to do with chunks. None: the fast forward on a CPU, 16 days on a GPU.
+    conserve
+        "multiplicative" or "additive": after each stage the fine cells of a coarse cell are given its mean, weighted by
+        area, over the cells of the mask, whether the model was trained so or not. A bias of the input goes through.
+        None: as the model was trained.
 
     Returns
     -------
@@ -77,12 +84,17 @@ def downscale(
     Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
     """
     _check_options(ds, model, device, precision, batch_size)
+    _check_conserve(model, conserve)
     prepared = prepare(ds, model, static, variable, mask)
     # A copy: the user may train on before the graph is computed. The static fields and the mask go their own way.
-    model = replace(model, stages=[copied(stage) for stage in model.stages], static=None, mask=None, training={})
-    job = Job(model, prepared.values, Options(str(device or "cpu"), precision, batch_size))
+    stages = [copied(stage, conserve) for stage in model.stages]
+    model = replace(model, stages=stages, static=None, mask=None, training={})
+    lat = np.asarray(prepared.grid["lat"], np.float64)
+    if isinstance(prepared.mask, np.ndarray) and any(stage.config.conserve for stage in stages):
+        cell_weights(lat, prepared.mask.shape[1], prepared.mask)  # an error of the mask now, not in a task
+    job = Job(model, prepared.values, Options(str(device or "cpu"), precision, batch_size), lat)
     made_with = _made_with(job, prepared)
-    token = digest((made_with, prepared.values, prepared.coarse.shape[-2:]))
+    token = digest((made_with, prepared.values, prepared.coarse.shape[-2:], digest(lat)))
     data = apply(prepared.coarse.data, job, prepared.maps, prepared.mask, token)
     fine = _label(data, prepared)
     fine.attrs |= _provenance(model.scale, made_with["xdeepsd_model"], fine.attrs) | made_with
@@ -124,6 +136,16 @@ def _check_options(
             )
     if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise ValueError(f"batch_size {batch_size}; needed: a whole number of at least 1, or None.")
+
+
+def _check_conserve(model: StackedSRCNN, conserve: str | None) -> None:
+    check_conserve(conserve)
+    trained = {stage.config.conserve for stage in model.stages} - {conserve}
+    if conserve is not None and "softmax" in trained | {conserve} and trained:
+        raise ValueError(
+            f"conserve={conserve!r}, and the model was trained with {sorted(map(str, trained))}. Needed for 'softmax', "
+            "whose networks give exponents: the same in both. Leave conserve out."
+        )
 
 
 # --- what goes out ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
+from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import Stage, copied
 from xdeepsd.models.static import stage_channels
@@ -54,13 +55,15 @@ class Job:
     model: StackedSRCNN
     values: Values
     options: Options
+    lat: np.ndarray  # of the finest grid, for the areas of its cells
 
 
 @dataclass(frozen=True)
 class _Levels:
-    """Static channels of each stage on the whole domain, and where each stage's output is wanted."""
+    """Static channels of each stage on the whole domain, what its cells count, and where its output is wanted."""
 
     channels: list[np.ndarray]
+    weights: list[np.ndarray]  # see `cell_weights`
     wanted: list[np.ndarray] | None
 
 
@@ -93,11 +96,14 @@ def _wanted(mask: np.ndarray, stages: Sequence[Stage]) -> list[np.ndarray]:
 
 
 def _static_levels(
-    model: StackedSRCNN, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
+    job: Job, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
 ) -> _Levels:
     """Static channels of each stage from the finest maps (block means), for the whole domain of a coarse ``shape``."""
+    model = job.model
     scale = model.scale
-    channels = []
+    counts = mask if any(stage.config.conserve for stage in model.stages) else None
+    finest = cell_weights(job.lat, shape[1] * scale, None if counts is None else np.asarray(counts))
+    channels, weights = [], []
     coarse = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
     for stage in model.stages:
         scale //= stage.config.factor
@@ -107,14 +113,15 @@ def _static_levels(
         else:
             factor = model.scale // scale
             channels.append(np.zeros((0, shape[0] * factor, shape[1] * factor), np.float32))
+        weights.append(block_mean(finest, scale).astype(np.float32))
         coarse = fine
-    return _Levels(channels, None if mask is None else _wanted(np.asarray(mask), model.stages))
+    return _Levels(channels, weights, None if mask is None else _wanted(np.asarray(mask), model.stages))
 
 
 class PlainStage:
     """The plain torch forward of one stage on numpy days, ``batch_size`` days at a time."""
 
-    def __init__(self, stage: Stage, static: np.ndarray, options: Options) -> None:
+    def __init__(self, stage: Stage, static: np.ndarray, weights: np.ndarray, options: Options) -> None:
         device = self.device = options.device
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():  # here: where it is computed
             raise ValueError(
@@ -127,7 +134,10 @@ class PlainStage:
         if device != "cpu":
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stage = replace(stage, net=net)
-        self.static = torch.from_numpy(np.ascontiguousarray(static)).to(device=device, dtype=self.dtype)
+        self.static, self.weights = (
+            torch.from_numpy(np.ascontiguousarray(maps)).to(device=device, dtype=self.dtype)
+            for maps in (static, weights)
+        )
 
     def __call__(self, coarse: np.ndarray) -> np.ndarray:
         """``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``, units of the model, no NaN."""
@@ -138,7 +148,7 @@ class PlainStage:
         with torch_threads(1), torch.inference_mode(), mixed:  # Dask's threads are the parallelism
             for start in range(0, days, self.batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(coarse[start : start + self.batch_size]))
-                result = self.stage(batch.to(device=self.device, dtype=self.dtype), self.static)
+                result = self.stage(batch.to(device=self.device, dtype=self.dtype), self.static, self.weights)
                 fine[start : start + self.batch_size] = result.to(self.dtype).cpu().numpy()
         return fine
 
@@ -175,16 +185,18 @@ def has_bfloat16() -> bool:
     return fused is not None and fused.compiled.HAS_BFLOAT16
 
 
-def _runner(stage: Stage, static: np.ndarray, wanted: np.ndarray | None, options: Options) -> Runner:
+def _runner(
+    stage: Stage, static: np.ndarray, weights: np.ndarray, wanted: np.ndarray | None, options: Options
+) -> Runner:
     """The forward of one stage that fits device and precision: the fast one where it can, else the plain one."""
     if options.device == "cpu" and options.precision != "float64" and options.batch_size is None:
         fused = fast_forward()
-        fast = None if fused is None else fused.prepare(stage, static, wanted, options.precision)
+        fast = None if fused is None else fused.prepare(stage, static, wanted, options.precision, weights)
         if fast is not None:
             return fast
         if options.precision == "bfloat16":  # asked for on a machine that has it, computed on one that has not
             raise ValueError("precision='bfloat16' cannot be computed on this worker. Type precision='float32'.")
-    return PlainStage(stage, static, options)
+    return PlainStage(stage, static, weights, options)
 
 
 @dataclass(frozen=True)
@@ -199,11 +211,12 @@ class _Ready:
 
 def _get_ready(job: Job, levels: _Levels, window: _Window) -> _Ready:
     runners, scale = [], 1
-    for i, (stage, channels) in enumerate(zip(job.model.stages, levels.channels, strict=True)):
+    for i, stage in enumerate(job.model.stages):
         scale *= stage.config.factor
         rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.outer)
         wanted = None if levels.wanted is None else levels.wanted[i][rows, cols]
-        runners.append(_runner(stage, channels[:, rows, cols], wanted, job.options))
+        channels, weights = levels.channels[i][:, rows, cols], levels.weights[i][rows, cols]
+        runners.append(_runner(stage, channels, weights, wanted, job.options))
     mask = None
     if levels.wanted is not None:
         rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.core)
@@ -213,7 +226,7 @@ def _get_ready(job: Job, levels: _Levels, window: _Window) -> _Ready:
 
 def _get_all_ready(job: Job, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window) -> _Ready:
     shape = (window.outer[0].stop, window.outer[1].stop)
-    return _get_ready(job, _static_levels(job.model, maps, mask, shape), window)
+    return _get_ready(job, _static_levels(job, maps, mask, shape), window)
 
 
 def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
@@ -271,7 +284,7 @@ def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -
         return _map_window(data, ready, job)
     # A filled cell may come from as far as the halo, and the networks reach as far again.
     reach = 2 * job.model.halo
-    levels = dask.delayed(_static_levels)(job.model, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
+    levels = dask.delayed(_static_levels)(job, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
     rows = _slices(data.chunks[-2], reach, nlat)
     cols = _slices(data.chunks[-1], reach, nlon)
     blocks = []

@@ -65,7 +65,7 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
     radius, residual = pair.config.radius, pair.config.residual
 
     def read(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        interpolated, target = pair.read(slab)
+        _, interpolated, target = pair.read(slab)
         inner = interpolated[:, radius:-radius, radius:-radius] if radius else interpolated
         valid = ~np.isnan(target)
         wanted = transform(torch.from_numpy(target[valid]), pair.transform).numpy()

@@ -19,6 +19,7 @@ import xarray as xr
 from xdeepsd.grids import align
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.levels.days import name_days, name_span
+from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.stage import interpolated_input
 from xdeepsd.models.static import CLIMATOLOGY, stage_channels
@@ -39,6 +40,8 @@ class Pair:
         ``(static, lat, lon)`` float32 on the fine grid, from `xdeepsd.models.static.stage_channels`, not normalised.
     mask
         ``(lat, lon)`` bool of the fine grid, True where values are wanted.
+    weights
+        ``(lat, lon)`` float32: what each fine cell counts in the mean of its coarse cell, see `cell_weights`.
     config
         The network to be trained on it.
     transform
@@ -52,6 +55,7 @@ class Pair:
     fine: xr.DataArray
     static: np.ndarray
     mask: np.ndarray
+    weights: np.ndarray
     config: SRCNNConfig
     transform: str | None = None
     digests: np.ndarray = field(init=False)
@@ -102,11 +106,13 @@ class Pair:
         """Days, given as positions along time, as text."""
         return name_days(self.fine["time"].to_index()[days])
 
-    def read(self, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The network's input before normalisation, and the target, of some days.
+    def read(self, days: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The network's input before normalisation, what it is made from, and the target, of some days.
 
         Returns
         -------
+        coarse
+            As `observed`; not transformed.
         interpolated
             ``(day, lat + 2 radius, lon + 2 radius)``, transformed, no NaN.
         target
@@ -114,7 +120,7 @@ class Pair:
         """
         coarse, target = self.observed(days)
         interpolated = interpolated_input(transform(torch.from_numpy(coarse)[:, None], self.transform), self.config)
-        return interpolated[:, 0].numpy(), target
+        return coarse, interpolated[:, 0].numpy(), target
 
 
 def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
@@ -161,7 +167,7 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
         )
     check_fields(fine, config.static)
     # Not by the cluster's scheduler: this may run inside one of its tasks.
-    fine = fine[[*config.static, "mask"]].compute(scheduler="threads")
+    fine = fine[[*config.static, "mask", *{"land_fraction"} & set(fine)]].compute(scheduler="threads")
     maps = {name: np.asarray(fine[name].transpose("lat", "lon"), np.float64) for name in config.static}
     below = {}
     if CLIMATOLOGY in config.static:
@@ -171,7 +177,14 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
         below[CLIMATOLOGY] = np.asarray(climatology, np.float64)
     static = stage_channels(maps, below, config.static, config.factor)
     mask = np.asarray(fine["mask"].transpose("lat", "lon"), bool)
-    return Pair(low, high, static, mask, config, target_transform)
+    return Pair(low, high, static, mask, _weights(fine, mask), config, target_transform)
+
+
+def _weights(fine: xr.Dataset, mask: np.ndarray) -> np.ndarray:
+    """`cell_weights` of the fine level, by the observed share of each cell; without latitudes of equal areas."""
+    share = mask * np.asarray(fine["land_fraction"].transpose("lat", "lon")) if "land_fraction" in fine else mask
+    lat = fine["lat"].values if "lat" in fine.coords else np.linspace(-1e-3, 1e-3, mask.shape[0])
+    return cell_weights(lat, mask.shape[1], share)
 
 
 def check_fields(level: xr.Dataset, static: Sequence[str], which: str = "fine", later: Sequence[str] = ()) -> None:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MIB = 2**20
 
 
-def origins_along(size: int, output: int, stride: int) -> np.ndarray:
+def origins_along(size: int, output: int, stride: int, unit: int = 1) -> np.ndarray:
     """First cells of windows of ``output`` cells along an axis of ``size``, the last one at the end of the axis.
 
     The original drops what is left over at the eastern and southern edges.
@@ -38,10 +38,10 @@ def origins_along(size: int, output: int, stride: int) -> np.ndarray:
     array([ 0, 20, 40, 60, 70])
     """
     last = size - min(output, size)
-    return np.unique(np.append(np.arange(0, last + 1, stride), last))
+    return np.unique(np.append(np.arange(0, last + 1, stride), last) // unit * unit)
 
 
-def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_land: float) -> np.ndarray:
+def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_land: float, unit: int = 1) -> np.ndarray:
     """Origins of the output windows that hold enough land.
 
     Parameters
@@ -54,12 +54,14 @@ def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_la
         Step between windows, fine cells; the last window of each axis ends at the edge of the map.
     min_land
         Smallest share of wanted cells in a window, 0 to 1.
+    unit
+        Rows and columns are multiples of it: where coarse means are kept, windows hold whole coarse cells.
 
     Returns
     -------
     ``(n, 2)`` intp: row and column, in row order. Raises ValueError where no window has enough land.
     """
-    rows, cols = (origins_along(n, o, stride) for n, o in zip(mask.shape, output, strict=True))
+    rows, cols = (origins_along(n, o, stride, unit) for n, o in zip(mask.shape, output, strict=True))
     windows = sliding_window_view(mask, output)[np.ix_(rows, cols)]
     share = windows.mean(axis=(-2, -1))
     # A window of ocean teaches nothing, even where any share of land is enough.
@@ -86,13 +88,22 @@ class Batch(NamedTuple):
 
     ``inputs (batch, 1 + static, patch, patch)``; ``target``, ``mask`` and ``values (batch, output, output)``: the
     target is 0 where the mask is False, ``values`` is the fine precipitation in its units (0 there too), None unless
-    asked for.
+    asked for. Where coarse means are kept, ``coarse (batch, output / factor, output / factor)`` and ``weights (batch,
+    output, output)``, which are 0 where the mask is False; else None.
     """
 
     inputs: Tensor
     target: Tensor
     mask: Tensor
     values: Tensor | None
+    coarse: Tensor | None
+    weights: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        inputs = self.inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
+        others = (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[1:])
+        return Batch(inputs, *others)  # type: ignore[arg-type]
 
 
 class _Buffer:
@@ -106,6 +117,9 @@ class _Buffer:
         self.inputs = np.empty((count, nlat + 2 * radius, nlon + 2 * radius), np.float32)
         self.target = np.empty((count, nlat, nlon), np.float32)
         self.values = np.empty((count, nlat, nlon), np.float32) if loader.with_values else None
+        config = loader.pair.config
+        low = (count, nlat // config.factor, nlon // config.factor)
+        self.coarse = np.empty(low, np.float32) if config.conserve else None
         self._loader = loader
         starts = np.cumsum([0, *map(len, days)])
         self._filled = [pool.submit(self._fill, slab, int(at)) for slab, at in zip(days, starts[:-1], strict=True)]
@@ -113,7 +127,7 @@ class _Buffer:
     def _fill(self, slab: np.ndarray, at: int) -> None:
         pair, normalizers = self._loader.pair, self._loader.normalizers
         radius, place = pair.config.radius, slice(at, at + len(slab))
-        interpolated, values = pair.read(slab)
+        coarse, interpolated, values = pair.read(slab)
         inputs, target = self.inputs[place], self.target[place]
         inputs[:] = interpolated
         target[:] = transform(torch.from_numpy(values), pair.transform).numpy()
@@ -124,6 +138,8 @@ class _Buffer:
             part /= np.float32(n.std)
         if self.values is not None:
             self.values[place] = values
+        if self.coarse is not None:
+            self.coarse[place] = coarse
 
     def wait(self) -> None:
         """Wait until all slabs are read; raises what their reading raised."""
@@ -271,6 +287,10 @@ class PatchLoader:
         inputs = np.empty((size, 1 + self._static.shape[2], *self.window), np.float32)
         target = np.empty((size, *self.output), np.float32)
         values = np.empty((size, *self.output), np.float32) if self.with_values else None
+        config = self.pair.config
+        low = self.output[0] // config.factor, self.output[1] // config.factor
+        coarse = np.empty((size, *low), np.float32) if config.conserve else None
+        weights = np.empty((size, *self.output), np.float32) if config.conserve else None
         at = 0
         for buffer, patches in parts:
             place = slice(at, at + len(patches))
@@ -283,16 +303,18 @@ class PatchLoader:
             target[place] = sliding_window_view(buffer.target, self.output, axis=(1, 2))[day, row, col]
             if values is not None and buffer.values is not None:
                 values[place] = sliding_window_view(buffer.values, self.output, axis=(1, 2))[day, row, col]
+            if coarse is not None and weights is not None and buffer.coarse is not None:
+                at_low = row // config.factor, col // config.factor
+                coarse[place] = sliding_window_view(buffer.coarse, low, axis=(1, 2))[day, *at_low]
+                weights[place] = sliding_window_view(self.pair.weights, self.output)[row, col]
         mask = ~np.isnan(target)
         target[~mask] = 0.0
         if values is not None:
             values[~mask] = 0.0
-        return Batch(
-            torch.from_numpy(inputs),
-            torch.from_numpy(target),
-            torch.from_numpy(mask),
-            None if values is None else torch.from_numpy(values),
-        )
+        if weights is not None:
+            weights *= mask
+        arrays = (inputs, target, mask, values, coarse, weights)
+        return Batch(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
 
     def batches(self, step: int = 0) -> Generator[Batch, None, None]:
         """Batches from number ``step`` on, the same as an iteration from 0 reaches there."""
@@ -325,4 +347,5 @@ class PatchLoader:
 def bytes_per_day(pair: Pair, with_values: bool = False) -> int:
     """Bytes that one day takes in a buffer."""
     (nlat, nlon), radius = pair.shape, pair.config.radius
-    return 4 * ((nlat + 2 * radius) * (nlon + 2 * radius) + (2 if with_values else 1) * nlat * nlon)
+    maps = 1 + with_values + (1 / pair.config.factor**2 if pair.config.conserve else 0)
+    return int(4 * ((nlat + 2 * radius) * (nlon + 2 * radius) + maps * nlat * nlon))

@@ -77,9 +77,8 @@ def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve |
     coarse
         ``(..., lat, lon)``, mm day-1. No NaN; below 0 counts as 0.
     weights
-        ``(factor * lat, factor * lon)`` as `cell_weights`, or one for each map. Cells of weight 0 do not count: they
-        are scaled with the others, from no more than the largest of those. A block without any weight is left as it
-        is ("softmax": ``x``).
+        ``(factor * lat, factor * lon)`` as `cell_weights`, or one for each map. Cells of weight 0 do not count and stay
+        as they are ("softmax": ``x``).
     factor
         Fine cells per coarse cell along an axis.
     kind
@@ -105,13 +104,13 @@ def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve |
     if kind == "softmax":
         lib = _library(y)
         largest = lib.amax(lib.where(w > 0, y, -np.inf), axis=(-3, -1), keepdims=True)
-        # Above the largest that counts there are only cells that do not.
-        kept = _scaled(lib.exp((y - largest).clip(min=_DRIEST, max=0.0)), x, w, x)
+        kept = _scaled(lib.exp((y - largest).clip(min=_DRIEST, max=0.0)), x, w)
+        y = x  # of a cell that does not count
     elif kind == "additive":
-        kept = _scaled((y + (x - _mean(y, w))).clip(min=0), x, w, y)
+        kept = _scaled((y + (x - _mean(y, w))).clip(min=0), x, w)
     else:
-        kept = _scaled(y, x, w, y)
-    return kept.reshape(fine.shape)
+        kept = _scaled(y, x, w)
+    return _library(kept).where(w > 0, kept, y).reshape(fine.shape)
 
 
 def transform_kept(kept: Any, name: str | None) -> Any:
@@ -122,16 +121,12 @@ def transform_kept(kept: Any, name: str | None) -> Any:
     return transform(kept.clip(min=_LEAST), name)
 
 
-def _scaled(y: Any, x: Any, w: Any, otherwise: Any) -> Any:
-    """``y x / mean(y)`` of blocks ``(..., lat, factor, lon, factor)``; ``otherwise`` where nothing counts."""
-    lib = _library(y)
-    counts = w > 0
-    largest = lib.amax(lib.where(counts, y, 0.0), axis=(-3, -1), keepdims=True)
-    y = lib.where(counts, y, lib.minimum(y, largest))
+def _scaled(y: Any, x: Any, w: Any) -> Any:
+    """``y x / mean(y)`` of blocks ``(..., lat, factor, lon, factor)``, and ``x`` where the mean holds nothing."""
     mean = _mean(y, w)
     holds = mean > _NOTHING * x
-    kept = lib.where(holds, y * (x / lib.where(holds, mean, 1.0)), x)
-    return _cast(lib.where(counts.any(-1, keepdims=True).any(-3, keepdims=True), kept, otherwise), y.dtype)
+    lib = _library(y)
+    return lib.where(holds, y * (x / lib.where(holds, mean, 1.0)), x)
 
 
 def _mean(y: Any, w: Any) -> Any:

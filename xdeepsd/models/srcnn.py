@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xdeepsd.models.conserve import check as check_conserve
+
 
 @dataclass(frozen=True)
 class SRCNNConfig:
@@ -29,6 +31,10 @@ class SRCNNConfig:
         Names of the static fields, in the order of the input channels after precipitation.
     residual
         The network gives the difference to the interpolated input instead of the value itself.
+    conserve
+        "multiplicative", "additive" or "softmax": the fine cells of a coarse cell have its mean, see
+        `xdeepsd.models.conserve.conserve`. None: the means are as they come. With "softmax" the network gives exponents
+        and is never residual.
     """
 
     channels: tuple[int, ...] = (64, 32)
@@ -36,6 +42,7 @@ class SRCNNConfig:
     factor: int = 2
     static: tuple[str, ...] = ("elevation",)
     residual: bool = False
+    conserve: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernels", "static"):
@@ -56,6 +63,12 @@ class SRCNNConfig:
             raise ValueError(f"factor {self.factor}: needed is a whole number of at least 1, such as 2.")
         if len(set(self.static)) != len(self.static):
             raise ValueError(f"static {self.static}: a field is named twice.")
+        check_conserve(self.conserve)
+        if self.conserve == "softmax" and self.residual:
+            raise ValueError(
+                "conserve='softmax' and residual=True: the network's output is exponents, and there is no interpolated "
+                "input in their space. Needed: one of the two. Type residual=False."
+            )
 
     @property
     def radius(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xdeepsd.models import transform as transforms
+from xdeepsd.models.conserve import conserve, transform_kept
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample_tensor
 
@@ -64,7 +65,7 @@ class Stage:
         """Configuration of the network."""
         return self.net.config
 
-    def __call__(self, coarse: Tensor, static: Tensor) -> Tensor:
+    def __call__(self, coarse: Tensor, static: Tensor, weights: Tensor | None = None) -> Tensor:
         """Fine precipitation of a batch of days: the plain forward, the definition that the fast path must meet.
 
         Parameters
@@ -73,6 +74,9 @@ class Stage:
             ``(batch, lat, lon)``, units of the model, no NaN.
         static
             ``(static, factor * lat, factor * lon)`` from `xdeepsd.models.static.stage_channels`, not normalised.
+        weights
+            ``(factor * lat, factor * lon)``, what each cell counts in the mean of its coarse cell, from
+            `xdeepsd.models.conserve.cell_weights`. Only where ``config.conserve``; None: all the same.
 
         Returns
         -------
@@ -84,14 +88,42 @@ class Stage:
         if config.static:
             normalized = torch.stack([n.apply(static[i]) for i, n in enumerate(self.static.values())])
             channels.append(pad_edges(normalized[None], radius).expand(len(coarse), -1, -1, -1))
-        result = self.target.invert(self.net(torch.cat(channels, dim=1)))
-        if config.residual:
-            result = result + (fine[..., radius:-radius, radius:-radius] if radius else fine)
-        return transforms.invert(result[:, 0].clamp_min(0.0), self.transform)
+        output = self.net(torch.cat(channels, dim=1))[:, 0]
+        interpolated = fine[:, 0, radius:-radius, radius:-radius] if radius else fine[:, 0]
+        if config.conserve is None:
+            return self.precipitation_of(output, interpolated)
+        if weights is None:
+            weights = torch.ones(output.shape[-2:], dtype=output.dtype, device=output.device)
+        return self.conserved(output, interpolated, coarse, weights)
+
+    def precipitation_of(self, output: Tensor, interpolated: Tensor) -> Tensor:
+        """Precipitation that the network's ``output`` stands for, before any mean is kept; all ``(batch, lat, lon)``.
+
+        ``interpolated`` is the transformed input on the cells of the output.
+        """
+        result = self.target.invert(output)
+        if self.config.residual:
+            result = result + interpolated
+        return transforms.invert(result.clamp_min(0.0), self.transform)
+
+    def conserved(self, output: Tensor, interpolated: Tensor, coarse: Tensor, weights: Tensor) -> Tensor:
+        """`precipitation_of` with the means of ``coarse`` kept, as ``config.conserve`` says."""
+        kind = self.config.conserve
+        assert kind is not None
+        fine = output if kind == "softmax" else self.precipitation_of(output, interpolated)
+        return conserve(fine, coarse, weights, self.config.factor, kind)
+
+    def normalized_target(self, fine: Tensor, interpolated: Tensor) -> Tensor:
+        """Precipitation as the network's output would have it: transformed, residual, normalised. For the loss."""
+        target = transform_kept(fine, self.transform)
+        return self.target.apply(target - interpolated if self.config.residual else target)
 
 
-def copied(stage: Stage) -> Stage:
-    """The same stage with its own network, on the CPU, which later changes of the first one's weights do not reach."""
-    net = SRCNN(stage.config)
+def copied(stage: Stage, conserve: str | None = None) -> Stage:
+    """The same stage with its own network, on the CPU, which later changes of the first one's weights do not reach.
+
+    ``conserve`` replaces what the network was trained with, see `SRCNNConfig`; None: it stays.
+    """
+    net = SRCNN(stage.config if conserve is None else replace(stage.config, conserve=conserve))
     net.load_state_dict(stage.net.state_dict())
     return replace(stage, net=net.eval())

@@ -28,7 +28,7 @@ class TrainConfig:
 
     Parameters
     ----------
-    channels, kernels, static, residual, target_transform
+    channels, kernels, static, residual, target_transform, conserve
         *Network*, as in `SRCNNConfig`; ``target_transform`` None, "sqrt" or "log1p": network and loss work on
         transformed precipitation, which is inverted exactly on output.
     patch, stride, min_land
@@ -68,6 +68,7 @@ class TrainConfig:
     static: tuple[str, ...] = ("elevation", "climatology")
     residual: bool = True
     target_transform: str | None = "sqrt"
+    conserve: str | None = "multiplicative"
     # Patches
     patch: int = 38
     stride: int = 20
@@ -145,14 +146,15 @@ class TrainConfig:
     def paper(cls, **changes: Any) -> TrainConfig:
         """As published (Vandal et al., KDD 2017): elevation alone, Adam 1e-4 and 1e-5, 100,000 batches of 200."""
         published: dict[str, Any] = {
-            "static": ("elevation",), "residual": False, "target_transform": None, "batch": 200, "steps": 100_000,
+            "static": ("elevation",), "residual": False, "target_transform": None, "conserve": None, "batch": 200,
+            "steps": 100_000,
             "learning_rate": 1e-4, "last_layer_rate": 0.1, "schedule": "constant", "clip_gradient": None,
         }  # fmt: skip
         return cls(**published | changes)
 
     def network(self, factor: int) -> SRCNNConfig:
         """Configuration of a stage's network."""
-        return SRCNNConfig(self.channels, self.kernels, factor, self.static, self.residual)
+        return SRCNNConfig(self.channels, self.kernels, factor, self.static, self.residual, self.conserve)
 
     def dense_weight(self) -> DenseWeight:
         """Weights of DenseLoss, not fitted."""

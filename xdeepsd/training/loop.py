@@ -87,7 +87,7 @@ def learn(run: Run, state: State, watch: Watch) -> None:
             batch = next(batches)
             waited += time.perf_counter() - asked
             rate = learning_rate(state.step, config)
-            unseen.append(_update(state, batch, run.loss, rate, config, device))
+            unseen.append(_update(run, state, batch.to(device), rate))
             state.step += 1
             last = state.step == config.steps
             validating = last or state.step % config.validate_every == 0
@@ -112,24 +112,40 @@ def learn(run: Run, state: State, watch: Watch) -> None:
                 _save(run, state)
 
 
-def _update(
-    state: State, batch: Batch, loss: LossFunction, rate: float, config: TrainConfig, device: torch.device
-) -> Tensor:
+def _update(run: Run, state: State, batch: Batch, rate: float) -> Tensor:
     """One step of Adam; returns the loss before it."""
-    inputs = batch.inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
-    target, mask = batch.target.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True)
-    values = None if batch.values is None else batch.values.to(device, non_blocking=True)
+    config = run.config
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["factor"]
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        prediction = state.net(inputs)[:, 0]
-    value = loss(prediction.float(), target, mask, values)
+    with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        output = state.net(batch.inputs)[:, 0]
+    value = _loss(run, output.float(), batch)
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()
     if config.clip_gradient is not None:
         nn.utils.clip_grad_norm_(state.net.parameters(), config.clip_gradient)
     state.optimizer.step()
     return value.detach()
+
+
+def _loss(run: Run, output: Tensor, batch: Batch) -> Tensor:
+    """Loss of the network's output; where coarse means are kept, its mean with the loss of what is kept.
+
+    With the second alone nothing tells the network the sums that are divided out, and it learns less (docs/method.md).
+    The exponents of "softmax" have no target of their own.
+    """
+    own = None
+    if run.stage.config.conserve != "softmax":
+        own = run.loss(output, batch.target, batch.mask, batch.values)
+    if batch.coarse is None or batch.weights is None:
+        assert own is not None
+        return own
+    radius = run.stage.config.radius
+    inner = batch.inputs[:, 0, radius:-radius, radius:-radius] if radius else batch.inputs[:, 0]
+    interpolated = run.stage.precipitation.invert(inner)
+    kept = run.stage.conserved(output, interpolated, batch.coarse, batch.weights)
+    of_kept = run.loss(run.stage.normalized_target(kept, interpolated), batch.target, batch.mask, batch.values)
+    return of_kept if own is None else (own + of_kept) / 2
 
 
 def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None:

@@ -133,9 +133,15 @@ def train_pair(
 
     ``density`` is what `fit_density` gave for these data, at any alpha; None: it is fitted where the loss needs it.
     """
-    side = config.patch - 2 * pair.config.radius
+    unit = pair.config.factor if config.conserve else 1  # whole coarse cells, whose means can be kept
+    side = (config.patch - 2 * pair.config.radius) // unit * unit
+    if not side:
+        raise ValueError(
+            f"patch {config.patch} leaves {config.patch - 2 * pair.config.radius} cells of the output, less than a "
+            f"coarse cell of {unit}. Needed: {unit + 2 * pair.config.radius} or more. Type patch=38, or conserve=None."
+        )
     output = min(side, pair.shape[0]), min(side, pair.shape[1])
-    origins = patch_origins(pair.mask, output, config.stride, config.min_land)
+    origins = patch_origins(pair.mask, output, config.stride, config.min_land, unit)
     identity = _identity(pair, split)
     saved = read_checkpoint(folder) if folder is not None and resume else None
     if saved is not None:

@@ -59,6 +59,7 @@ class Validation:
         at_once = max(1, 2**24 // (pair.mask.size * max(pair.config.channels, default=1)))
         self._parts = list(zip(coarse.split(at_once), target.split(at_once), strict=True))
         self._static = torch.from_numpy(pair.static).to(device)
+        self._weights = torch.from_numpy(pair.weights).to(device)
         self._config = pair.config
         self.rmse_interpolation = self._rmse(self._interpolated)
 
@@ -78,7 +79,7 @@ class Validation:
     @torch.inference_mode()
     def rmse(self, stage: Stage) -> float:
         """Root mean square error of whole maps, as at inference, units of precipitation. NaN stays NaN."""
-        predictions = [stage(coarse, self._static) for coarse, _ in self._parts]
+        predictions = [stage(coarse, self._static, self._weights) for coarse, _ in self._parts]
         if not all(bool(p.isfinite().all()) for p in predictions):
             return math.nan
         remaining = iter(predictions)
@@ -93,7 +94,7 @@ class Validation:
             before = self._interpolated(transform(coarse, stage.transform)) if self._config.residual else 0.0
             target, predicted = (
                 stage.target.apply(transform(fine, stage.transform) - before)
-                for fine in (values.nan_to_num(), stage(coarse, self._static))
+                for fine in (values.nan_to_num(), stage(coarse, self._static, self._weights))
             )
             cells = int(mask.sum())
             total += float(loss(predicted, target, mask, values.nan_to_num())) * cells
@@ -106,5 +107,5 @@ class Validation:
         coarse, target = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
         day = int(target.nan_to_num().mean((1, 2)).argmax())
         coarse, target = coarse[day : day + 1], target[day : day + 1]
-        maps = torch.cat([self._interpolated(coarse), stage(coarse, self._static), target])
+        maps = torch.cat([self._interpolated(coarse), stage(coarse, self._static, self._weights), target])
         return maps.where(~target.isnan(), math.nan).cpu().numpy()
