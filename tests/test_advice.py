@@ -43,7 +43,7 @@ from xdeepsd.cli.toml import load_config, read_levels
 from xdeepsd.evaluation import sweep
 from xdeepsd.evaluation.errors import bin_edges, compare
 from xdeepsd.grids.blocks import block_mean
-from xdeepsd.inference.fast import fused, kernels
+from xdeepsd.inference.fast import compiled, fused
 from xdeepsd.levels.pairs import make_pair
 from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models import files
@@ -773,7 +773,7 @@ CASES["store"] = [
 
 
 def without_bfloat16(patch):
-    patch.setattr(kernels, "HAS_BFLOAT16", False)
+    patch.setattr(compiled, "HAS_BFLOAT16", False)
 
 
 def without_cuda(patch):

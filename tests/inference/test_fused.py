@@ -270,3 +270,29 @@ def test_nan_stays_nan(transform, kernels_, residual):
     np.testing.assert_array_equal(np.isnan(values), np.isnan(expected))
     assert np.isnan(expected).sum() >= 4 * config.radius**2
     assert relative(np.nan_to_num(values), np.nan_to_num(expected)) < 1e-5
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("transform", [None, "sqrt"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+def test_the_networks_own_output(residual, transform, precision):
+    """``raw``: neither rescaled nor with the interpolated input, of any sign, in no units."""
+    stage = make_stage(SRCNNConfig(residual=residual), transform=transform)
+    coarse, static = make_input(stage, 2, 7, 12)
+    bare = Stage(stage.net, stage.precipitation, stage.static, Normalizer(1000.0, 1.0), transform)  # nothing is clipped
+    values = plain(bare, coarse, static)
+    values = np.sqrt(values) if transform else values
+    if residual:  # what is added: the input interpolated, which a network of zeros gives back
+        zeros = copy.deepcopy(stage.net).requires_grad_(False)
+        for parameter in zeros.parameters():
+            parameter.zero_()
+        kept = plain(Stage(zeros, bare.precipitation, bare.static, bare.target, transform), coarse, static)
+        values = values - (np.sqrt(kept) if transform else kept)
+    else:
+        values = values - 1000.0
+    wanted = np.arange(values[0].size).reshape(values[0].shape) % 5 > 0
+    got = fused.prepare(stage, static, wanted, precision, raw=True)(coarse)
+    assert (got < 0).any()
+    assert (got > 0).any()
+    tolerance = 2e-6 if precision == "float32" else 2e-2
+    np.testing.assert_allclose(got, np.where(wanted, values, 0.0), rtol=tolerance, atol=tolerance * abs(values).max())
