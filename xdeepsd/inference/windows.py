@@ -113,7 +113,7 @@ def _static_levels(
         else:
             factor = model.scale // scale
             channels.append(np.zeros((0, shape[0] * factor, shape[1] * factor), np.float32))
-        weights.append(block_mean(finest, scale).astype(np.float32))
+        weights.append(block_mean(finest, scale))
         coarse = fine
     return _Levels(channels, weights, None if mask is None else _wanted(np.asarray(mask), model.stages))
 

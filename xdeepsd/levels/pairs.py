@@ -184,7 +184,7 @@ def _weights(fine: xr.Dataset, mask: np.ndarray) -> np.ndarray:
     """`cell_weights` of the fine level, by the observed share of each cell; without latitudes of equal areas."""
     share = mask * np.asarray(fine["land_fraction"].transpose("lat", "lon")) if "land_fraction" in fine else mask
     lat = fine["lat"].values if "lat" in fine.coords else np.linspace(-1e-3, 1e-3, mask.shape[0])
-    return cell_weights(lat, mask.shape[1], share)
+    return cell_weights(lat, mask.shape[1], share).astype(np.float32)
 
 
 def check_fields(level: xr.Dataset, static: Sequence[str], which: str = "fine", later: Sequence[str] = ()) -> None:

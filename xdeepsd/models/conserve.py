@@ -13,7 +13,7 @@ Conserve = Literal["multiplicative", "additive", "softmax"]
 KINDS: tuple[Conserve | None, ...] = (None, "multiplicative", "additive", "softmax")
 
 # A mean below this share of the coarse value holds no pattern, and gradients through it would have no bound: as dry.
-_NOTHING = 1e-9
+NOTHING = 1e-9
 # exp(-60) is 1e-26: the driest cell of "softmax" stays above 0 in float32.
 _DRIEST = -60.0
 # mm day-1: as good as dry, and the square root has a slope.
@@ -40,12 +40,12 @@ def cell_weights(lat: np.ndarray, columns: int, mask: np.ndarray | None = None) 
 
     Returns
     -------
-    ``(lat, columns)`` float32, from 0 (does not count) to 1 (the largest cell, wanted). The areas are those of
+    ``(lat, columns)`` float64, from 0 (does not count) to 1 (the largest cell, wanted). The areas are those of
     `xdeepsd.coarsen`. ValueError where the mask is of another shape or leaves no cell.
 
     >>> cell_weights(np.array([60.25, 59.75]), 2, np.array([[True, True], [True, False]])).round(3)
     array([[0.985, 0.985],
-           [1.   , 0.   ]], dtype=float32)
+           [1.   , 0.   ]])
     """
     lat = np.asarray(lat, np.float64)
     edges = infer_edges(lat)
@@ -58,7 +58,7 @@ def cell_weights(lat: np.ndarray, columns: int, mask: np.ndarray | None = None) 
             f"a grid of {shape[0]} x {columns}: no mean can be kept. Needed: the mask of the fine grid, True where "
             "values are wanted."
         )
-    return ((area / area.max())[:, None] * wanted).astype(np.float32)
+    return (area / area.max())[:, None] * wanted
 
 
 def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve | str) -> Any:
@@ -124,7 +124,7 @@ def transform_kept(kept: Any, name: str | None) -> Any:
 def _scaled(y: Any, x: Any, w: Any) -> Any:
     """``y x / mean(y)`` of blocks ``(..., lat, factor, lon, factor)``, and ``x`` where the mean holds nothing."""
     mean = _mean(y, w)
-    holds = mean > _NOTHING * x
+    holds = mean > NOTHING * x
     lib = _library(y)
     return lib.where(holds, y * (x / lib.where(holds, mean, 1.0)), x)
 

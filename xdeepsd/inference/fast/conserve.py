@@ -5,14 +5,11 @@ Blocks know nothing of each other, so the bits are the same however days and map
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from xdeepsd.inference.fast.compiled import jit
 from xdeepsd.inference.fast.layout import writeable
-
-KINDS = ("multiplicative", "additive", "softmax")
+from xdeepsd.models.conserve import NOTHING, Conserve, check
 
 
 def conserve(
@@ -20,7 +17,7 @@ def conserve(
     coarse: np.ndarray,
     weights: np.ndarray,
     factor: int,
-    kind: Literal["multiplicative", "additive", "softmax"],
+    kind: Conserve,
 ) -> None:
     """Change the fine cells ``y`` of each coarse cell so that their weighted mean is the coarse value ``x``.
 
@@ -28,7 +25,7 @@ def conserve(
     ----------
     fine
         ``(days, factor * lat, factor * lon)`` float32, changed in place. Precipitation, at least 0, not transformed;
-        for "softmax" a network's own output ``u`` of any sign (``fused.prepare(..., raw=True)``).
+        for "softmax" the network's own output ``u``, of any sign.
     coarse
         ``(days, lat, lon)`` float32, same units, the input of the same stage. What is below 0 counts as 0.
     weights
@@ -37,8 +34,8 @@ def conserve(
     factor
         Fine cells per coarse cell along an axis.
     kind
-        "multiplicative": ``y x / mean(y)``, and ``x`` everywhere where ``mean(y)`` is 0. "additive": ``y + x -
-        mean(y)``, clipped at 0 and, since that adds to the mean, then multiplicative. "softmax": ``x exp(u) /
+        "multiplicative": ``y x / mean(y)``, and ``x`` everywhere where ``mean(y)`` is next to nothing. "additive": ``y + x
+        - mean(y)``, clipped at 0 and, since that adds to the mean, then multiplicative. "softmax": ``x exp(u) /
         mean(exp(u))``.
 
     Raises
@@ -59,8 +56,7 @@ def conserve(
             f"The shapes are {fine.shape} fine, {coarse.shape} coarse, {weights.shape} weights; needed with factor "
             f"{factor}: {(days, *shape)} fine and {shape} weights."
         )
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; needed: one of {', '.join(map(repr, KINDS))}.")
+    check(kind)
     arguments = fine, writeable(np.asarray(coarse, np.float32)), writeable(weights), factor
     if kind == "softmax":
         _softmax(*arguments)
@@ -88,8 +84,10 @@ def _keep_mean(fine, coarse, weights, factor, additive):  # type: ignore[no-unty
             for j in range(lon):
                 amount = np.float64(_amount(coarse[day, i, j]))
                 block = slice(factor * j, factor * j + factor)
-                scale[block] = 0 if sums[j] == 0 else amount / (sums[j] / total[i, j])
-                instead[block] = amount if sums[j] == 0 else 0
+                mean = sums[j] / total[i, j]
+                holds = not mean <= NOTHING * amount  # NaN goes on
+                scale[block] = amount / mean if holds else 0
+                instead[block] = 0 if holds else amount
             for row in rows:
                 line, weight = fine[day, row], weights[row]
                 for column in range(line.size):

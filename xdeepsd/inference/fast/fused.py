@@ -17,6 +17,8 @@ import numpy as np
 from scipy import ndimage
 
 from xdeepsd.inference.fast import compiled, layout
+from xdeepsd.inference.fast.conserve import conserve
+from xdeepsd.models.conserve import Conserve
 from xdeepsd.models.transform import transform
 
 if TYPE_CHECKING:
@@ -53,7 +55,10 @@ class FusedStage:
     residual: bool = False
     transform: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
-    raw: bool = False  # the network's own output: neither residual nor clipped nor transformed back
+    conserve: Conserve | None = None  # "softmax": the network's own output is computed, and finished by `conserve`
+    cells: np.ndarray | None = (
+        None  # (factor * lat, factor * lon): what each cell counts in the mean of its coarse cell
+    )
 
     @property
     def reach(self) -> tuple[int, ...]:
@@ -110,6 +115,9 @@ class FusedStage:
             else:
                 with ThreadPoolExecutor(threads) as pool:
                     list(pool.map(run, tiles))
+            if self.conserve is not None:
+                assert self.cells is not None
+                conserve(days, coarse[start : start + _DAYS], self.cells, self.factor, self.conserve)
         return out
 
     def _needed(self) -> np.ndarray:
@@ -132,7 +140,7 @@ def prepare(
     static: np.ndarray,
     wanted: np.ndarray | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
-    raw: bool = False,
+    cells: np.ndarray | None = None,
 ) -> FusedStage | None:
     """Fold a stage's normalisers, its upsampling and its static fields into what the fast forward needs.
 
@@ -147,9 +155,9 @@ def prepare(
     precision
         "bfloat16" multiplies numbers of 8 bits and adds them up in float32, about 1.6 times as fast, on processors
         that have it (`compiled.HAS_BFLOAT16`); ValueError on others.
-    raw
-        The result is the network's own output, any sign and no units: not rescaled by ``stage.target``, no residual,
-        not clipped, not transformed back. For what is finished elsewhere.
+    cells
+        ``(factor * lat, factor * lon)`` float64 from `xdeepsd.models.conserve.cell_weights`, where the stage keeps coarse
+        means; None: all cells count the same. A cell that counts must be ``wanted``.
 
     Returns
     -------
@@ -161,7 +169,7 @@ def prepare(
         return None
     weights = [_double(layer.weight) for layer in stage.net.layers]
     biases = [_double(layer.bias) for layer in stage.net.layers]
-    if not raw:
+    if config.conserve != "softmax":
         weights[-1], biases[-1] = weights[-1] * stage.target.std, biases[-1] * stage.target.std + stage.target.mean
 
     # Precipitation: the normaliser goes into weights and bias; interpolation weights add up to 1.
@@ -182,7 +190,8 @@ def prepare(
         residual=config.residual,
         transform=stage.transform,
         precision=precision,
-        raw=raw,
+        conserve=config.conserve,  # type: ignore[arg-type]
+        cells=np.ones(static.shape[-2:]) if cells is None else cells,
     )
 
 

@@ -177,9 +177,9 @@ def make_plan(stage: FusedStage, columns: int, days: int) -> Plan:
             offset_at=offset_at[2],
             weight_at=weight_at[-1],
             bias=np.float32(stage.last_bias),  # type: ignore[arg-type]
-            residual=stage.residual and not stage.raw,
-            floor=np.float32(-np.inf if stage.raw else 0.0),  # type: ignore[arg-type]
-            transform=TRANSFORMS.index(None if stage.raw else stage.transform),
+            residual=stage.residual,
+            floor=np.float32(-np.inf if stage.conserve == "softmax" else 0.0),  # type: ignore[arg-type]
+            transform=TRANSFORMS.index(None if stage.conserve == "softmax" else stage.transform),
         ),
         weights=weights,
         bias=np.repeat(np.concatenate(stage.biases), PANEL),
