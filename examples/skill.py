@@ -93,36 +93,34 @@ def judge(region: Region, models: Mapping[str, xdeepsd.StackedSRCNN]) -> pd.Data
 
 
 def train(
-    region: Region, tries: Mapping[str, Mapping[str, Any]], seeds: int, console: Console
-) -> dict[str, xdeepsd.StackedSRCNN]:
-    """Stacks by name and seed, "NAME, seed 0" and so on."""
-    configs = {
-        f"{name}, seed {seed}": dataclasses.replace(region.config, seed=seed, **changes)
-        for name, changes in tries.items()
-        for seed in range(seeds)
-    }
-    models: dict[str, xdeepsd.StackedSRCNN] = {}
-    if not configs:
+    regions: Mapping[str, Region], tries: Mapping[str, Mapping[str, Any]], seeds: int, console: Console
+) -> dict[str, dict[str, xdeepsd.StackedSRCNN]]:
+    """Stacks of each region by name and seed, "NAME, seed 0" and so on."""
+    models: dict[str, dict[str, xdeepsd.StackedSRCNN]] = {name: {} for name in regions}
+    if not tries:
         return models
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
-        for number, model in train_stacks(list(region.levels), list(configs.values()), client=client, progress=False):
-            models[list(configs)[number]] = model
-            console.print(f"trained: {list(configs)[number]}", highlight=False)
-    return {name: models[name] for name in configs}
+        for name, region in regions.items():
+            configs = {
+                f"{tried}, seed {seed}": dataclasses.replace(region.config, seed=seed, **changes)
+                for tried, changes in tries.items()
+                for seed in range(seeds)
+            }
+            for number, model in train_stacks(
+                list(region.levels), list(configs.values()), client=client, progress=False
+            ):
+                models[name][list(configs)[number]] = model
+                console.print(f"trained: {name}, {list(configs)[number]}", highlight=False)
+    return models
 
 
 def measure(
-    data: Path,
-    tries: Mapping[str, Mapping[str, Any]],
-    seeds: int,
-    console: Console,
-    regions: Sequence[str] = (*REGIONS,),
+    data: Path, tries: Mapping[str, Mapping[str, Any]], seeds: int, console: Console, names: Sequence[str] = (*REGIONS,)
 ) -> pd.DataFrame:
     """`judge` for every region, one row for each stack, method and seed (baselines have the seed 0)."""
-    tables = {}
-    for name in regions:
-        region = REGIONS[name](data)
-        tables[name] = judge(region, train(region, tries, seeds, console))
+    regions = {name: REGIONS[name](data) for name in names}
+    models = train(regions, tries, seeds, console)
+    tables = {name: judge(region, models[name]) for name, region in regions.items()}
     rows = pd.concat(tables, names=["region", "stack", "method"]).reset_index()
     parts = rows["method"].str.extract(r"^(?P<method>.*?)(?:, seed (?P<seed>\d+))?$")
     return rows.assign(method=parts["method"], seed=parts["seed"].fillna(0).astype(int))

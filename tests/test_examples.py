@@ -100,3 +100,18 @@ def test_prism_days(real_data, tmp_path):
         assert (table["rmse"].xs(f"{name}, means kept", level=1) < table["rmse"].xs(name, level=1)).all()
     assert table.loc[("x2-x2-x2", "bilinear"), "rmse"] > table.loc[("x2", "bilinear"), "rmse"] > 0.1
     assert "x2-x2-x2: the model" in output
+
+
+@pytest.mark.realdata
+def test_skill(real_data, tmp_path):
+    output = run("skill.py", "--data", real_data, "--out", tmp_path, "--steps", 2, "--seeds", 2)
+    assert "iberia x2-x2, test days" in output
+    rows = pd.read_csv(tmp_path / "skill.csv")
+    model = rows[rows["method"] == "TrainConfig()"]
+    assert len(model) == 2 * (3 + 2), "two seeds of every stack"
+    assert np.isfinite(rows.drop(columns=["region", "stack", "method"])).all().all()
+    rmse = rows[rows["method"].str.endswith("means kept")].groupby(["region", "stack"])["rmse"].min()
+    best = {("oregon", "x2"): 0.1720, ("oregon", "x2-x2"): 0.3317, ("oregon", "x2-x2-x2"): 0.5659}
+    best |= {("iberia", "x2"): 0.8220, ("iberia", "x2-x2"): 1.8533}
+    for where, value in best.items():
+        assert rmse[where] == pytest.approx(value, abs=2e-4), where

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import xdeepsd
 from xdeepsd.evaluation import errors as evaluate
+from xdeepsd.evaluation.baselines import keep_means
 from xdeepsd.grids.interpolate import interpolate, upsample_cubic
 
 
@@ -190,6 +191,10 @@ def test_means_are_kept_where_rain_is_missing_or_dry():
             assert (da[1, 4:6, 4:6] == 0).all(), "a dry coarse cell is dry"
             kept = da.coarsen(lat=2, lon=2).mean()
             np.testing.assert_allclose(kept, coarse, rtol=0.01)  # without areas: two rows differ by 1.5 %
+    without = like.where((like["lat"] != like["lat"][0]) | (like["lon"] != like["lon"][0]))
+    kept = keep_means(without, coarse, like)  # a cell that is missing, though wanted
+    np.testing.assert_array_equal(kept.isnull(), without.isnull() | interpolate(coarse, like).isnull())
+    np.testing.assert_allclose(kept.coarsen(lat=2, lon=2).mean(), coarse, rtol=0.01)
     nowhere = like.isel(time=0, drop=True) > np.inf
     for name, da in xdeepsd.baselines(coarse, like, mask=nowhere).items():
         np.testing.assert_array_equal(da, xdeepsd.baselines(coarse, like)[name.removesuffix(", means kept")])

@@ -112,6 +112,23 @@ def test_dtype_dims_and_what_was_given_stay(kind):
         np.testing.assert_array_equal(each, kept, err_msg="weights of each map")
 
 
+@kinds
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_tiles_and_days_give_the_same_bits(kind, library, factor):
+    rng = np.random.default_rng(0)
+    fine = rng.gamma(0.3, 5, (7, 23 * factor, 29 * factor)).astype(np.float32)
+    coarse, weights = rng.gamma(0.5, 5, (7, 23, 29)).astype(np.float32), rng.uniform(0, 1, fine.shape[1:])
+    weights = np.where(weights < 0.2, 0, weights).astype(np.float32)
+    fine, coarse, weights = map(library, (fine, coarse, weights))
+    whole = conserve(fine, coarse, weights, factor, kind)
+    for days, rows, columns in ((0, (0, 1), (0, 1)), (slice(2, 3), (3, 20), (5, 6)), (slice(1, 7), (22, 23), (1, 29))):
+        low = (slice(*rows), slice(*columns))
+        high = tuple(slice(factor * part.start, factor * part.stop) for part in low)
+        part = conserve(fine[days][..., *high], coarse[days][..., *low], weights[high], factor, kind)
+        np.testing.assert_array_equal(part, whole[days][..., *high])
+
+
 def test_by_hand():
     fine, weights = np.array([[1.0, 3.0], [0.0, 0.0]]), np.array([[1.0, 1.0], [2.0, 0.0]])
     x = np.array([[2.0]])

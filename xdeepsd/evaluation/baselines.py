@@ -53,8 +53,8 @@ def keep_means(
 
     Returns
     -------
-    As ``fine``, NaN where it is; lazy if ``fine`` or ``like`` is. The mean over the cells that count is the coarse
-    value to 1e-6 of it; blocks where none does stay as they are.
+    As ``fine``, NaN where it is and inside missing coarse cells; lazy if ``fine`` or ``like`` is. The mean over the
+    cells that count is the coarse value to 1e-6 of it; blocks where none does stay as they are.
     """
     factor = like.sizes["lat"] // coarse.sizes["lat"]
     if mask is None:
@@ -65,9 +65,10 @@ def keep_means(
     def scale(values: np.ndarray, low: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         if not wanted.any():
             return values
-        weights = cell_weights(lat, values.shape[-1], wanted)
+        missing = np.isnan(values) | np.isnan(low).repeat(factor, -2).repeat(factor, -1)
+        weights = cell_weights(lat, values.shape[-1], wanted) * ~missing
         kept = conserve(np.nan_to_num(values), np.nan_to_num(low), weights, factor, "multiplicative")
-        kept[np.isnan(values)] = np.nan
+        kept[missing] = np.nan
         return kept
 
     block = {"lat": "coarse_lat", "lon": "coarse_lon"}

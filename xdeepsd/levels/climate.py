@@ -1,7 +1,11 @@
-"""A small generated climate for the demo, docs and tests: terrain, an ocean, and orographic daily rain."""
+"""A generated climate: terrain, an ocean, and orographic daily rain; small for the demo, long and hard as a judge."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array
 import numpy as np
 import xarray as xr
 from scipy import ndimage
@@ -27,57 +31,234 @@ def _terrain(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarr
     return np.where(land, np.clip(height, 1, None), 0.0).astype(np.float32), land
 
 
+@dataclass(frozen=True, eq=False)
+class _World:
+    """What is fixed before any weather: maps ``(lat, lon)``, and a number for each day ``(time,)``."""
+
+    seed: int
+    elevation: np.ndarray
+    land: np.ndarray
+    lift: np.ndarray  # rain gained on slopes that face the wind, lost behind them
+    lee: np.ndarray  # m by which the highest ridge to windward stands above, less with distance
+    winter: np.ndarray  # 1 in January, -1 in July
+    warmer: np.ndarray  # degrees above the first half
+    storms: float
+    seasons: float
+    shadow: float
+    gaps: float
+
+    def random(self, stream: int, day: int) -> np.random.Generator:
+        """Random numbers of one kind on one day."""
+        return np.random.default_rng([self.seed, stream, day])
+
+
+# What is random by day, and how many days it looks back: 0.55**9 and 0.3**4 are below 1 %.
+_WEATHER, _WIND, _FLICKER, _STORMS, _GAPS = range(5)
+_WEATHER_DAYS, _FLICKER_DAYS, _WIND_DAYS = 9, 4, 4
+_GAP_DAYS = 30
+# Peaks of storms: generalised Pareto, mm day-1; rain at places has been fitted with shapes of 0.1 to 0.3.
+_PEAK, _TAIL = 30.0, 0.2
+# Clausius-Clapeyron: what the air holds grows so much by the degree; days become drier a little.
+_PER_DEGREE, _DRIER = 1.07, 0.02
+
+
+def _ridge_above(elevation: np.ndarray, reach: float = 40.0) -> np.ndarray:
+    """Metres from each cell up to the highest one to windward (west), less by the distance over ``reach`` cells."""
+    highest = elevation.copy()
+    for column in range(1, elevation.shape[1]):
+        highest[:, column] = np.maximum(elevation[:, column], highest[:, column - 1] * np.exp(-1 / reach))
+    return highest - elevation
+
+
+def _rain(world: _World, day: int, weather: np.ndarray, wind: float, flicker: np.ndarray) -> np.ndarray:
+    """Rain of a day ``(lat, lon)``, mm, from its weather on a grid of a quarter, the wind, and noise of small scale."""
+    nlat, nlon = world.land.shape
+    large = ndimage.zoom(weather, 4, order=1)[:nlat, :nlon]
+    more = float(_PER_DEGREE ** world.warmer[day])
+    amount = np.clip(large - float(0.15 + _DRIER * world.warmer[day]) + 0.05 * flicker, 0, None) ** 1.5 * (8.0 * more)
+    rain = amount * np.clip(1 + wind * world.lift, 0.1, None) * (1 + world.elevation / 2500.0)
+    if world.shadow:
+        rain = rain * np.exp(-world.shadow * wind * world.lee / 1000.0)
+    if world.storms:
+        _add_storms(rain, large, world, day, _PEAK * more)
+    return rain
+
+
+def _add_storms(rain: np.ndarray, large: np.ndarray, world: _World, day: int, peak: float) -> None:
+    """Add bells of rain where the weather is unsettled."""
+    rng = world.random(_STORMS, day)
+    rate = world.storms * rain.size / 1e4 * (1 - 0.9 * min(world.seasons, 1.0) * world.winter[day])
+    for _ in range(rng.poisson(rate)):
+        row, column = (int(rng.integers(n)) for n in rain.shape)
+        width, chance, rare = rng.uniform(1.0, 3.5), rng.uniform(), rng.uniform()
+        if chance > np.clip(0.4 + 0.4 * large[row, column], 0, 1):
+            continue
+        box = tuple(slice(max(0, at - 12), at + 13) for at in (row, column))
+        rows, columns = (np.arange(n)[part] - at for n, part, at in zip(rain.shape, box, (row, column), strict=True))
+        bell = np.exp(-(rows[:, None] ** 2 + columns**2) / (2 * width**2))
+        rain[box] += peak * ((1 - rare) ** -_TAIL - 1) / _TAIL * bell
+
+
+def _not_observed(world: _World, period: int) -> np.ndarray:
+    """Where nothing is observed in a month: areas as of stations that come and go, `gaps` of the land on average."""
+    rng = world.random(_GAPS, period)
+    field = _noise(rng, world.land.shape, 4.0)
+    return world.land & (field <= np.quantile(field[world.land], rng.uniform(0, 2) * world.gaps))
+
+
+def _observed(world: _World, days: np.ndarray, rain: np.ndarray) -> np.ndarray:
+    """``rain (day, lat, lon)`` as it is reported: nothing below 0.1 mm, NaN in the ocean and in gaps."""
+    rain = np.where(rain < 0.1, 0.0, rain).astype(np.float32)
+    rain[:, ~world.land] = np.nan
+    if world.gaps:
+        for period in np.unique(days // _GAP_DAYS):
+            inside = days // _GAP_DAYS == period
+            rain[inside] = np.where(_not_observed(world, int(period)), np.float32(np.nan), rain[inside])
+    return rain
+
+
+def _season(world: _World) -> np.ndarray:
+    return (0.35 * (1 + 0.5 * world.seasons) * world.winter).astype(np.float32)
+
+
+def _strength(world: _World, gusts: Any, days: Any) -> Any:
+    """Strength of the westerly on ``days`` from smooth noise, stronger in winter."""
+    return (1.0 + 0.5 * np.tanh(gusts)) * (1 + 0.4 * min(world.seasons, 1.0) * world.winter[days])
+
+
+def _in_memory(world: _World, rng: np.random.Generator) -> np.ndarray:
+    """All days ``(time, lat, lon)``, one after the other from one sequence of random numbers."""
+    days, (nlat, nlon) = len(world.winter), world.land.shape
+    # Weather: smooth fields that move on from day to day, wetter in winter.
+    weather = _noise(rng, (days, nlat // 4 + 1, nlon // 4 + 1), 5.0)
+    for day in range(1, days):
+        weather[day] = 0.55 * np.roll(weather[day - 1], 3, axis=1) + 0.84 * weather[day]
+    weather = weather + _season(world)[:, None, None]
+    wind = _strength(world, ndimage.gaussian_filter1d(rng.standard_normal(days), 1.0), np.arange(days))
+    rain = np.empty((days, nlat, nlon), np.float32)
+    flicker = np.zeros(world.land.shape, np.float32)
+    for day in range(days):
+        flicker = 0.3 * flicker + _noise(rng, world.land.shape, 1.0)
+        rain[day] = _rain(world, day, weather[day], wind[day], flicker)
+    return _observed(world, np.arange(days), rain)
+
+
+def _by_day(days: np.ndarray, world: _World) -> np.ndarray:
+    """``days`` (positions along time, without gaps) ``(day, lat, lon)``, each from random numbers of its own."""
+    nlat, nlon = world.land.shape
+    first, last = int(days[0]), int(days[-1])
+
+    def noise(stream: int, shape: tuple[int, int], width: float, back: int) -> dict[int, np.ndarray]:
+        # Of standard deviation 1 on average, not on each day: the response to one cell says by what to divide.
+        one = np.zeros(shape)
+        one[0, 0] = 1
+        std = np.float32(np.sqrt((ndimage.gaussian_filter(one, width, mode="wrap") ** 2).sum()))
+        return {
+            day: ndimage.gaussian_filter(
+                world.random(stream, day + _WEATHER_DAYS).standard_normal(shape, np.float32), width, mode="wrap"
+            )
+            / std
+            for day in range(first - back + 1, last + 1)
+        }
+
+    drift = noise(_WEATHER, (nlat // 4 + 1, nlon // 4 + 1), 5.0, _WEATHER_DAYS)
+    small = noise(_FLICKER, world.land.shape, 1.0, _FLICKER_DAYS)
+    near = np.arange(-_WIND_DAYS, _WIND_DAYS + 1)
+    bell = np.exp(-(near**2) / 2) / np.exp(-(near**2) / 2).sum()
+    season = _season(world)
+    rain = np.empty((len(days), nlat, nlon), np.float32)
+    for i, day in enumerate(days.tolist()):
+        weather = season[day] + np.sum(
+            [0.84 * 0.55**k * np.roll(drift[day - k], 3 * k, axis=1) for k in range(_WEATHER_DAYS)], axis=0
+        )
+        flicker = np.sum([0.3**k * small[day - k] for k in range(_FLICKER_DAYS)], axis=0)
+        gusts = bell @ [world.random(_WIND, day + _WIND_DAYS + k).standard_normal() for k in near]
+        rain[i] = _rain(world, day, weather, _strength(world, gusts, day), flicker)
+    return _observed(world, days, rain)
+
+
 def make_climate(
-    seed: int = 0, years: int = 3, shape: tuple[int, int] = (96, 128), spacing: float = 1 / 24, start: int = 2001
+    seed: int = 0,
+    years: int = 3,
+    shape: tuple[int, int] = (96, 128),
+    spacing: float = 1 / 24,
+    start: int = 2001,
+    *,
+    storms: float = 0.0,
+    seasons: float = 0.0,
+    shadow: float = 0.0,
+    warming: float = 0.0,
+    gaps: float = 0.0,
+    chunks: int | None = None,
 ) -> xr.Dataset:
     """Generate daily precipitation over terrain with an ocean.
 
     Rain comes with westerly weather of large scale, is lifted by slopes that face the wind (and dried behind them),
-    grows with height, and flickers on small scales. About half of the days are dry at any place.
+    grows with height, and flickers on small scales. About half of the days are dry at any place. The options make it
+    harder, and nearer to what is observed; as a judge: ``make_climate(years=24, storms=8, seasons=1, shadow=1,
+    warming=3, gaps=0.05, chunks=365)``.
 
     Parameters
     ----------
     seed
-        The same seed gives the same climate, to the bit on one machine.
+        The same seed gives the same climate, to the bit on one machine. An option changes what it is about, and
+        nothing else of it.
     years, start
         Calendar years and the first of them.
     shape, spacing
         Cells of latitude and longitude, and their size in degrees.
+    storms
+        Storms on a day for each 10,000 cells, where weather is unsettled: a few cells wide, anywhere, with peaks from a
+        generalised Pareto distribution of shape 0.2 (heavy tails).
+    seasons
+        1: summers are drier by half as much again, with less wind; nearly all storms come in summer.
+    shadow
+        Rain shadow: the share of rain lost behind a ridge of 1000 m is ``1 - exp(-shadow)`` at mean wind, and less with
+        the distance.
+    warming
+        Degrees by which the second half of the days is warmer: heavy rain and storms grow by 7 % for each, and there
+        are fewer wet days.
+    gaps
+        Share of land without observation (NaN) on average: other areas in every 30 days, as of stations that come and
+        go.
+    chunks
+        Days in a chunk of a lazy climate, None: in memory. The lazy one has random numbers for each day: the same
+        values for any number, which are others than those in memory.
 
     Returns
     -------
-    Dataset on ``(time, lat, lon)``, latitude descending: ``precipitation`` (mm day-1, float32, NaN in the ocean),
-    ``elevation`` (m, float32, 0 in the ocean) and ``mask`` (bool, True on land). In memory, not lazy: 55 MB for the
-    defaults.
+    Dataset on ``(time, lat, lon)``, latitude descending: ``precipitation`` (mm day-1, float32, NaN in the ocean and
+    in gaps), ``elevation`` (m, float32, 0 in the ocean) and ``mask`` (bool, True on land). In memory, 55 MB for the
+    defaults; with ``chunks`` the precipitation is lazy. Raises ValueError for a number that makes no sense.
     """
+    options = {"storms": storms, "seasons": seasons, "shadow": shadow, "gaps": gaps}
+    for name, value in (options | {"warming": warming}).items():
+        low, high = -np.inf if name == "warming" else 0, 0.5 if name == "gaps" else np.inf
+        if not (np.isfinite(value) and low <= value <= high):
+            span = "a finite number" if low else "a number of at least 0"
+            raise ValueError(f"{name} is {value}; needed: {span}{'' if high > 1 else f' and at most {high}'}.")
+    if chunks is not None and (int(chunks) != chunks or chunks < 1):
+        raise ValueError(f"chunks is {chunks}; needed: the number of days in a chunk, or None.")
     rng = np.random.default_rng(seed)
     elevation, land = _terrain(rng, shape)
     time = xr.date_range(f"{start}-01-01", f"{start + years - 1}-12-31", freq="D")
     days = len(time)
-
-    # Weather: smooth fields that move on from day to day, wetter in winter.
     nlat, nlon = shape
-    weather = _noise(rng, (days, nlat // 4 + 1, nlon // 4 + 1), 5.0)
-    for day in range(1, days):
-        weather[day] = 0.55 * np.roll(weather[day - 1], 3, axis=1) + 0.84 * weather[day]
-    season = 0.35 * np.cos(2 * np.pi * (np.asarray(time.day_of_year) - 20) / 365.25)
-    weather = weather + season[:, None, None].astype(np.float32)
-    wind = 1.0 + 0.5 * np.tanh(ndimage.gaussian_filter1d(rng.standard_normal(days), 1.0))  # strength of the westerly
-
     smooth = ndimage.gaussian_filter(elevation, 1.2)
     upslope = np.gradient(smooth, axis=1) / 200.0
-    shadow = ndimage.uniform_filter1d(np.clip(np.gradient(smooth, axis=1), None, 0), 9, axis=1, origin=4) / 90.0
-    lift = np.clip(np.tanh(upslope) * 0.9 + shadow * 0.5, -0.8, 1.2)
-
-    rain = np.empty((days, nlat, nlon), np.float32)
-    flicker = np.zeros(shape, np.float32)
-    for day in range(days):
-        large = ndimage.zoom(weather[day], 4, order=1)[:nlat, :nlon]
-        flicker = 0.3 * flicker + _noise(rng, shape, 1.0)
-        amount = np.clip(large - 0.15 + 0.05 * flicker, 0, None) ** 1.5 * 8.0
-        rain[day] = amount * np.clip(1 + wind[day] * lift, 0.1, None) * (1 + elevation / 2500.0)
-    rain = np.where(rain < 0.1, 0.0, rain).astype(np.float32)
-    rain[:, ~land] = np.nan
+    dried = ndimage.uniform_filter1d(np.clip(np.gradient(smooth, axis=1), None, 0), 9, axis=1, origin=4) / 90.0
+    lift = np.clip(np.tanh(upslope) * 0.9 + dried * 0.5, -0.8, 1.2)
+    winter = np.cos(2 * np.pi * (np.asarray(time.day_of_year) - 20) / 365.25)
+    warmer = np.where(np.arange(days) < days // 2, 0.0, warming)
+    world = _World(seed, elevation, land, lift, _ridge_above(smooth), winter, warmer, **options)
+    if chunks is None:
+        rain = _in_memory(world, rng)
+    else:
+        which = dask.array.arange(days, chunks=chunks)
+        rain = which.map_blocks(
+            _by_day, world, dtype=np.float32, new_axis=[1, 2], chunks=(*which.chunks, (nlat,), (nlon,)),
+            meta=np.empty((0, 0, 0), np.float32),
+        )  # fmt: skip
 
     lat = 46.0 - spacing / 2 - spacing * np.arange(nlat)
     lon = -124.0 + spacing / 2 + spacing * np.arange(nlon)

@@ -130,10 +130,14 @@ def _scaled(y: Any, x: Any, w: Any) -> Any:
 
 
 def _mean(y: Any, w: Any) -> Any:
-    """Weighted mean of each block, summed in float64, dtype of ``y``; 0 where nothing counts."""
+    """Weighted mean of each block, summed in float64, dtype of ``y``; 0 where nothing counts.
+
+    Cell by cell in one order, so that a tile of the map or a part of the days gives the same bits.
+    """
     lib = _library(y)
-    above, below = ((v.sum(axis=(-3, -1), keepdims=True, dtype=lib.float64)) for v in (w * y, w))
-    return _cast(above / lib.where(below > 0, below, 1.0), y.dtype)
+    cells = list(np.ndindex(y.shape[-3], y.shape[-1]))
+    above, below = (sum(_cast(v[..., :, i, :, j], lib.float64) for i, j in cells) for v in (w * y, w))
+    return _cast(above / lib.where(below > 0, below, 1.0), y.dtype)[..., :, None, :, None]
 
 
 def _cast(values: Any, dtype: Any) -> Any:
