@@ -826,7 +826,9 @@ def test_a_given_climatology_is_said_once(caplog):
 
 def test_stages_of_other_training_days_want_a_climatology(store):
     one, other_one = small(**SPLIT), small(**SPLIT | {"validation": ("2001-01-02",)})
-    with pytest.raises(ValueError, match=r"The stages have 2 sets of training days, .*--climatology-years YEAR YEAR"):
+    with pytest.raises(
+        ValueError, match=r"The stages have 2 sets of training days, .*climatology=slice\('YEAR', 'YEAR'\)"
+    ):
         train_stack(store, [one, other_one], progress=False)
     fine, elevation = climate()
     levels = make_levels(fine, elevation, (2, 2), climatology=slice("2001-01-03", "2001-01-10"))

@@ -39,7 +39,14 @@ def logged(console: Any) -> Iterator[None]:
 
 
 def with_flags(text: str) -> str:
-    """A message that names arguments of Python as one that names flags: ``resume=True`` is ``--resume``."""
+    """A message that names arguments of Python as one that names flags: ``resume=True`` is ``--resume``.
+
+    >>> with_flags("Type build_levels(..., climatology=slice('1981', '2005')), or allow_missing=True.")
+    'Type xdeepsd prepare --climatology-years 1981 2005, or --allow-missing.'
+    """
+    years = r"climatology=slice\('(\w+)', '(\w+)'\)"
+    text = re.sub(rf"build_levels\(\.\.\., {years}\)", r"xdeepsd prepare --climatology-years \1 \2", text)
+    text = re.sub(years, r"--climatology-years \1 \2", text)
     text = re.sub(r"\b([a-z_]+)=True\b", lambda found: f"--{found[1].replace('_', '-')}", text)
     return re.sub(
         r"\b([Tt]ype |or )(variable|device|precision|edges)='?([A-Za-z0-9]+)'?",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, told
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # What may end a training, and is told in a sentence.
 STOPS = (ValueError, OSError, FloatingPointError, ImportError)
@@ -26,8 +30,6 @@ def train(
     With --stage no model is made: when every stage has been trained, train with --resume puts them together. Exit
     status 2 where a stage does not beat interpolation on its validation days.
     """
-    from rich.table import Table
-
     from xdeepsd.cli.toml import load_config, read_levels
     from xdeepsd.models.files import check_model_folder, save_model
     from xdeepsd.training.ladder import Ladder, check_levels
@@ -62,16 +64,22 @@ def train(
                 console.print(f"The model at {model_path} is replaced.", markup=False)
             save_model(model, model_path, overwrite=True)
             summaries = model.training["stages"]
-    table = Table("stage", "factor", "steps", "best at", "RMSE", "interpolation", "", title="Validation days, mm day-1")
-    for s in summaries:
-        known = "rmse" in s
-        verdict = (
-            ("[green]better[/]" if s["beats_interpolation"] else "[red]NOT BETTER[/]") if known else "not validated"
-        )
-        values = (f"{s['rmse']:.4g}", f"{s['rmse_interpolation']:.4g}") if known else ("", "")
-        table.add_row(*(str(s[k]) for k in ("stage", "factor", "steps", "best_step")), *values, verdict)
-    console.print(table)
+    console.print(_table(summaries))
     console.print(f"{folder / f'stage_{stage}' if stage is not None else model_path}", markup=False)
     if any(not s.get("beats_interpolation", True) for s in summaries):
         errors.print("A stage does not beat interpolation: train longer, or on more days.")
         raise typer.Exit(2)
+
+
+def _table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """The stages beside interpolation on their validation days."""
+    from rich.table import Table
+
+    table = Table("stage", "factor", "steps", "best at", "RMSE", "interpolation", "", title="Validation days, mm day-1")
+    for s in summaries:
+        errors, verdict = ("", ""), "not validated"
+        if "rmse" in s:
+            errors = f"{s['rmse']:.4g}", f"{s['rmse_interpolation']:.4g}"
+            verdict = "[green]better[/]" if s["beats_interpolation"] else "[red]NOT BETTER[/]"
+        table.add_row(*(str(s[k]) for k in ("stage", "factor", "steps", "best_step")), *errors, verdict)
+    return table

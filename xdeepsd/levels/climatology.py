@@ -62,7 +62,7 @@ def _check_climatology(fine: xr.Dataset, split: Split) -> str:
             f"The climatology in the levels is the mean of {years}, with {' and '.join(found)}. Needed: one without "
             "them, or their errors would be too small. Type [level.drop_vars('climatology') for level in levels], and "
             "training takes the mean of its days; or build levels at another path with the climatology of the training "
-            "years (xdeepsd prepare --climatology-years FIRST LAST --out NAME), or with none; or give other days for "
+            "years with build_levels(..., climatology=slice('FIRST', 'LAST')), or with none; or give other days for "
             "validation and test."
         )
     return f"mean of {years}"

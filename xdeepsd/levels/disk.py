@@ -111,7 +111,7 @@ def _renewed(
         raise ValueError(
             f"{len(names)} days are in {path} with different data ({apart}): {name_days(names)}. Needed: the data that "
             "the store was built from, or newer releases of its days, in a Dataset with their numbers and dates as "
-            "xdeepsd fetch keeps them. Type another path (--out NAME) to build a new store from these data."
+            "xdeepsd fetch keeps them. Type another path to build a new store from these data."
         )
     learned = (stay & (new[:, 0] > 0))[: done.size] & (old == 0).any(axis=1)
     if learned.any():
@@ -238,10 +238,7 @@ def build_levels(
     if len(unseen):
         text = f"{len(unseen)} days hold no value at all: {name_days(unseen)}. All other days are in {path}."
         if not allow_missing:
-            raise ValueError(
-                f"{text} Needed: every day. Fetch them and run this again, or type allow_missing=True "
-                "(--allow-missing)."
-            )
+            raise ValueError(f"{text} Needed: every day. Fetch them and run this again, or type allow_missing=True.")
         logger.warning("%s They are left out.", text)
     _finish_climatology(path, root, described["factors"])
     return open_levels(path)
@@ -254,7 +251,7 @@ def _years(climatology: Any) -> str | None:
     if climatology.start is None or climatology.stop is None:
         raise ValueError(
             f"climatology is {climatology}. Needed: the first and the last training year. Type "
-            "climatology=slice('1981', '2005') (--climatology-years 1981 2005)."
+            "climatology=slice('1981', '2005')."
         )
     return f"{climatology.start}/{climatology.stop}"
 
@@ -271,9 +268,7 @@ def _missing(time: xr.DataArray, finest: xr.DataArray, empty: Any, allow_missing
         first, last = (str(finest["time"].values[i])[:10] for i in (0, -1))
         text = f"{len(missing)} days are missing between {first} and {last}: {name_days(missing)}."
         if not allow_missing:
-            raise ValueError(
-                f"{text} Needed: every day. Fetch them, or type allow_missing=True (--allow-missing) to go on without."
-            )
+            raise ValueError(f"{text} Needed: every day. Fetch them, or type allow_missing=True to go on without.")
         logger.warning("%s Going on without them.", text)
     return missing
 
@@ -286,7 +281,7 @@ def _longer(path: PathLike, time: xr.DataArray) -> xr.DataArray:
     if len(between):
         raise ValueError(
             f"{len(between)} days before the last one of {path} ({str(held_days[-1])[:10]}) are not in it: "
-            f"{name_days(between)}. Needed: later days only. Type another path (--out NAME) to build the store anew."
+            f"{name_days(between)}. Needed: later days only. Type another path to build the store anew."
         )
     return xr.concat([held, time.isel(time=days > held_days[-1])], "time")
 
@@ -320,7 +315,7 @@ def _check_apart(da: xr.DataArray, path: PathLike) -> None:
             if root is not None and target in (Path(root).absolute(), *Path(root).absolute().parents):
                 raise ValueError(
                     f"The precipitation is read from {root}, which the levels at {path} would overwrite. Needed: two "
-                    "places. Type another path (--out NAME)."
+                    "places. Type another path."
                 )
 
 

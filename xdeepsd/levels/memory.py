@@ -61,7 +61,7 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
     The same kind of object, lazy if it was; ``obj`` itself if nothing is to be done.
     """
     if edges not in ("crop", "pad", "error"):
-        raise ValueError(f"edges is {edges!r}. Needed: 'crop', 'pad' or 'error'. Type edges='pad' (--edges pad).")
+        raise ValueError(f"edges is {edges!r}. Needed: 'crop', 'pad' or 'error'. Type edges='pad'.")
     sizes = {dim: obj.sizes[dim] for dim in ("lat", "lon")}
     if not any(size % scale for size in sizes.values()):
         return obj
@@ -69,12 +69,12 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
     if edges == "error":
         raise ValueError(
             f"{text} Needed: both sizes a multiple of {scale}. Type edges='crop' to drop the last cells or edges='pad' "
-            "to add missing ones (--edges crop, --edges pad)."
+            "to add missing ones."
         )
     if edges == "crop":
         kept = {dim: size - size % scale for dim, size in sizes.items()}
         if not all(kept.values()):
-            raise ValueError(f"{text} Cropped, nothing is left. Type edges='pad' (--edges pad).")
+            raise ValueError(f"{text} Cropped, nothing is left. Type edges='pad'.")
         logger.info("%s Cropped to %d x %d: the last cells of each axis are left out.", text, *kept.values())
         return obj.isel({dim: slice(size) for dim, size in kept.items()})
     more = {dim: -size % scale for dim, size in sizes.items()}
@@ -84,7 +84,7 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
         step = axes.spacing(values, dim)
         coords[dim] = np.concatenate([values, values[-1] + step * np.arange(1, extra + 1)])
     if np.abs(coords["lat"]).max() > 90:
-        raise ValueError(f"{text} Padded, it would reach beyond the pole. Type edges='crop' (--edges crop).")
+        raise ValueError(f"{text} Padded, it would reach beyond the pole. Type edges='crop'.")
     padded = tuple(len(coords[dim]) for dim in ("lat", "lon"))
     logger.info("%s Padded to %d x %d with missing cells at the end of each axis.", text, *padded)
 
@@ -159,8 +159,7 @@ def training_years(precipitation: xr.DataArray, years: slice) -> xr.DataArray:
         time = precipitation["time"].values
         raise ValueError(
             f"No day between {years.start} and {years.stop}; the data reach from {str(time[0])[:10]} to "
-            f"{str(time[-1])[:10]}. Needed: the training years. Type climatology=slice('YEAR', 'YEAR') "
-            "(--climatology-years YEAR YEAR)."
+            f"{str(time[-1])[:10]}. Needed: the training years. Type climatology=slice('YEAR', 'YEAR')."
         )
     return days
 

@@ -5,7 +5,6 @@ All of it stays lazy; `xdeepsd.levels.patches` cuts what training sees from it.
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.stage import interpolated_input
 from xdeepsd.models.static import CLIMATOLOGY, stage_channels
 from xdeepsd.models.transform import transform
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,7 +67,7 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
     if root is None or root.attrs.get("xdeepsd_levels") != _FORMAT:
         raise ValueError(
             f"{path} exists and is not a store of levels. Needed: a new path, or a store that build_levels wrote. "
-            "Type another path (--out NAME)."
+            "Type another path."
         )
     if root.attrs.get("ready"):
         return root
@@ -76,7 +76,7 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
     if foreign:
         raise ValueError(
             f"Creating {path} was interrupted, so it would be created anew, but it holds {foreign}, which build_levels "
-            "did not write. Needed: no other files inside. Move them, or type another path (--out NAME)."
+            "did not write. Needed: no other files inside. Move them, or type another path."
         )
     return None
 
@@ -168,7 +168,7 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
 
 def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], described: dict[str, Any]) -> None:
     """ValueError where the store holds another grid, variable, factors or static fields than those given."""
-    new = f"Needed: the same as in the store. Type another path (--out NAME) for a new store; {path} is left as it is."
+    new = f"Needed: the same as in the store. Type another path for a new store; {path} is left as it is."
     names = {"factors": "factors", "edges": "edges", "variable": "variable", "climatology_years": "climatology years"}
     for key, name in names.items():
         if root.attrs.get(key) != described[key] and not (key == "climatology_years" and described[key] is None):

@@ -138,8 +138,7 @@ def _check_one_climatology(levels: Sequence[xr.Dataset], plan: Sequence[TrainCon
         raise ValueError(
             f"The stages have {len(days)} sets of training days, and the levels no climatology: the model would hold "
             "the mean of one set, for stages trained with another. Needed: the same train, validation and test "
-            "for all stages, or levels with a climatology. Type build_levels(..., climatology=slice('YEAR', 'YEAR')) "
-            "(xdeepsd prepare --climatology-years YEAR YEAR)."
+            "for all stages, or levels with a climatology. Type build_levels(..., climatology=slice('YEAR', 'YEAR'))."
         )
 
 
