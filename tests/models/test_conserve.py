@@ -216,7 +216,7 @@ def test_means_are_those_of_the_levels():
 def test_areas():
     lat = np.arange(-89.5, 90)
     area = cell_weights(lat, 3)
-    assert area.dtype == np.float32
+    assert area.dtype == np.float64
     assert area.max() == 1
     expected = np.cos(np.deg2rad(lat)) / np.cos(np.deg2rad(0.5))
     np.testing.assert_allclose(area, np.broadcast_to(expected[:, None], (180, 3)), rtol=1e-6)

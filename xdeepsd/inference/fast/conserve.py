@@ -34,9 +34,9 @@ def conserve(
     factor
         Fine cells per coarse cell along an axis.
     kind
-        "multiplicative": ``y x / mean(y)``, and ``x`` everywhere where ``mean(y)`` is next to nothing. "additive": ``y + x
-        - mean(y)``, clipped at 0 and, since that adds to the mean, then multiplicative. "softmax": ``x exp(u) /
-        mean(exp(u))``.
+        "multiplicative": ``y x / mean(y)``, and ``x`` everywhere where ``mean(y)`` is next to nothing. "additive":
+        ``y + x - mean(y)``, clipped at 0 and, since that adds to the mean, then multiplicative. "softmax": ``x exp(u)
+        / mean(exp(u))``.
 
     Raises
     ------

@@ -156,8 +156,8 @@ def prepare(
         "bfloat16" multiplies numbers of 8 bits and adds them up in float32, about 1.6 times as fast, on processors
         that have it (`compiled.HAS_BFLOAT16`); ValueError on others.
     cells
-        ``(factor * lat, factor * lon)`` float64 from `xdeepsd.models.conserve.cell_weights`, where the stage keeps coarse
-        means; None: all cells count the same. A cell that counts must be ``wanted``.
+        ``(factor * lat, factor * lon)`` float64 from `xdeepsd.models.conserve.cell_weights`, where the stage keeps
+        coarse means; None: all cells count the same. A cell that counts must be ``wanted``.
 
     Returns
     -------

@@ -150,5 +150,7 @@ def test_what_does_not_fit_is_refused():
     fine, coarse, weights = np.zeros((1, 4, 6), np.float32), np.zeros((1, 2, 3), np.float32), np.ones((4, 6))
     with pytest.raises(ValueError, match=r"needed with factor 3: \(1, 6, 9\) fine and \(6, 9\) weights"):
         conserve(fine, coarse, weights, 3, "additive")
-    with pytest.raises(ValueError, match="kind is 'exact'; needed: one of 'multiplicative', 'additive', 'softmax'"):
+    with pytest.raises(
+        ValueError, match="conserve is 'exact'; needed: one of None, 'multiplicative', 'additive', 'softmax'"
+    ):
         conserve(fine, coarse, weights, 2, "exact")
