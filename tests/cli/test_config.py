@@ -90,7 +90,7 @@ BAD = {
     "[training]\nsteps = 'many'": r"\[training\]: steps is 'many'; input should be a valid integer",
     "[training]\nsteps = 0": r"\[training\]: steps is 0; needed: a whole number of at least 1",
     "[training]\nloss = 'mae'": r"loss is 'mae'; needed: one of 'mse', 'denseloss'",
-    "[training]\nkernels = [9, 1]": "needed is one kernel more than hidden channels",
+    "[training]\nkernels = [9, 1]": "Needed: one kernel more than hidden channels",
     "[training]\npatch = 10": "patch 10 leaves nothing of the output",
     "[[stages]]\nstep = 3": r"\[\[stages\]\] number 1: unknown key 'step'. Did you mean 'steps'",
     "preset = 'large'": "preset is 'large'. Needed: 'paper'. Leave it out",
@@ -225,7 +225,7 @@ def test_models_that_do_not_fit_the_resolutions(tmp_path):
         ("batch_size: 100", "batch_size: many", r"\[SRCNN\] batch_size is 'many'. Needed: a number"),
         ("layer_sizes: 64,32,1", "layer_sizes: 64,32", "Needed: 1 at the end"),
         ("[SRCNN]", "[CNN]", r"Needed: a config.ini of deepsd or DenseLoss"),
-        ("kernel_sizes: 9,3,5", "kernel_sizes: 8,3,5", "needed are odd sizes"),
+        ("kernel_sizes: 9,3,5", "kernel_sizes: 8,3,5", "Needed: odd sizes"),
         ("[Paths]\n", "", "is no config.ini"),
     ],
 )

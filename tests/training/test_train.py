@@ -542,7 +542,7 @@ def test_on_a_gpu(tmp_path):
         ({"static": "elevation"}, "static is 'elevation'; needed: a list"),
         ({"loss": "denseloss", "alpha": -1.0}, "alpha is -1.0; needed: a number of at least 0"),
         ({"loss": "denseloss", "density_transform": "log"}, "transform is 'log'"),
-        ({"kernels": (9, 5)}, "needed is one kernel more"),
+        ({"kernels": (9, 5)}, "Needed: one kernel more"),
     ],
 )
 def test_configuration_errors(changes, match):
