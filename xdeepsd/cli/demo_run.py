@@ -1,4 +1,4 @@
-"""``xdeepsd demo``: the whole path on a small generated climate, in a few minutes on a laptop."""
+"""``xdeepsd demo``: the whole path on a small generated climate, in a minute or so on a laptop."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stack import train_stack
 
 FACTORS = (2, 2, 2)
-# All that the demo writes, and the file that says so.
+# Everything that the demo writes, and the file that marks the folder as its own.
 _MADE = ("fine.zarr", "levels.zarr", "model", "coarse.zarr", "downscaled.zarr", "maps.png")
 _MARK = ".made-by-xdeepsd-demo"
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}
 
 
 def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd.DataFrame:
-    """Generate, write, coarsen, train, downscale and compare; everything lies in the folder ``out`` afterwards.
+    """Generate, write, coarsen, train, downscale and compare; everything ends up in the folder ``out``.
 
     Returns the table of errors on the held-out year (rows: xdeepsd, bilinear interpolation).
     """
@@ -45,7 +45,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     years = sorted({int(y) for y in climate["time"].dt.year})
     to_zarr(climate.chunk(time=180), out / "fine.zarr")
 
-    console.print("[bold]2[/] The resolution ladder: three levels above the finest, each of half the resolution")
+    console.print("[bold]2[/] The resolution ladder: three coarser levels, each at half the resolution")
     fine = xr.open_zarr(out / "fine.zarr")
     static = fine[["elevation"]].compute()
     build_levels(fine["precipitation"], static, FACTORS, out / "levels.zarr")
@@ -70,14 +70,14 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
-    console.print("[bold]5[/] Beside the truth")
+    console.print("[bold]5[/] Comparing with the truth")
     table = _evaluate(out, years[-1], console)
     console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {out}/; look at {out}/maps.png.")
     return table
 
 
 def _make_room(out: Path, console: Console) -> None:
-    """An empty folder, or one that a demo made: of it, what that demo wrote is taken away."""
+    """Make an empty folder, or clear one that a demo made: only what that demo wrote is removed."""
     mark = out / _MARK
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file. Needed: a folder. Type --out NAME.")
@@ -90,13 +90,13 @@ def _make_room(out: Path, console: Console) -> None:
     mark.write_text("Made by xdeepsd demo, which replaces " + ", ".join(_MADE) + " here when it runs again.\n")
     old = [out / name for name in _MADE if (out / name).exists()]
     if old:
-        console.print(f"What an earlier demo made is replaced: {', '.join(path.name for path in old)} in {out}/")
+        console.print(f"Replacing what an earlier demo wrote: {', '.join(path.name for path in old)} in {out}/")
     for path in old:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _evaluate(out: Path, year: int, console: Console) -> pd.DataFrame:
-    """Table and maps of the held-out year."""
+    """Print the table and draw the maps of the held-out year."""
     truth = xr.open_zarr(out / "fine.zarr")["precipitation"].sel(time=str(year)).chunk(time=30)
     coarse = xr.open_zarr(out / "coarse.zarr")["precipitation"]
     model = xr.open_zarr(out / "downscaled.zarr")["precipitation"].assign_coords(lat=truth.lat, lon=truth.lon)
