@@ -1,4 +1,4 @@
-"""The demo is honest: if the model does not beat interpolation, it says so and the command fails."""
+"""The demo's honest end: where the model does not beat interpolation, it says so and the command fails."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from xdeepsd.training.stack import train_stack
 @pytest.mark.slow
 def test_a_model_that_does_not_beat_interpolation_is_named(tmp_path, monkeypatch):
     def too_wet(*arguments, **options):
-        """One step is enough to beat interpolation (its first guess is the mean difference), so spoil the model."""
+        """A single step beats interpolation already: its first guess is the mean difference."""
         model = train_stack(*arguments, **options)
         wet = [dataclasses.replace(s, target=xdeepsd.Normalizer(s.target.mean + 1, s.target.std)) for s in model.stages]
         return dataclasses.replace(model, stages=wet)
@@ -30,7 +30,7 @@ def test_a_model_that_does_not_beat_interpolation_is_named(tmp_path, monkeypatch
     (tmp_path / "demo" / "notes.md").write_text("mine")
     again = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"], terminal_width=120)
     assert "does not beat interpolation" in again.output, "the folder of an earlier demo is no obstacle"
-    assert "Replacing what an earlier demo wrote: fine.zarr, levels.zarr, model" in again.output
+    assert "What an earlier demo made is replaced: fine.zarr, levels.zarr, model" in again.output
     assert (tmp_path / "demo" / "notes.md").read_text() == "mine"
 
 

@@ -70,7 +70,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
-    console.print("[bold]5[/] Comparing with the truth")
+    console.print("[bold]5[/] Beside the truth")
     table = _evaluate(out, years[-1], console)
     console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {out}/; look at {out}/maps.png.")
     return table
@@ -90,13 +90,13 @@ def _make_room(out: Path, console: Console) -> None:
     mark.write_text("Made by xdeepsd demo, which replaces " + ", ".join(_MADE) + " here when it runs again.\n")
     old = [out / name for name in _MADE if (out / name).exists()]
     if old:
-        console.print(f"Replacing what an earlier demo wrote: {', '.join(path.name for path in old)} in {out}/")
+        console.print(f"What an earlier demo made is replaced: {', '.join(path.name for path in old)} in {out}/")
     for path in old:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _evaluate(out: Path, year: int, console: Console) -> pd.DataFrame:
-    """Print the table and draw the maps of the held-out year."""
+    """Table and maps of the held-out year."""
     truth = xr.open_zarr(out / "fine.zarr")["precipitation"].sel(time=str(year)).chunk(time=30)
     coarse = xr.open_zarr(out / "coarse.zarr")["precipitation"]
     model = xr.open_zarr(out / "downscaled.zarr")["precipitation"].assign_coords(lat=truth.lat, lon=truth.lon)
