@@ -1,4 +1,4 @@
-"""What every benchmark shares: the table on the screen and the JSON file with machine and versions."""
+"""What all benchmarks share: the table on screen, and the JSON file with the machine and the versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 
 def figure(name: str, value: float, unit: str, target: float | None, better: str) -> dict[str, Any]:
-    """One figure; it holds if it is on the better side of its target (None: no target, for information)."""
+    """One figure; it holds if it is at its target or better (None: no target, for information only)."""
     if better not in ("higher", "lower"):
         raise ValueError(f"better is {better!r}; needed: 'higher' or 'lower'")
     holds = None if target is None else bool(value >= target if better == "higher" else value <= target)
@@ -27,7 +27,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """Arguments that every benchmark takes."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--json", type=Path, help="write the figures to this file")
-    arguments.add_argument("--quick", action="store_true", help="small sizes: see that it runs, not how fast")
+    arguments.add_argument("--quick", action="store_true", help="small sizes, to see that it runs rather than how fast")
     return arguments
 
 
@@ -43,9 +43,9 @@ def report(
     """Print the figures as a table and write them as JSON."""
     table = Table("figure", "value", "unit", "target", "holds")
     for f in figures:
-        sign = "" if f["target"] is None else ("≥ " if f["better"] == "higher" else "≤ ")
+        target = "" if f["target"] is None else f"{'≥' if f['better'] == 'higher' else '≤'} {f['target']}"
         holds = {None: "", True: "yes", False: "NO"}[f["holds"]]
-        table.add_row(f["name"], f"{f['value']:.4g}", f["unit"], f"{sign}{f['target'] or ''}", holds)
+        table.add_row(f["name"], f"{f['value']:.4g}", f["unit"], target, holds)
     Console().print(table)
     if path is None:
         return

@@ -1,7 +1,7 @@
 """DenseWeight's fit: against KDEpy and denseweight in memory, and from a Zarr store of 10**9 values on a LocalCluster.
 
-All on generated rain (float32): an ocean of NaN, and zeros on three land cells of four. Timings of one comparison are
-taken in turn and their median is given, so that what else the machine does meets both.
+All on generated precipitation (float32): an ocean of NaN, and zeros in three land cells of four. The contenders of a
+comparison are timed in turn and medians are reported, so that other load on the machine affects both alike.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ LAT, LON, DAYS = 500, 800, 10  # of a chunk: 4e6 values, 16 MB
 
 
 def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """``(lat, lon)``: smooth noise with a length of so many cells."""
+    """``(lat, lon)``: smooth noise with a correlation length of so many cells."""
     coarse = rng.standard_normal((LAT // cells + 2, LON // cells + 2), dtype=np.float32)
     return zoom(coarse, cells, order=1)[:LAT, :LON]
 
 
 def _days(seed: int) -> np.ndarray:
-    """``(day, lat, lon)`` mm day-1: NaN on 44 % of the cells, 0 on 3 of 4 of the rest; compressible as PRISM."""
+    """``(day, lat, lon)`` mm day-1: NaN in 44 % of the cells, 0 in 3 of 4 of the rest; compresses like PRISM."""
     rng = np.random.default_rng(seed)
     ocean = _noise(np.random.default_rng(1), 50) > 0.1
     days = []
@@ -53,7 +53,7 @@ def _days(seed: int) -> np.ndarray:
 def _in_turn(
     functions: dict[str, Callable[[], object]], repeats: int, cpu: Callable[[], float] = time.process_time
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of each function, called in turn, the first round left out: by the clock, and of the processor."""
+    """Median seconds of each function, called in turn without counting the first round: wall clock, and processor."""
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -72,7 +72,7 @@ def _in_turn(
 
 
 def _write(folder: Path, chunks: int) -> float:
-    """A store of so many chunks, written one at a time with Zarr's own compressor; its size on disk in GB."""
+    """A store of so many chunks, written one at a time with Zarr's default compressor; its size on disk in GB."""
     root = zarr.create_group(folder)
     precipitation = root.create_array(
         "precipitation",
@@ -115,7 +115,7 @@ def _zarr(quick: bool) -> tuple[list[dict], dict]:
     with tempfile.TemporaryDirectory() as folder:
         size = _write(Path(folder) / "store", chunks)
         print(f"{values:.1e} values, {size:.2f} GB on disk")
-        # A thread for each worker, so that workers are what is counted.
+        # One thread per worker, so that it is workers that are compared.
         for workers in (1, 2):
             with (
                 dask.config.set({"distributed.scheduler.worker-ttl": None}),
@@ -151,7 +151,7 @@ def _zarr(quick: bool) -> tuple[list[dict], dict]:
 
 
 def _rain(size: int) -> np.ndarray:
-    """Flat values without NaN, which neither of the others takes."""
+    """Flat values without NaN, which neither of the other packages accepts."""
     land = _days(0)
     land = land[np.isfinite(land)]
     return np.resize(land, size) * np.random.default_rng(0).uniform(0.5, 1.5, size).astype(np.float32)
@@ -169,7 +169,7 @@ def _memory(quick: bool) -> tuple[list[dict], dict]:
         bandwidth = DenseWeight().fit(y).histogram.bandwidth
         functions = {
             "xdeepsd": partial(DenseWeight().fit, y),
-            "kdepy": partial(_fftkde, y, bandwidth),  # gets the bandwidth, which ours computes
+            "kdepy": partial(_fftkde, y, bandwidth),  # is given the bandwidth, which ours computes
         }
         seconds, busy = _in_turn(functions, repeats)
         kdepy[name], kdepy_cpu[name] = (s["kdepy"] / s["xdeepsd"] for s in (seconds, busy))
@@ -179,7 +179,7 @@ def _memory(quick: bool) -> tuple[list[dict], dict]:
     figures += [figure(f"fit_vs_kdepy_{n}", r, "times faster", None, "higher") for n, r in kdepy.items()]
     unit = "times less processor time (KDEpy has one thread)"
     figures.append(figure("fit_vs_kdepy_cpu", min(kdepy_cpu.values()), unit, None, "higher"))
-    # denseweight takes microseconds for a value: timed on a sample and extrapolated in proportion to n.
+    # denseweight takes microseconds per value: timed on a sample and extrapolated in proportion to n.
     sample, size = (_rain(20_000 if quick else 200_000)), float(next(iter(sizes)))
     start = time.perf_counter()
     denseweight.DenseWeight().fit(sample)
@@ -213,7 +213,7 @@ def _step(quick: bool) -> list[dict]:
 
 def main() -> None:
     arguments = parser(__doc__).parse_args()
-    warnings.simplefilter("ignore", UserWarning)  # the grid is coarse for 1e9 values: not what is measured
+    warnings.simplefilter("ignore", UserWarning)  # the grid is coarse for 1e9 values; that is not the point here
     figures, notes = _zarr(arguments.quick)  # first: the peak is that of the process since it started
     more, more_notes = _memory(arguments.quick)
     figures += more + _step(arguments.quick)

@@ -1,4 +1,4 @@
-"""Random cases of every kind (tests/fuzz): how many are wrong, lose a file of the user's, or end in a traceback."""
+"""Random cases of every kind (tests/fuzz): how many give wrong results, lose a user's file or end in a traceback."""
 
 from __future__ import annotations
 

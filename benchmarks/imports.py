@@ -1,4 +1,4 @@
-"""What an import and the first map cost, as whole processes in turn: medians of the ratios."""
+"""What an import and the first map cost, each timed as a whole process, in turn: medians of the ratios."""
 
 from __future__ import annotations
 

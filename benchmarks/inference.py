@@ -1,7 +1,7 @@
 """Inference on a CPU against plain torch, ONNX Runtime and OpenVINO; the path through Dask and Zarr; the graph.
 
 All contenders have the same two cores and take turns in every round; a figure is the median over the rounds of the
-ratio within a round, so that whatever else the machine does meets all of them. ONNX Runtime and OpenVINO run the bare
+ratio within a round, so that other load on the machine affects all alike. ONNX Runtime and OpenVINO run the bare
 network on inputs that were interpolated, normalised and padded before the clock starts; torch and xdeepsd do all of it.
 """
 
@@ -49,7 +49,7 @@ STAGES = 3
 
 
 def rain(days: int, lat: int, lon: int, seed: int = 0) -> np.ndarray:
-    """Daily precipitation, mm: smooth areas of it, most of the map dry."""
+    """Daily precipitation, mm: smooth wet areas on a mostly dry map."""
     rng = np.random.default_rng(seed)
     noise = ndimage.gaussian_filter(rng.normal(size=(days, lat, lon)), (0, lat / 12, lat / 12))
     noise /= noise.std(axis=(1, 2), keepdims=True)
@@ -71,7 +71,7 @@ def block_mean(field: np.ndarray, factor: int) -> np.ndarray:
 
 
 def trained_stage(seed: int = 0, residual: bool = False, steps: int = 150, transform: str | None = None) -> Stage:
-    """The paper's network after a few steps of training, so that its numbers are those of a model."""
+    """The paper's network after a few training steps, so that its weights resemble those of a model."""
     torch.manual_seed(seed)
     mean, std = (0.8, 1.2) if transform else (2.5, 6.0)
     stage = Stage(
@@ -99,7 +99,7 @@ def trained_stage(seed: int = 0, residual: bool = False, steps: int = 150, trans
 
 
 class Case:
-    """The three stages, the static fields of their levels and some days; sizes of the PRISM domain at 1 degree."""
+    """The three stages, the static fields of their levels and some days, sized as the PRISM domain from 1 degree."""
 
     def __init__(self, stage: Stage, coarse: np.ndarray, elevation: np.ndarray, mask: np.ndarray | None = None) -> None:
         self.stage, self.coarse = stage, coarse
@@ -143,7 +143,7 @@ class Case:
         return run
 
     def network_inputs(self, days: int) -> list[list[np.ndarray]]:
-        """Per stage and day what the bare network takes: ``(1, 2, lat + 2 radius, lon + 2 radius)``, normalised."""
+        """Input of the bare network by stage and day: ``(1, 2, lat + 2 radius, lon + 2 radius)``, normalised."""
         config, inputs = self.stage.config, []
         field = torch.from_numpy(self.coarse[:days])
         for static in self.static:
@@ -252,7 +252,7 @@ def openvino_runs(model: bytes, inputs: list[list[np.ndarray]], precision: str) 
 
 
 def matrix_rate(size: int) -> tuple[Callable[[], None], float]:
-    """A float32 matrix product on all cores, and its operations."""
+    """A float32 matrix product on all cores, and the number of its operations."""
     a, b, c = (torch.rand(size, size) for _ in range(3))
     return lambda: torch.mm(a, b, out=c), 2.0 * size**3
 
@@ -267,7 +267,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def fastest(ways: dict[str, Callable[[], object]]) -> Callable[[], object]:
-    """The way of using an engine that is fastest here, best of two after a warm-up."""
+    """The fastest way to use an engine on this machine: best of two after a warm-up."""
     best = {}
     for name, run in ways.items():
         run()
@@ -276,7 +276,7 @@ def fastest(ways: dict[str, Callable[[], object]]) -> Callable[[], object]:
 
 
 def rounds(runs: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Seconds of every run in every round; the order is turned each round."""
+    """Seconds of every run in every round; the order rotates from round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for name in names:
@@ -408,8 +408,8 @@ def stack(stage: Stage, lat: int, lon: int, mask: bool = True) -> xdeepsd.Stacke
     return xdeepsd.StackedSRCNN([stage] * STAGES, static=elevation.to_dataset(name="elevation"), mask=land)
 
 
-# Blosc's LZ4 with shuffled bytes is what Zarr 2 wrote by default, so that most climate stores are of it; Zarr 3 writes
-# Zstandard, a tenth smaller and three times as long.
+# Zarr 2 wrote Blosc's LZ4 with shuffled bytes by default, so most climate stores use it; Zarr 3 writes Zstandard, which
+# is a tenth smaller and takes three times as long.
 COMPRESSORS = {"lz4": zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), "zstd": zarr.codecs.ZstdCodec()}
 
 
@@ -444,7 +444,7 @@ def zarr_figures(quick: bool, folder: Path) -> list[dict]:
         with client.as_current():
             write(codec)
 
-    # The kernel leaves the GIL, so one process does; more of them take their own share of two cores for event loops.
+    # The kernel releases the GIL, so one process is enough; more would spend a share of the two cores on event loops.
     options = {"dashboard_address": None, "silence_logs": logging.ERROR}
     with (
         LocalCluster(processes=False, n_workers=1, threads_per_worker=CORES, **options) as inside,
@@ -477,7 +477,7 @@ def zarr_figures(quick: bool, folder: Path) -> list[dict]:
 
 
 def graph_figures(folder: Path) -> list[dict]:
-    """50 years of daily fields in chunks of 30 days: what building the graph takes, and what is in it."""
+    """50 years of daily fields in chunks of 30 days: how long building the graph takes, and how large it is."""
     lat, lon, days, chunk = 26, 58, 18_263, 30
     model = stack(trained_stage(steps=1), lat, lon)
     coarse = dataset(days, lat, lon).chunk(time=chunk).to_dataset()
@@ -509,7 +509,7 @@ def graph_figures(folder: Path) -> list[dict]:
     ]
 
 
-# Nothing but xdeepsd in the process: what a benchmark needs besides would hide what it takes.
+# Nothing but xdeepsd in this process: whatever else a benchmark imports would mask its memory.
 MEMORY = """
 import dask, xarray as xr, xdeepsd
 from pathlib import Path

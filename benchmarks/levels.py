@@ -1,8 +1,8 @@
-"""A year of PRISM's size (365 days of 621 x 1405, float32, a chunk per day) to four levels on disk.
+"""One year at PRISM's size (365 days of 621 x 1405, float32, one chunk per day) to four levels on disk.
 
-Against reading and writing alone: the same days read, the same bytes written to arrays of the same chunks, without the
-coarsening. Both in turn in one process, on two threads; the least of the rounds counts, since all else that the machine
-does only adds. Peak memory is sampled while the levels are built, above what the process holds before.
+Compared with reading and writing alone: the same days are read and the same bytes written to arrays of the same chunks,
+without the coarsening. Both take turns in one process, on two threads; the fastest round counts, since other load on
+the machine can only add time. Peak memory is sampled while the levels are built, above what the process held before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ THREADS = 2
 
 
 def write_fine(path: Path, days: int) -> None:
-    """A store with a chunk per day: rain in patches, a quarter of the land wet, 45 % ocean."""
+    """A store with one chunk per day: patchy rain, a quarter of the land wet, 45 % ocean."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     ocean = np.sin(x / 130) + np.cos(y / 90) < -0.1
@@ -54,7 +54,7 @@ def write_fine(path: Path, days: int) -> None:
 
 
 def read_and_write(fine: xr.DataArray, built: Path, out: Path) -> None:
-    """The days read and the bytes of all levels written, in the chunks of ``built``, two regions at a time."""
+    """Read the days and write the bytes of all levels, in the chunks of ``built``, two regions at a time."""
     root = zarr.open_group(out, mode="w", zarr_format=3)
     arrays = []
     for k in range(4):
@@ -85,7 +85,7 @@ def read_and_write(fine: xr.DataArray, built: Path, out: Path) -> None:
 
 
 def peak(function: Callable[[], object]) -> float:
-    """Peak memory of this process while ``function`` runs, above what it holds before, GiB."""
+    """Peak memory of this process while ``function`` runs, above what it held before, GiB."""
     process = psutil.Process()
     before = process.memory_info().rss
     samples, over = [before], threading.Event()

@@ -1,8 +1,8 @@
 """Applying conservative weights, 621 x 1405 to 39 x 88 cells: ours, scipy's CSR with the same matrix, xarray-regrid.
 
-All in one process, one after the other in each round; ours and CSR use one thread. Figures are ratios of medians of
-CPU time. Peak memory is that of a process of its own. ``regrid_skipna_ratio`` is ours with the ocean missing against
-ours without NaN. xarray-regrid needs some 250 MB a day: it is compared on as many days as it survives.
+All run in one process, taking turns in each round; ours and CSR use one thread. Figures are ratios of medians of CPU
+time. Peak memory is measured in a separate process. ``regrid_skipna_ratio`` is ours with the ocean missing against ours
+without NaN. xarray-regrid needs some 250 MB per day, so it is compared on as many days as fit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPE, FACTOR = (621, 1405), 16
 
 
 def grids() -> tuple[xr.Dataset, xr.Dataset]:
-    """PRISM's grid, and one of 16 times its cells that covers it (39 x 88)."""
+    """PRISM's grid, and one with cells 16 times as large that covers it (39 x 88)."""
     lat, lon = 49.9166667 - np.arange(SHAPE[0]) / 24, -125 + np.arange(SHAPE[1]) / 24
     step = FACTOR / 24
     coarse = {
@@ -47,7 +47,7 @@ def rain(days: int, ocean: bool, seed: int = 0) -> xr.DataArray:
 
 
 def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each function, called in turn; the clock would see what else the machine does."""
+    """Median CPU seconds of each function, called in turn; wall-clock time would include other load on the machine."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
@@ -67,7 +67,7 @@ def by_xarray_regrid(da: xr.DataArray, target: xr.Dataset) -> xr.DataArray:
 
 
 def peak_gib(kind: str, days: int) -> float:
-    """Peak memory of a process above what it holds before, GiB, sampled."""
+    """Peak memory of a process above what it held before, GiB, sampled."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (kind, days))
 
@@ -105,7 +105,7 @@ def main() -> None:
     single = matrix.astype(np.float32)
     full, gaps = rain(days, False), rain(days, True)
     maps = full.values.reshape(days, -1)
-    columns = np.ascontiguousarray(maps.T)  # the order that CSR likes best, prepared for free
+    columns = np.ascontiguousarray(maps.T)  # the order that suits CSR best, not counted in its time
 
     # The same numbers first
     want = np.stack([matrix @ day for day in maps]).reshape(days, *weights.target.shape)

@@ -1,4 +1,4 @@
-"""The loader beside xbatcher, waiting and step time, memory over years, two workers beside one.
+"""The loader against xbatcher, waiting and step time, memory over years, two workers against one.
 
 Everything runs on generated levels in a Zarr store; ratios are medians of interleaved runs.
 """
@@ -87,12 +87,12 @@ def loader_of(levels: list[xr.Dataset]) -> PatchLoader:
 
 
 def xbatcher_batches(levels: list[xr.Dataset], days: int) -> Iterator[torch.Tensor]:
-    """Batches of windows of the same size and step of the fine level.
+    """Batches of windows of the fine level, of the same size and stride as ours.
 
-    What xbatcher offers: it cuts one array (no coarse one beside it, no interpolation, no normalisation, no
-    shuffling), drops what is left over at the edges, and reads a chunk again for each of its items. An item is a
-    window on ``days`` days: one (a patch, as training wants to shuffle them), or a whole batch in one place (what
-    suits it best, and what no training would want).
+    This is what xbatcher offers: it cuts a single array (no coarse one beside it, no interpolation, normalisation or
+    shuffling), drops the remainder at the edges, and rereads a chunk for each of its items. An item is a window on
+    ``days`` days: one (a patch, so that training can shuffle them), or a whole batch at one place (which suits xbatcher
+    best, though no training would want it).
     """
     import xbatcher
 
@@ -105,7 +105,7 @@ def xbatcher_batches(levels: list[xr.Dataset], days: int) -> Iterator[torch.Tens
 
 
 def patches_per_second(batches: Iterator[Any], seconds: float) -> float:
-    next(batches)  # what is done once
+    next(batches)  # one-time work
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         next(batches)
@@ -126,7 +126,7 @@ def loader_vs_xbatcher(levels: list[xr.Dataset], seconds: float, rounds: int) ->
         for name in ("xbatcher", "xbatcher_blocks")
     }
     notes = {f"patches_per_second_{name}": statistics.median(found) for name, found in speeds.items()}
-    # The target is held against what suits xbatcher best.
+    # The target refers to what suits xbatcher best.
     return ratios["xbatcher_blocks"], notes | {"loader_vs_xbatcher_single_patches": ratios["xbatcher"]}
 
 
@@ -136,7 +136,7 @@ def waiting_share(levels: list[xr.Dataset], steps: int) -> float:
 
 
 def step_vs_bare_torch(levels: list[xr.Dataset], steps: int, rounds: int) -> tuple[float, dict[str, float]]:
-    """`train_stage`'s own loop, fed pre-made batches, beside the plainest loop that does the same sums."""
+    """`train_stage`'s own loop, fed with prepared batches, against the plainest loop that does the same arithmetic."""
     from unittest import mock
 
     settings = config(steps=steps, validate_every=steps)
@@ -181,9 +181,9 @@ def step_vs_bare_torch(levels: list[xr.Dataset], steps: int, rounds: int) -> tup
 
 
 def peak_memory(path: Path, steps: int) -> None:
-    """In a process of its own: train on a store, print the peak of its memory in MiB, after the imports and at the end.
+    """In a separate process: train on a store and print the peak memory in MiB, after the imports and at the end.
 
-    From /proc, since the peak that `resource` gives is at least that of the process that started this one.
+    Read from /proc, since the peak that `resource` reports is at least that of the parent process.
     """
     logging.disable()
 
@@ -211,7 +211,7 @@ def memory_40_years_vs_1(folder: Path, years: tuple[int, ...], steps: int) -> tu
 
 
 def two_workers_vs_one(folder: Path, steps: int) -> tuple[float, dict[str, float]]:
-    """Two stages of the same size of work: one after the other in one thread, and at once on two workers."""
+    """Two stages with the same amount of work: one after the other in one thread, and at once on two workers."""
     from distributed import Client, LocalCluster
 
     levels = write_levels(folder / "stack.zarr", 1, factors=2)

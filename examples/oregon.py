@@ -1,15 +1,16 @@
-"""Nine months of gridMET over Oregon: both presets as x2, x2-x2, x2-x2-x2 and a single x4, beside the baselines.
+"""Nine months of gridMET over Oregon: `TrainConfig()` ("default") and `TrainConfig.paper()` ("paper") as x2, x2-x2,
+x2-x2-x2 and a single x4, beside the baselines.
 
     python examples/oregon.py --data FOLDER                 # the table, under 15 minutes on two cores
     python examples/oregon.py --data FOLDER --denseloss     # MSE against DenseLoss, bin by bin, ten seeds each: an hour
 
-FOLDER holds gridMET's daily precipitation of 2000 (pr_2000_jan_sep.nc) and its elevation (metdata_elevationdata.nc).
-August and September are held out; validation days are the last week of January, March, May and July. With
-``--further FILE`` all of the months at hand are for training and validation, and the test days are those of FILE (the
-same grid).
+FOLDER holds gridMET's daily precipitation over Oregon for January to September 2000 (pr_2000_jan_sep.nc) and its
+elevation (metdata_elevationdata.nc). August and September are held out; the validation days are the last week of
+January, March, May and July. With ``--further FILE`` these nine months are all used for training and validation, and
+the test days are those in FILE (on the same grid).
 
-The preset "paper" asks for 100,000 steps of 200 patches at a rate of 1e-4, which takes days on two cores. Here it gets
-the steps, batch and schedule of "default" and a rate of 1e-3: the network, fields and loss are the paper's.
+"paper" calls for 100,000 steps of 200 patches at a rate of 1e-4, which takes days on two cores. Here it gets the steps,
+batch and schedule of "default" and a rate of 1e-3; the network, static fields and loss are the paper's.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ TEST = ("2000-08", "2000-09")
 VALIDATION = ("2000-01-25/2000-01-31", "2000-03-25/2000-03-31", "2000-05-25/2000-05-31", "2000-07-25/2000-07-31")
 STACKS = {"x2": (2,), "x2-x2": (2, 2), "x2-x2-x2": (2, 2, 2), "x4": (4,)}
 
-# What --denseloss compares, by name: changes to the configuration that is otherwise the same.
+# What --denseloss compares: by name, the changes to a configuration that is otherwise the same.
 LOSSES = {
     "MSE": {},
     "DenseLoss alpha=0.5": {"loss": "denseloss", "alpha": 0.5},
@@ -52,7 +53,7 @@ LOSSES = {
 
 
 def read(data: Path, further: Path | None) -> tuple[xr.DataArray, xr.DataArray, tuple[str, ...]]:
-    """Daily precipitation, elevation, and the test days."""
+    """Daily precipitation, elevation and the test days."""
     files, test = [data / "pr_2000_jan_sep.nc"], TEST
     if further is not None:
         files.append(further)
@@ -67,7 +68,7 @@ def read(data: Path, further: Path | None) -> tuple[xr.DataArray, xr.DataArray, 
 
 
 def presets(test: tuple[str, ...], steps: int, seed: int) -> dict[str, xdeepsd.TrainConfig]:
-    """Both presets on the same days and the same budget."""
+    """Both configurations on the same days and with the same budget."""
     default = xdeepsd.TrainConfig(validation=VALIDATION, test=test, seed=seed, threads=1, steps=steps)
     paper = xdeepsd.TrainConfig.paper(
         validation=VALIDATION, test=test, seed=seed, threads=1, steps=steps, batch=default.batch,
@@ -77,7 +78,7 @@ def presets(test: tuple[str, ...], steps: int, seed: int) -> dict[str, xdeepsd.T
 
 
 def compare_stacks(data: Path, further: Path | None, steps: int, seed: int, console: Console) -> pd.DataFrame:
-    """Errors on the test days: a row for each stack and method (RMSE, MAE, bias in mm day-1; correlation)."""
+    """Errors on the test days, one row per stack and method (RMSE, MAE and bias in mm day-1; correlation)."""
     rain, elevation, test = read(data, further)
     configs = presets(test, steps, seed)
     split = configs["default"].split(rain["day"])
@@ -99,7 +100,7 @@ def compare_stacks(data: Path, further: Path | None, steps: int, seed: int, cons
         truth = truth.isel(time=split.test)
         fields = baselines(held_out["precipitation"], truth, *means)
         for preset in configs:
-            # The stages are trained apart: the last ones of the longest stack are the shorter stacks.
+            # The stages are trained independently, so the last ones of the longest stack make up the shorter stacks.
             model = models[preset, whole]
             model = dataclasses.replace(model, stages=model.stages[-len(factors) :])
             fields[f"{preset} preset"] = xdeepsd.downscale(held_out, model)["precipitation"].assign_coords(truth.coords)
@@ -108,7 +109,7 @@ def compare_stacks(data: Path, further: Path | None, steps: int, seed: int, cons
 
 
 def load(rain: xr.DataArray, elevation: xr.DataArray, factors: tuple[int, ...]) -> list[xr.Dataset]:
-    """The ladder in memory: the whole year takes 12 MB. No climatology: training takes the mean of its days."""
+    """The ladder in memory (the whole year takes 12 MB), without climatology: training takes the mean of its days."""
     return [level.load() for level in xdeepsd.make_levels(rain, elevation, factors)]
 
 
@@ -138,11 +139,11 @@ def compare_losses(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Errors by bin of the default network at x2, trained with each loss and each seed.
 
-    The rows of runs that are in ``out`` already are not computed again.
+    Runs whose rows are already in ``out`` are not repeated.
     """
     rain, elevation, test = read(data, None)
     levels = load(rain, elevation, (2,))
-    # Without the square root: it gives heavy rain less weight, which is what DenseLoss wants to undo.
+    # Without the square root, which gives heavy rain less weight: just what DenseLoss is meant to undo.
     base = dataclasses.replace(presets(test, steps, 0)["default"], validate_every=steps, target_transform=None)
     split = base.split(rain["day"])
     done = pd.read_parquet(out) if out.exists() else pd.DataFrame(columns=["name", "seed"])
@@ -172,7 +173,7 @@ def compare_losses(
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean error of each loss in each bin, relative to MSE, and whether that differs (Wilcoxon over the seeds)."""
+    """Mean error of each loss in each bin, relative to MSE, and whether the two differ (Wilcoxon over the seeds)."""
     rows = []
     for (part, rank, name), run in runs.groupby(["part", "rank", "name"]):
         mse = runs[(runs["part"] == part) & (runs["rank"] == rank) & (runs["name"] == "MSE")].set_index("seed")
@@ -218,7 +219,7 @@ def show_losses(table: pd.DataFrame, seeds: int, console: Console) -> None:
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """Which loss lowers the error in the rarest bin, if any, and what it costs; chosen on the validation days."""
+    """Which loss, if any, lowers the error in the rarest bin, and at what cost; chosen on the validation days."""
     losses = [name for name in LOSSES if name != "MSE"]
     rmse = table[table["error"] == "rmse"].set_index(["part", "name", "rank"]).sort_index()
     rows, p = rmse["relative"], rmse["p_wilcoxon"]
@@ -235,7 +236,7 @@ def verdict(table: pd.DataFrame) -> str:
             f"Chosen on the validation days, for the least RMSE in the rarest bin: {chosen}. On the test days its RMSE "
             f"is {rows['test', chosen, 1] - 1:+.1%} in the rarest bin (p = {p['test', chosen, 1]:.3f}), {cost(chosen)}."
         ]
-    # Several losses are compared with MSE at once: Bonferroni.
+    # Several losses are compared with MSE at once, hence Bonferroni.
     for part in ("validation", "test"):
         better = [n for n in losses if rows[part, n, 1] < 1 and len(losses) * p[part, n, 1] <= 0.05]
         lines.append(
@@ -248,10 +249,10 @@ def verdict(table: pd.DataFrame) -> str:
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("XDEEPSD_DATA", "../shared/data")) / "gridmet_oregon"
+    default = Path(os.environ.get("XDEEPSD_DATA", "data")) / "gridmet_oregon"
     arguments.add_argument("--data", type=Path, default=default, help="folder of the two files")
     arguments.add_argument("--out", type=Path, default=Path("oregon"), help="folder for the tables")
-    arguments.add_argument("--further", type=Path, help="NetCDF of further days: test on them, train on all the others")
+    arguments.add_argument("--further", type=Path, help="NetCDF of further days: test on these, train on the others")
     arguments.add_argument("--steps", type=int, default=2000, help="training steps")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--denseloss", action="store_true", help="compare losses bin by bin instead")
@@ -259,7 +260,7 @@ def main() -> int:
     chosen = arguments.parse_args()
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)  # a file has no edge; rich takes 80
+        console = Console(width=120)  # for a file, rich would assume 80
     started, burned = time.perf_counter(), os.times()
     chosen.out.mkdir(parents=True, exist_ok=True)
     won = True

@@ -1,10 +1,10 @@
-"""Seven real PRISM days: train on six, test on one, each in turn; x2, x2-x2 and x2-x2-x2 beside the baselines.
+"""Seven PRISM days: train on six and test on the seventh, in turn; x2, x2-x2 and x2-x2-x2 beside the baselines.
 
     python examples/prism_days.py --data FOLDER
 
-FOLDER holds PRISM's daily ppt as it is downloaded (BIL or GeoTIFF zips) and its elevation (prism_elevation_4km.nc).
+FOLDER holds daily PRISM ppt as downloaded (BIL or GeoTIFF zips) and PRISM's elevation (prism_elevation_4km.nc).
 
-Six days are no climate: there is no climatology among the static fields, and no day is spared for validation. The
+Six days do not make a climatology, so elevation is the only static field, and no day can be spared for validation: the
 number of steps is fixed beforehand.
 """
 
@@ -33,7 +33,7 @@ STACKS = {"x2": 1, "x2-x2": 2, "x2-x2-x2": 3}
 
 
 def load(data: Path) -> list[xr.Dataset]:
-    """Four levels of the days, from 1/3 to 1/24 degree, in memory."""
+    """Four levels of these days, from 1/3 to 1/24 degree, in memory."""
     files = sorted(data.glob("PRISM_ppt_stable_4kmD2_*_bil.zip")) + sorted(data.glob("prism_ppt_us_25m_*.zip"))
     rain = open_prism(files, allow_missing=True)["ppt"]
     elevation = xr.open_dataset(data / "prism_elevation_4km.nc")["elevation"]
@@ -41,7 +41,7 @@ def load(data: Path) -> list[xr.Dataset]:
 
 
 def run(data: Path, steps: int, folds: int | None, seed: int, console: Console) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Errors over all held-out days together, and the RMSE of each: rows are stack and method."""
+    """Errors over all held-out days together, and the RMSE of each day; the rows are stack and method."""
     levels = load(data)
     dates = [str(day)[:10] for day in levels[-1]["time"].values][:folds]
     configs = [
@@ -61,7 +61,7 @@ def run(data: Path, steps: int, folds: int | None, seed: int, console: Console) 
         for i, model in train_stacks(levels, configs, client=client, progress=False):
             console.print(f"trained without {dates[i]}")
             for name, count in STACKS.items():
-                # The stages are trained apart: the last ones of the stack of three are the shorter stacks.
+                # The stages are trained independently: the last ones of the stack of three are the shorter stacks.
                 short = dataclasses.replace(model, stages=model.stages[-count:])
                 coarse = levels[-1 - count][["precipitation"]].sel(time=[dates[i]])
                 truth = levels[-1]["precipitation"].sel(time=[dates[i]])
@@ -114,8 +114,8 @@ def show(table: pd.DataFrame, days: pd.DataFrame, console: Console) -> bool:
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("XDEEPSD_DATA", "../shared/data")) / "prism"
-    arguments.add_argument("--data", type=Path, default=default, help="folder of PRISM's zips and the elevation")
+    default = Path(os.environ.get("XDEEPSD_DATA", "data")) / "prism"
+    arguments.add_argument("--data", type=Path, default=default, help="folder with PRISM's zips and the elevation")
     arguments.add_argument("--out", type=Path, default=Path("prism_days"), help="folder for the tables")
     arguments.add_argument("--steps", type=int, default=500, help="training steps of each stage")
     arguments.add_argument("--folds", type=int, help="hold out the first few days only")

@@ -9,7 +9,7 @@ from xdeepsd.grids.blocks import block_mean
 
 
 def make_stack(stages=2, seed=0, gain=3.0, **config):
-    """A stack of random weights, large enough that every layer matters."""
+    """A stack with random weights, large enough for every layer to matter."""
     torch.manual_seed(seed)
     config = xdeepsd.SRCNNConfig(**config)
     made = []
@@ -28,7 +28,7 @@ def make_stack(stages=2, seed=0, gain=3.0, **config):
 
 
 def make_coarse(days=5, nlat=6, nlon=8, spacing=1.0, seed=1, name="pr", dtype="float32"):
-    """Rain with dry cells on a regular grid, latitude descending."""
+    """Precipitation with dry cells on a regular grid, latitude descending."""
     rng = np.random.default_rng(seed)
     rain = np.clip(rng.normal(0, 6, (days, nlat, nlon)), 0, None).astype(dtype)
     lat = 49 - spacing * (np.arange(nlat) + 0.5)

@@ -7,7 +7,7 @@ import dask
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The machines that run the tests are slow at times; how long an example takes says nothing about the code.
+# Test machines are slow at times; how long an example takes says nothing about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 

@@ -49,7 +49,7 @@ def tif(values: np.ndarray, tags: dict[str, str] | None = None, **grid: float) -
 
 def day_zip(variable: str, day: pd.Timestamp, values: np.ndarray, release: int, *, region: str = "hi",
             resolution: str = "4km", tag_day: pd.Timestamp | None = None, **grid: float) -> bytes:  # fmt: skip
-    """The zip of one day; ``tag_day`` is the day that the tags tell, if not the same."""
+    """The zip of one day; ``tag_day`` is the day given in the tags, if different."""
     stem = f"prism_{variable}_{region}_{FILES[resolution]}_{day:%Y%m%d}"
     tags = {
         "PRISM_DATASET_FILENAME": f"best_{variable}_us_us_30s_{tag_day or day:%Y%m%d}.bil",
@@ -71,7 +71,7 @@ def broken(content: bytes) -> bytes:
 
 @dataclass
 class PrismServer:
-    """``releases[day]`` is what is published; ``mischief[day]`` the misbehaviours to come, one per request."""
+    """``releases[day]`` is what is published; ``mischief[day]`` lists the misbehaviours to come, one per request."""
 
     region: str = "hi"
     resolution: str = "4km"

@@ -1,4 +1,4 @@
-"""Imports go one way, inside functions too: no cycle, no arrow upwards, nothing heavy before it is used."""
+"""Imports go one way, even inside functions: no cycle, no arrow upwards, nothing heavy before it is used."""
 
 import ast
 import shutil

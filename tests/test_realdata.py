@@ -1,4 +1,4 @@
-"""The main job on real PRISM days: read, coarsen, train, downscale a held-out day, beat interpolation."""
+"""The whole job on real PRISM days: read, coarsen, train, downscale a held-out day, beat interpolation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The TOML file, and the converter of the old config.ini files."""
+"""The TOML file, and the converter for old config.ini files."""
 
 import dataclasses
 import json
@@ -68,13 +68,13 @@ def test_an_empty_file_is_what_we_recommend(tmp_path):
 
 
 def test_every_field_of_trainconfig_can_be_said(tmp_path):
-    """The file mirrors the dataclass: what is written from one config reads as the same one."""
+    """The file mirrors the dataclass: a configuration that is written out reads back as the same one."""
     wanted = TrainConfig(test=0.2, patience=4, threads=2, target_transform="sqrt", clip_gradient=None)
     values = {name: value for name, value in dataclasses.asdict(wanted).items() if value is not None}
     text = "[training]\n" + "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
     read = load_config(write(tmp_path, 'preset = "paper"\n' + text)).training
     assert read == wanted
-    # What a preset sets can be taken back.
+    # What a preset sets can be undone.
     text = '[training]\ntarget_transform = "none"\nclip_gradient = "none"'
     read = load_config(write(tmp_path, text)).training
     assert read == TrainConfig(target_transform=None, clip_gradient=None)
@@ -90,7 +90,7 @@ BAD = {
     "[training]\nsteps = 'many'": r"\[training\]: steps is 'many'; input should be a valid integer",
     "[training]\nsteps = 0": r"\[training\]: steps is 0; needed: a whole number of at least 1",
     "[training]\nloss = 'mae'": r"loss is 'mae'; needed: one of 'mse', 'denseloss'",
-    "[training]\nkernels = [9, 1]": "needed is one kernel more than hidden channels",
+    "[training]\nkernels = [9, 1]": "Needed: one kernel more than hidden channels",
     "[training]\npatch = 10": "patch 10 leaves nothing of the output",
     "[[stages]]\nstep = 3": r"\[\[stages\]\] number 1: unknown key 'step'. Did you mean 'steps'",
     "preset = 'large'": "preset is 'large'. Needed: 'paper'. Leave it out",
@@ -124,7 +124,7 @@ def test_any_unknown_key_is_refused_with_the_known_ones(key):
         parse_config({"training": {key: 1}})
 
 
-# The old files, as the projects had them.
+# The old files, as distributed by the projects.
 OLD = """\
 [Paths]
 elevation: data/wcs_4km_prism.nc
@@ -225,7 +225,7 @@ def test_models_that_do_not_fit_the_resolutions(tmp_path):
         ("batch_size: 100", "batch_size: many", r"\[SRCNN\] batch_size is 'many'. Needed: a number"),
         ("layer_sizes: 64,32,1", "layer_sizes: 64,32", "Needed: 1 at the end"),
         ("[SRCNN]", "[CNN]", r"Needed: a config.ini of deepsd or DenseLoss"),
-        ("kernel_sizes: 9,3,5", "kernel_sizes: 8,3,5", "needed are odd sizes"),
+        ("kernel_sizes: 9,3,5", "kernel_sizes: 8,3,5", "Needed: odd sizes"),
         ("[Paths]\n", "", "is no config.ini"),
     ],
 )

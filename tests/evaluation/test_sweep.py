@@ -73,7 +73,7 @@ def test_the_table(swept, levels, config):
     assert set(zip(validation["alpha"], validation["seed"], strict=True)) == {
         (alpha, seed) for alpha in (0.0, 0.5, 1.0) for seed in (0, 1)
     }
-    # Alpha 0 is there although it was not asked for; the test days are looked at for it and the chosen one only.
+    # Alpha 0 is included although nobody asked for it; test days are looked at only for it and for the chosen alpha.
     best = choose_alpha(validation)
     assert set(table.loc[(table["part"] == "test") & (table["name"] == "model"), "alpha"]) == {0.0, best}
     assert set(table.loc[table["chosen"], "alpha"]) == {best}
@@ -123,7 +123,7 @@ def test_the_density_is_fitted_once_for_all_runs(levels, config, monkeypatch):
         ]
     ]
     models = dict(stack_training.train_stacks(levels, configs, progress=False))
-    # Once for each of the two stages with the first two; once for each with another threshold; none for the MSE.
+    # One fit per stage for the first two, one per stage for the other threshold, none for the MSE.
     assert len(fits) == 4
     alone = stack_training.train_stack(levels, configs[1], progress=False)
     for a, b in zip(models[1].stages, alone.stages, strict=True):
@@ -167,7 +167,7 @@ def test_other_precipitation_on_the_same_days_is_refused(swept, levels, config, 
     renewed[-1]["precipitation"][7] += 0.1  # a training day
     with pytest.raises(ValueError, match="the precipitation of the same days has changed"):
         run_sweep(renewed, config, [0.5], 1, folder)
-    copy = tmp_path / "sweep"  # of an xdeepsd that kept nothing of it
+    copy = tmp_path / "sweep"  # by an xdeepsd that did not record it
     shutil.copytree(folder, copy)
     about = json.loads((copy / "sweep.json").read_text())
     del about["precipitation"]
@@ -177,7 +177,7 @@ def test_other_precipitation_on_the_same_days_is_refused(swept, levels, config, 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_days_without_an_observation(levels, config, tmp_path, part, caplog, monkeypatch):
-    """Known before hours of training, and by name."""
+    """Reported by name, before hours of training."""
     monkeypatch.setattr(sweep, "train_stacks", lambda *a, **k: pytest.fail("trained"))
     days = getattr(config.split(levels[-1]["time"]), part)
     gone = [level.where(~level["time"].isin(level["time"][days])) for level in levels]
@@ -295,7 +295,7 @@ def invoke(*arguments):
 
 
 def test_train_leaves_a_folder_of_the_user_alone(project):
-    """Before the training, not after it; and of an earlier model only its own files are replaced."""
+    """Checked before the training, not after; of an earlier model only its own files are replaced."""
     folder = project.parent
     model = folder / "model"
     model.mkdir()
@@ -390,7 +390,7 @@ def test_levels_without_a_mask_are_fine(levels, config, tmp_path):
 def test_stopped_by_hand(project):
     project.write_text(project.read_text().replace("steps = 12", "steps = 100000\ncheckpoint_every = 5"))
     command = [sys.executable, "-m", "xdeepsd", "train", str(project)]
-    # A shell starts jobs in the background deaf to SIGINT, and the tests may run in one.
+    # A shell starts background jobs with SIGINT ignored, and the tests may run in one.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -1,7 +1,7 @@
-"""Random cases without end: what xdeepsd computes, reads, leaves behind when killed, and leaves alone.
+"""Endless random cases: what xdeepsd computes and reads, what it leaves behind when killed, and what it leaves alone.
 
 A kind of case is a module with ``case(seed, folder)``: everything in it follows from the seed, and it may use the empty
-folder as it likes. It raises `Wrong` or `Lost` where what its docstring says does not hold; any other exception is a
+folder as it likes. It raises `Wrong` or `Lost` if what its docstring promises does not hold; any other exception is a
 traceback that a user might see. ``python -m tests.fuzz --kind stacks --seed 123`` repeats a case.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # builders, oracle, prism_server
 
-# And how many of 20 cases are of this kind: what is quick comes often.
+# And how many of 20 cases are of this kind; quick kinds come often.
 KINDS = {"stacks": 4, "regridding": 4, "damage": 9, "folders": 2, "kills": 1}
 
 
@@ -26,12 +26,12 @@ class Wrong(Exception):
 
 
 class Lost(Exception):
-    """A file of the user's is gone or changed."""
+    """A file of the user's is missing or changed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: "ok", "wrong", "lost" or "traceback", and the story."""
+    """How a case ended: "ok", "wrong", "lost" or "traceback", and the details."""
 
     kind: str
     seed: int

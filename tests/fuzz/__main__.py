@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz``: repeat a case, or go on for some time."""
+"""``python -m tests.fuzz``: repeat a case, or run cases for some time."""
 
 import argparse
 import collections
@@ -12,9 +12,9 @@ from .runner import many, rounds
 def main() -> int:
     """Print seeds and failures; exit status 1 where there is a failure."""
     arguments = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    arguments.add_argument("--kind", choices=KINDS, help="one kind alone")
-    arguments.add_argument("--seed", type=int, default=time.time_ns() // 1000, help="of the first case")
-    arguments.add_argument("--seconds", type=float, help="go on so long, from the seed; else one case is repeated")
+    arguments.add_argument("--kind", choices=KINDS, help="only this kind")
+    arguments.add_argument("--seed", type=int, default=time.time_ns() // 1000, help="seed of the first case")
+    arguments.add_argument("--seconds", type=float, help="run cases for so long; without it, one is repeated")
     arguments.add_argument("--processes", type=int)
     given = arguments.parse_args()
     say = sys.stdout.write

@@ -1,4 +1,4 @@
-"""Damaged files: what is read is what was written, or an error in a sentence names the file."""
+"""Damaged files: either what was written is read, or an error message names the file."""
 
 import atexit
 import functools
@@ -25,7 +25,7 @@ from xdeepsd.training import checkpoints
 
 from . import Wrong, pick
 
-TOLD = (ValueError, TypeError, OSError)  # what commands tell in a sentence
+TOLD = (ValueError, TypeError, OSError)  # what commands report in a sentence
 DAYS = pd.date_range("2011-01-01", periods=4)
 Values = dict[str, np.ndarray]
 
@@ -34,8 +34,8 @@ Values = dict[str, np.ndarray]
 class Subject:
     """``make`` writes files into a folder; ``read`` gives what they hold, by name.
 
-    ``sure``: damages that a reader can find out. Others may go unnoticed, as nothing checks the bytes: what then comes
-    may be anything, but no traceback.
+    ``sure``: damage that a reader can detect. Other damage may go unnoticed, as nothing checks the bytes: the values
+    may then be anything, but there is no traceback.
     """
 
     make: Callable[[Path], None]

@@ -1,7 +1,8 @@
-"""Whatever writes, replaces or deletes: no file of the user's beside or inside the place is gone or changed.
+"""Whatever writes, replaces or deletes: no file of the user's beside or inside the target is lost or changed.
 
-An operation makes what is there before, yields the paths that it will write to, and then runs; between the two, random
-files, folders, links and Zarr of the user's are scattered over the place. It may refuse, in a sentence, or do its work.
+An operation sets up what exists beforehand, yields the paths that it will write to, and then runs; in between, random
+files, folders, links and Zarr stores of the user's are scattered over the target. It may refuse, with a message, or do
+its work.
 The one exception: `to_zarr` with ``overwrite=True`` replaces a Zarr group with all Zarr in it, and nothing else.
 """
 
@@ -119,9 +120,9 @@ def downscale(rng, place):
     if chance(rng, 0.5):
         xdeepsd.to_zarr(lazy(), out, group=group or None)
     yield [out, out / group], "--overwrite" in options and out / group
-    target = pick(rng, [out, out, out, path])  # the last one is its own input
+    target = pick(rng, [out, out, out, path])  # the last one is itself the input
     if target == path:
-        group = "g"  # nothing of the input may go
+        group = "g"  # none of the input may be lost
     command("downscale", path, place / "model", target, "--threads", 1, *options)
 
 
@@ -187,7 +188,7 @@ def training(rng, place):
 
 
 def demo(rng, place):
-    """In a folder that holds what the demo would make, or once made (which takes too long here), it must refuse."""
+    """In a folder with the files that the demo writes, or once wrote (running it takes too long), it must refuse."""
     path = place / "demo"
     path.mkdir()
     (path / pick(rng, ["levels.zarr", "model", "fine.zarr", "coarse.zarr", "downscaled.zarr"])).mkdir()

@@ -1,4 +1,4 @@
-"""Processes killed at any moment: nothing half is taken for whole, and the same call again ends with the same bits."""
+"""Processes killed at any moment: nothing half-written passes for whole, and the same call ends with the same bits."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ from xdeepsd.training import checkpoints
 
 from . import Wrong, chance, listing, pick
 
-# What Python tells of before it does it; one of these is the moment.
+# Audit events that Python raises before it acts; one of these is the moment of the kill.
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree", "tempfile.mkstemp"}
 DAYS = pd.date_range("2011-01-01", periods=6)
 

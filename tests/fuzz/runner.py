@@ -1,4 +1,4 @@
-"""Run cases in processes of their own, so that one that crashes or never ends is an outcome like any other."""
+"""Run cases in separate processes, so that one that crashes or hangs is an outcome like any other."""
 
 import itertools
 import multiprocessing
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import KINDS, Outcome, kills, run
 
-LIMIT = 120.0  # seconds until a case counts as one without an end
+LIMIT = 120.0  # seconds after which a case counts as hanging
 
 
 def rounds(base: int, kinds: Iterable[str] = KINDS) -> Iterator[tuple[str, int]]:
@@ -28,7 +28,7 @@ def _work(pipe, folder: str) -> None:
     tempfile.tempdir = folder
     kills.Nursery.start()  # while there is no thread
     null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # what libraries say of broken files
+    for stream in (1, 2):  # what libraries say about broken files
         os.dup2(null, stream)
     while True:
         pipe.send(run(*pipe.recv()))

@@ -1,4 +1,4 @@
-"""Some seconds of each kind of random case, from a seed that is printed and new every day."""
+"""A few seconds of each kind of random case, from a seed that is printed and changes every day."""
 
 import datetime
 

@@ -515,7 +515,7 @@ def with_vertices(ds, lat_b, lon_b, order=(0, 1, 2, 3)):
     return ds
 
 
-# CF begins at any corner and goes either way round; the others cross over, which the neighbours tell too.
+# CF vertices start at any corner and run either way round; the others cross over, which the neighbours reveal too.
 CF_ORDERS = [np.roll(o, n).tolist() for o in ([0, 1, 2, 3], [3, 2, 1, 0]) for n in range(4)]
 FLIPS = list(itertools.product([1, -1], [1, -1]))
 
@@ -683,7 +683,7 @@ def test_xesmf_gets_the_corners_of_a_single_row(stand_in, shape):
 
 
 def test_corners_that_neighbours_do_not_share(stand_in):
-    """Cells with gaps between them are fine for polygons, but no grid of ESMF's."""
+    """Cells with gaps between them are fine for polygons, but ESMF has no such grid."""
     shared = rotated(8, 9)
     ds = rotated(7, 8).assign(v=(("y", "x"), np.random.default_rng(0).random((7, 8))))
     ds = with_vertices(ds, shared.lat.values, shared.lon.values)
@@ -732,7 +732,7 @@ def test_nearest_between_cells_of_any_shape():
 
 
 def test_the_log_of_esmf_is_removed(stand_in, tmp_path):
-    """Where it is new; with everything else in the folder left alone."""
+    """Only where it is new; everything else in the folder is left alone."""
     (tmp_path / "notes.txt").write_text("mine")
     regrid(field(SMALL), COARSE, "nearest", engine="xesmf")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
@@ -886,7 +886,7 @@ ADVICE = {
 
 @pytest.mark.parametrize("name", ADVICE)
 def test_advice_leads_on(name):
-    """What a message says to type is typed, with its CAPITALS filled in, and the map is regridded."""
+    """Type what the message says to type, with its CAPITALS filled in: the map is regridded."""
     ds, arguments, capitals = ADVICE[name]
     with pytest.raises(ValueError, match=r"[Tt]ype ") as info:
         regrid(ds, SMALL, **arguments)
@@ -1003,7 +1003,7 @@ def reference(path, name):
 
 
 def names_of(path):
-    """Results whose call is one that regrid knows (no patch, extrapolation or source mask)."""
+    """Results of calls that regrid supports (no patch, extrapolation or source mask)."""
     with xr.open_dataset(path) as ds:
         found = {n: ds[n].attrs["xesmf_call"] for n in ds.data_vars if str(n).startswith("result")}
     return [n for n, call in found.items() if not any(word in call for word in ("'patch'", "extrap", "assign(mask"))]

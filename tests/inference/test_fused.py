@@ -1,4 +1,4 @@
-"""The fast forward is the plain forward: same numbers to rounding, same bits whatever else is computed."""
+"""The fast forward equals the plain one: same numbers to rounding, same bits whatever else is computed."""
 
 import copy
 import dataclasses
@@ -251,7 +251,7 @@ def test_without_a_folder_for_compiled_code(monkeypatch):
 def test_relative_error_on_transformed_precipitation(transform, residual):
     stage = make_stage(SRCNNConfig(residual=residual), transform=transform)
     coarse, static = make_input(stage, 3, 14, 40)
-    coarse[:, 3, :20] = -0.1  # climate models know rain below zero; it counts as none
+    coarse[:, 3, :20] = -0.1  # climate models produce rain below zero; it counts as none
     assert relative(fused.prepare(stage, static)(coarse), plain(stage, coarse, static)) < 1e-6
 
 

@@ -114,7 +114,7 @@ def test_any_tiling_gives_the_same_numbers(nlat, nlon, lat_chunk, lon_chunk, mis
     coarse = make_coarse(days=2, nlat=max(nlat, 2), nlon=max(nlon, 2), seed=seed)
     gone = np.random.default_rng(seed).random(coarse.shape) < missing
     gone[:, 0, 0] = False
-    static = make_static(coarse, model.scale)  # one cell has no spacing: its grid comes from a pair of cells
+    static = make_static(coarse, model.scale)  # a single cell has no spacing: its grid is taken from a pair of cells
     window = {"lat": slice(nlat * model.scale), "lon": slice(nlon * model.scale)}
     coarse, static = coarse.where(~gone).isel(lat=slice(nlat), lon=slice(nlon)), static.isel(window)
     eager = coarse.deepsd.downscale(model, static)

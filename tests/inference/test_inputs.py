@@ -149,7 +149,7 @@ def test_another_variable(case):
     snow = coarse.rename("prsn").assign_attrs(standard_name="snowfall_flux")
     refuse(r"No precipitation among.*snowfall_flux.*trained on 'ppt' in mm day-1", snow, model, elevation)
     refuse("No precipitation among", snow.to_dataset(), model, elevation, variable="prsn")
-    other = coarse.rename("foo")  # nothing tells that it is something else
+    other = coarse.rename("foo")  # nothing says that it is anything else
     del other.attrs["standard_name"]
     assert other.deepsd.downscale(model, elevation).size
     assert other.to_dataset().deepsd.downscale(model, elevation, variable="foo")["foo"].size

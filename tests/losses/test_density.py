@@ -56,7 +56,7 @@ def test_density_equals_fftkde(name, bandwidth):
         assert h == pytest.approx(1.06 * y.std() * y.size ** (-1 / 5), rel=1e-12)
     expected = FFTKDE(bw=h).fit(y).evaluate(grid)
     assert np.abs(fit.density(grid) - expected).max() < 1e-6 * expected.max()
-    # ... and the grid is the one that FFTKDE chooses by itself
+    # ... and the grid is the one that FFTKDE chooses on its own
     own_grid, own = FFTKDE(bw=h).fit(y).evaluate(4096)
     np.testing.assert_allclose(grid, own_grid, rtol=1e-12, atol=1e-12)
     assert np.abs(fit.histogram.density - own).max() < 1e-6 * own.max()
@@ -95,21 +95,21 @@ def test_weights_equal_denseweight(name, alpha):
     grid, on_grid = fit.histogram.grid, fit.weights(fit.histogram.grid) * fit.mean
     left = np.searchsorted(grid, y, side="right") - 1
     np.testing.assert_allclose(on_grid[left] / on_grid[left].mean(), of_training, rtol=1e-8, atol=1e-8)
-    # Read with interpolation, it differs by no more than that look-up does: 1e-3 where w* changes less in a step.
+    # Read with interpolation, it differs by no more than that look-up: by 1e-3 where w* changes by less per step.
     ours, theirs = fit.weights(y) * fit.mean, of_training * reference.mean_w_star
     step = np.abs(on_grid[left + 1] - on_grid[left])
     assert (np.abs(ours - theirs) <= step + 1e-9).all()
     smooth = step < 1e-3 * theirs
     assert smooth.mean() > (0.04 if name != "zero-inflated" or alpha == 0 else 0.01)
     np.testing.assert_allclose(ours[smooth], theirs[smooth], rtol=1e-3)
-    # The mean feels the look-up of every value.
+    # The look-up of every value affects the mean.
     assert fit.mean == pytest.approx(reference.mean_w_star, rel=1e-3 if alpha < 1 else 4e-3)
 
 
 @pytest.mark.realdata
-def test_the_table_of_the_specification(real_data):
-    # SPEC 3, three PRISM days: alpha, share at eps, w(0), w(1), w(5), w(20), w(100), effective sample. Its bandwidth
-    # of 0.54 mm is that of a sample of 200,000 of these values.
+def test_the_table_of_the_method_page(real_data):
+    # docs/method.md, three PRISM days: alpha, share at eps, w(0), w(1), w(5), w(20), w(100), effective sample. Its
+    # bandwidth of 0.54 mm is that of a sample of 200,000 of these values.
     days = []
     for day in ("19810101", "19910101", "20110101"):
         with zipfile.ZipFile(real_data / "prism" / f"PRISM_ppt_stable_4kmD2_{day}_bil.zip") as archive:
@@ -199,7 +199,7 @@ def test_look_up_equals_numpy():
 
 
 def test_a_shift_of_a_billion_keeps_the_spread():
-    # Sums of squares without a shift would lose all digits.
+    # Without a shift, sums of squares would lose all digits.
     y = 1e9 + np.arange(10_000.0)
     found = moments(y)
     assert np.sqrt(found.squares / found.n) == pytest.approx(y.std(), rel=1e-12)
@@ -641,7 +641,7 @@ def test_on_a_cluster_of_processes():
 
 @pytest.mark.slow
 def test_runs_where_no_folder_can_be_written():
-    # A read-only image without a home: numba finds no place to keep compiled code, and must not stop the import.
+    # A read-only image without a home: numba finds nowhere to keep compiled code, which must not stop the import.
     code = (
         "from numba.core import caching\n"
         "class Nowhere:\n"

@@ -33,7 +33,7 @@ def _batch(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[torch.Ten
 
 
 def _by_definition(pred, target, mask, dw, values=None):
-    """SPEC 3, in numpy, pixel by pixel."""
+    """The loss of docs/method.md, in numpy, pixel by pixel."""
     values = target if values is None else values
     total, n = 0.0, 0
     for p, y, m, v in zip(*(a.double().numpy().ravel() for a in (pred, target, mask, values)), strict=True):

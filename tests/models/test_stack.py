@@ -46,8 +46,8 @@ def test_the_halo_is_what_the_edge_cell_reaches(kernels, factor):
         ({"channels": (64, 0)}, "at least 1"),
         ({"factor": 0}, "factor 0"),
         ({"factor": 1.5}, "factor 1.5"),
-        ({"static": "elevation"}, r"needed: a tuple, such as \('elevation',\)"),
-        ({"static": ("a", "a")}, "named twice"),
+        ({"static": "elevation"}, r"Needed: a tuple, such as \('elevation',\)"),
+        ({"static": ("a", "a")}, "names a field twice"),
     ],
 )
 def test_bad_configs(options, match):
@@ -62,9 +62,9 @@ def test_bad_normalizers(mean, std):
 
 
 def test_stage_and_stack_check_their_parts():
-    with pytest.raises(ValueError, match=r"takes the static fields \('elevation',\), the normalisers given are for"):
+    with pytest.raises(ValueError, match=r"takes the static fields \('elevation',\), but the normalisers are for"):
         Stage(SRCNN(SRCNNConfig()), Normalizer(), {}, Normalizer())
-    with pytest.raises(ValueError, match="A stack of no stages"):
+    with pytest.raises(ValueError, match="A stack without stages"):
         StackedSRCNN([])
     model = make_stack(3)
     assert (model.scale, model.factors) == (8, (2, 2, 2))
@@ -203,7 +203,7 @@ def test_models_that_are_not_whole(tmp_path):
     with pytest.raises(ValueError, match=r"written by a newer xdeepsd 9\.0.*pip install -U xdeepsd"):
         xdeepsd.load_model(path)
     description.write_text(text.replace('"stages"', '"steps"'))
-    with pytest.raises(ValueError, match="is not a whole model"):
+    with pytest.raises(ValueError, match="is not a complete model"):
         xdeepsd.load_model(path)
     description.write_text(text)
     tensors.unlink()

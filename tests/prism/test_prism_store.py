@@ -1,4 +1,4 @@
-"""The store of fetch: right for readers at any moment, and what is the user's in it stays as it is."""
+"""The store of fetch: consistent for readers at any moment, and whatever the user keeps in it stays untouched."""
 
 import itertools
 import uuid
@@ -122,7 +122,7 @@ def test_a_reader_at_every_write(tmp_path, monkeypatch):
 
 
 def test_a_new_variable_and_a_longer_axis_after_a_kill_between(tmp_path, monkeypatch):
-    """A variable that was begun and never finished does not stand in the way of the others."""
+    """A variable that was begun and never finished does not get in the way of the others."""
     out = tmp_path / "prism.zarr"
     write(out, "ppt", DAYS[:2])
     monkeypatch.setattr(prism_store, "_publish", lambda path: (_ for _ in ()).throw(Killed()))

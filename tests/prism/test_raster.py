@@ -120,7 +120,7 @@ def test_random_damage_to_the_real_zips(real_data, tmp_path):
 
 
 def whole_files() -> dict[str, dict[str, bytes]]:
-    """Files of every form as they lie unpacked; the first of each is damaged."""
+    """Files of every form, unpacked; the first of each is damaged."""
     rain = map_of(DAY)
     bil = bil_members(old_stem(DAY), rain)
     return {
@@ -136,7 +136,7 @@ def whole_files() -> dict[str, dict[str, bytes]]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # h5netcdf's, of files it cannot open
 @pytest.mark.parametrize("form", whole_files())
 def test_random_damage_to_unpacked_files(tmp_path, form):
-    """They have no checksum, so values may be others; but what comes out is a Dataset or names the file."""
+    """They have no checksum, so values may differ; but the outcome is a Dataset, or an error that names the file."""
     files = whole_files()[form]
     write_files(tmp_path, files)
     for seed in range(40):

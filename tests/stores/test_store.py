@@ -1,4 +1,4 @@
-"""`to_zarr`: equal to xarray's, resumed after any stop, refused where something else was begun."""
+"""`to_zarr`: equal to xarray's, resumed after any interruption, refused where something else was begun."""
 
 import errno
 import os
@@ -408,7 +408,7 @@ def test_kill_9_of_the_process(tmp_path):
         else:
             assert process.wait() == 0
         computed = {int(day) for day in log.read_text().split()[before:]}
-        assert not computed & finished  # finished regions are never computed again
+        assert not computed & finished  # finished regions are never recomputed
     assert kills == 2
     assert chunks_of(path) == whole
     assert opened(path, consolidated=True).attrs[layout.STATUS] == layout.COMPLETE

@@ -1,4 +1,4 @@
-"""Training: it learns what is there to learn, to the same bits each time, and says what it cannot do."""
+"""Training: it learns what there is to learn, with the same bits each time, and says what it cannot do."""
 
 import contextlib
 import dataclasses
@@ -47,7 +47,7 @@ def small(**changes):
 
 
 def climate(days=20, seed=0):
-    """Precipitation and elevation: an ocean, terrain and rain that follows it."""
+    """Precipitation and elevation: an ocean, and terrain that the rain follows."""
     rng = np.random.default_rng(seed)
     nlat, nlon = 32, 40
     rows, cols = np.meshgrid(np.arange(nlat), np.arange(nlon), indexing="ij")
@@ -256,7 +256,7 @@ def same_states(one, other):
 
 @pytest.mark.slow
 def test_kill_minus_nine_at_random_moments(store, tmp_path):
-    """A process killed again and again ends with the bits of one that was left alone."""
+    """A process that is killed repeatedly ends with the same bits as one that is left alone."""
     # Processes are forked from a server that has imported everything: a run starts in a moment.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_train", "torch._dynamo"])
@@ -271,7 +271,7 @@ def test_kill_minus_nine_at_random_moments(store, tmp_path):
     while True:
         process = context.Process(target=run_to_the_end, args=(store, killed))
         process.start()
-        # Some checkpoints later, and a moment more: within a step, a validation, a write
+        # Some checkpoints later plus a moment: within a step, a validation, a write
         wanted, before = chance.randint(0, 12), newest(killed)
         while process.is_alive() and sum(newest(killed)) < sum(before) + wanted * 7:
             time.sleep(0.002)
@@ -543,7 +543,7 @@ def test_on_a_gpu(tmp_path):
         ({"static": "elevation"}, "static is 'elevation'; needed: a list"),
         ({"loss": "denseloss", "alpha": -1.0}, "alpha is -1.0; needed: a number of at least 0"),
         ({"loss": "denseloss", "density_transform": "log"}, "transform is 'log'"),
-        ({"kernels": (9, 5)}, "needed is one kernel more"),
+        ({"kernels": (9, 5)}, "Needed: one kernel more"),
     ],
 )
 def test_configuration_errors(changes, match):
@@ -681,7 +681,7 @@ def test_resume_with_a_single_renewed_day(tmp_path, monkeypatch, day):
 
 
 def test_data_that_change_while_they_are_trained_on(tmp_path, monkeypatch):
-    """A ladder whose days are written again meanwhile is no data to learn from."""
+    """A ladder whose days are rewritten meanwhile must not be learned from."""
     coarse, fine = pair_of_levels(days=15)
     values = fine["precipitation"].values.copy()
 
@@ -738,7 +738,7 @@ def test_validation_days_without_an_observation(tmp_path, caplog, chunks):
         train_stage(coarse, fine.assign(precipitation=only_outside), config)
     with pytest.raises(ValueError, match="None of the 3 validation days"):
         train_stage(without([coarse], [4, 5, 11])[0], fine, config)
-    # Some of them do not count, and it is said.
+    # Some of them do not count, and the log says so.
     part = train_stage(*without(levels, [4, 11]), config)
     assert "2 of 3 validation days have no observed cell inside the mask and do not count: 2001-01-05, 2001-01-12." in (
         caplog.text
@@ -798,7 +798,7 @@ def test_a_climatology_of_validation_or_test_days_is_refused(kind, tmp_path, mon
         with pytest.raises(ValueError, match=r"1 validation days \(2001-01-02\) and 2 test days \(2001-01-03\.\.2001"):
             train_stack(levels, both, progress=False)
     train_stack(levels, small(validation=config.validation, test=config.test), progress=False)  # it takes none
-    # What the error says to do leads on.
+    # Following the advice in the error works.
     model = train_stack([level.drop_vars("climatology") for level in ladder_], config, progress=False)
     assert model.training["climatology"] == "mean of the training days (14 from 2001-01-01 to 2001-01-14)"
     other_days = dataclasses.replace(config, validation=("2001-01-17",))

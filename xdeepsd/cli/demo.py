@@ -11,7 +11,7 @@ from xdeepsd.cli.terminal import check_writable, consoles, told
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of the climate and of the training.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each stage.")] = 400,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``xdeepsd demo``: the whole path on a small generated climate, in a few minutes on a laptop."""
+"""``xdeepsd demo``: the whole path on a small generated climate, in a minute or so on a laptop."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stack import train_stack
 
 FACTORS = (2, 2, 2)
-# All that the demo writes, and the file that says so.
+# Everything that the demo writes, and the file that marks the folder as its own.
 _MADE = ("fine.zarr", "levels.zarr", "model", "coarse.zarr", "downscaled.zarr", "maps.png")
 _MARK = ".made-by-xdeepsd-demo"
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}
 
 
 def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd.DataFrame:
-    """Generate, write, coarsen, train, downscale and compare; everything lies in the folder ``out`` afterwards.
+    """Generate, write, coarsen, train, downscale and compare; everything ends up in the folder ``out``.
 
     Returns the table of errors on the held-out year (rows: xdeepsd and every baseline).
     """
@@ -45,7 +45,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     years = sorted({int(y) for y in climate["time"].dt.year})
     to_zarr(climate.chunk(time=180), out / "fine.zarr")
 
-    console.print("[bold]2[/] The resolution ladder: three levels above the finest, each of half the resolution")
+    console.print("[bold]2[/] The resolution ladder: three coarser levels, each at half the resolution")
     fine = xr.open_zarr(out / "fine.zarr")
     static = fine[["elevation"]].compute()
     build_levels(fine["precipitation"], static, FACTORS, out / "levels.zarr")
@@ -78,7 +78,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
 
 
 def _make_room(out: Path, console: Console) -> None:
-    """An empty folder, or one that a demo made: of it, what that demo wrote is taken away."""
+    """Make an empty folder, or clear one that a demo made: only what that demo wrote is removed."""
     mark = out / _MARK
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file. Needed: a folder. Type --out NAME.")

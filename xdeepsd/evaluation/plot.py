@@ -1,4 +1,4 @@
-"""Pictures: maps side by side."""
+"""Figures: maps side by side, and the errors of a sweep."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def plot_maps(maps: Mapping[str, xr.DataArray], title: str = "") -> Figure:
-    """Maps of precipitation side by side on one colour scale, two in a row.
+    """Maps of precipitation on one colour scale, two to a row.
 
     Parameters
     ----------
     maps
-        Title and ``(lat, lon)`` map of each panel, all in one unit; grids may differ. Computed here. NaN is grey.
+        Title and ``(lat, lon)`` map of each panel, all in the same units; grids may differ. Computed here. NaN is grey.
     title
         Above all panels.
 
     Returns
     -------
-    A matplotlib Figure; ``figure.savefig(path)`` writes it. Raises ImportError with a hint without matplotlib.
+    A matplotlib Figure; ``figure.savefig(path)`` writes it. Raises ImportError, with what to type, without matplotlib.
     """
     require("plot", "plot_maps")
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def plot_maps(maps: Mapping[str, xr.DataArray], title: str = "") -> Figure:
 
 
 def plot_sweep(summary: pd.DataFrame, chosen: float | None = None) -> Figure:
-    """Error relative to alpha 0 against alpha, a line for each bin rank, on the validation days.
+    """Error relative to alpha 0 against alpha on the validation days, one line per rank of the bins.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def plot_sweep(summary: pd.DataFrame, chosen: float | None = None) -> Figure:
 
     Returns
     -------
-    A matplotlib Figure, a panel for RMSE and one for MAE. Filled points differ from alpha 0 (Wilcoxon, p <= 0.05).
+    A matplotlib Figure with a panel each for RMSE and MAE. Filled points differ from alpha 0 (Wilcoxon, p <= 0.05).
     """
     require("plot", "plot_sweep")
     from matplotlib.figure import Figure

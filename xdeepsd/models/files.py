@@ -22,7 +22,7 @@ from xdeepsd.models.stack import StackedSRCNN, describe, level_grids, weights
 from xdeepsd.models.stage import Stage
 from xdeepsd.stores.whole import partial_of, write_whole
 
-FORMAT = 1  # raised when an older xdeepsd could not read the files any more
+FORMAT = 1  # to be raised when an older xdeepsd can no longer read the files
 _JSON, _TENSORS, _NEW_TENSORS = "model.json", "model.safetensors", "model.safetensors.new"
 
 
@@ -47,10 +47,10 @@ def _static_attrs(model: StackedSRCNN) -> dict[str, dict[str, Any]]:
 
 
 def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raise FileExistsError where `save_model` would not write: before a training, not after it."""
+    """Raise FileExistsError where `save_model` would refuse to write: before a training rather than after it."""
     path = Path(path)
     begun = path.is_dir() and all(_NEW_TENSORS in (file.name, partial_of(file.name)) for file in path.iterdir())
-    if not path.exists() or begun:  # empty, or what a first call left that was stopped
+    if not path.exists() or begun:  # empty, or left by a first call that was interrupted
         return
     if not overwrite:
         raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
@@ -65,9 +65,9 @@ def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
 def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write a model to the folder ``path``: ``model.safetensors`` and a ``model.json`` that describes it.
 
-    Raises FileExistsError where ``path`` exists and ``overwrite`` is False, or where it is anything but a model. Of a
-    model, these two files are replaced and nothing else; stopped at any moment, the old or the new one is there, whole.
-    Static fields that are lazy are computed.
+    Raises FileExistsError if ``path`` exists and ``overwrite`` is False, or if it is anything but a model. Of an
+    existing model, these two files are replaced and nothing else; whenever it is interrupted, either the old or the new
+    model is complete. Lazy static fields are computed.
     """
     path = Path(path)
     check_model_folder(path, overwrite)
@@ -83,7 +83,8 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
         "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
     }
     path.mkdir(parents=True, exist_ok=True)
-    # The new tensors beside the old ones; then the description, which from then on is theirs; then their name.
+    # First the new tensors beside the old ones; then the description, which from then on means the new ones; then the
+    # new tensors take the old ones' name.
     write_whole(path / _NEW_TENSORS, tensors)
     write_whole(path / _JSON, (json.dumps(description, indent=2, default=str) + "\n").encode())
     (path / _NEW_TENSORS).replace(path / _TENSORS)
@@ -92,11 +93,11 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
 def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
     """Read a model written by `save_model`.
 
-    Raises FileNotFoundError where the folder or one of its two files is missing, and ValueError where a file is
-    truncated or changed, or comes from a newer version of xdeepsd.
+    Raises FileNotFoundError if the folder or one of its two files is missing, and ValueError if a file is truncated or
+    changed, or comes from a newer version of xdeepsd.
     """
     path = Path(path)
-    new = path / _NEW_TENSORS  # where `save_model` was stopped: before its description was written, or after
+    new = path / _NEW_TENSORS  # left if `save_model` was interrupted, before or after it wrote the description
     tensors = next((file for file in (path / _TENSORS, new) if file.exists()), path / _TENSORS)
     for file in (path, path / _JSON, tensors):
         if not file.exists():
@@ -127,7 +128,7 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
         arrays = safetensors.numpy.load(content)
         return _build(description, arrays)
     except (KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is not a whole model: {error}. {again}") from error
+        raise ValueError(f"{path} is not a complete model: {error}. {again}") from error
 
 
 def _build(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> StackedSRCNN:

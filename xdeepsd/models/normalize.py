@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Normalizer:
-    """``(value - mean) / std`` with a mean and std fixed at training.
+    """``(value - mean) / std`` with a mean and std fixed in training.
 
-    Not batch norm: two constants, so that it folds into the convolutions (docs/method.md). Works on
-    numbers, numpy and dask arrays, DataArrays and tensors; NaN stays NaN; lazy where its input is.
+    Two constants, unlike batch norm, so that it folds into the convolutions (docs/method.md). Works on numbers, numpy
+    and dask arrays, DataArrays and tensors; NaN stays NaN; lazy if its input is.
 
     >>> n = Normalizer(mean=2.0, std=4.0)
     >>> n.apply(10.0), n.invert(2.0)
@@ -34,5 +34,5 @@ class Normalizer:
         return (values - self.mean) / self.std
 
     def invert(self, values: Any) -> Any:
-        """Values in their units again: ``values * std + mean``."""
+        """Values in their original units: ``values * std + mean``."""
         return values * self.std + self.mean

@@ -1,6 +1,6 @@
 """The network of one stage: a super-resolution CNN of 'valid' convolutions (tensors only).
 
-Dong et al. (2014), as stacked by Vandal et al., DeepSD (KDD 2017), section 3: ``conv k1, ReLU, conv k2, ReLU,
+Dong et al. (2014), stacked as in DeepSD (Vandal et al., KDD 2017, section 3): ``conv k1, ReLU, conv k2, ReLU,
 conv k3`` on the interpolated precipitation and the fine static fields.
 """
 
@@ -17,20 +17,20 @@ from xdeepsd.models.conserve import check as check_conserve
 
 @dataclass(frozen=True)
 class SRCNNConfig:
-    """Shape of one stage's network.
+    """Architecture of one stage's network.
 
     Parameters
     ----------
     channels
-        Hidden channels of each convolution but the last (the paper: 64, 32).
+        Output channels of each convolution but the last (64, 32 in the paper).
     kernels
-        Odd kernel sizes, one more than ``channels`` (the paper: 9, 1, 5; deepsd's code: 9, 3, 5).
+        Odd kernel sizes, one more than ``channels`` (9, 1, 5 in the paper; 9, 3, 5 in deepsd's code).
     factor
         Fine cells per coarse cell along an axis.
     static
         Names of the static fields, in the order of the input channels after precipitation.
     residual
-        The network gives the difference to the interpolated input instead of the value itself.
+        The network predicts the difference from the interpolated input instead of the value itself.
     conserve
         "multiplicative", "additive" or "softmax": the fine cells of a coarse cell have its mean, see
         `xdeepsd.models.conserve.conserve`. None: the means are as they come. With "softmax" the network gives exponents
@@ -48,21 +48,21 @@ class SRCNNConfig:
         for name in ("channels", "kernels", "static"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise ValueError(f"{name} is the text {value!r}; needed: a tuple, such as ({value!r},).")
+                raise ValueError(f"{name} is the text {value!r}. Needed: a tuple, such as ({value!r},).")
             object.__setattr__(self, name, tuple(value))
         if len(self.kernels) != len(self.channels) + 1:
             raise ValueError(
-                f"kernels {self.kernels} and channels {self.channels}: needed is one kernel more than hidden "
-                "channels, such as channels=(64, 32), kernels=(9, 1, 5)."
+                f"kernels {self.kernels} and channels {self.channels}. Needed: one kernel more than hidden channels, "
+                "such as channels=(64, 32), kernels=(9, 1, 5)."
             )
         if any(int(k) != k or k < 1 or k % 2 == 0 for k in self.kernels):
-            raise ValueError(f"kernels {self.kernels}: needed are odd sizes of at least 1, such as (9, 1, 5).")
+            raise ValueError(f"kernels {self.kernels}. Needed: odd sizes of at least 1, such as (9, 1, 5).")
         if any(int(c) != c or c < 1 for c in self.channels):
-            raise ValueError(f"channels {self.channels}: needed are whole numbers of at least 1.")
+            raise ValueError(f"channels {self.channels}. Needed: whole numbers of at least 1.")
         if int(self.factor) != self.factor or self.factor < 1:
-            raise ValueError(f"factor {self.factor}: needed is a whole number of at least 1, such as 2.")
+            raise ValueError(f"factor {self.factor}. Needed: a whole number of at least 1, such as 2.")
         if len(set(self.static)) != len(self.static):
-            raise ValueError(f"static {self.static}: a field is named twice.")
+            raise ValueError(f"static {self.static} names a field twice. Needed: each field once.")
         check_conserve(self.conserve)
         if self.conserve == "softmax" and self.residual:
             raise ValueError(
@@ -77,7 +77,7 @@ class SRCNNConfig:
 
     @property
     def halo(self) -> int:
-        """Coarse cells needed around a cell: the convolutions' reach and the one of bilinear interpolation."""
+        """Coarse cells needed around a cell: the reach of the convolutions plus that of bilinear interpolation."""
         # The leftmost fine cell needed, -radius, lies at coarse index (-radius + 0.5) / factor - 0.5.
         return max(0, -math.floor((0.5 - self.radius) / self.factor - 0.5))
 
@@ -85,8 +85,8 @@ class SRCNNConfig:
 class SRCNN(nn.Module):
     """One stage's network: normalised channels in, one normalised channel out.
 
-    ``parameters()`` come as weight, bias per layer, in order. With 9-1-5, 64-32-1 and two input channels there are
-    13,313 of them.
+    ``parameters()`` yields weight and bias of each layer in order. With 9-1-5, 64-32-1 and two input channels there
+    are 13,313 of them.
     """
 
     def __init__(self, config: SRCNNConfig | None = None) -> None:

@@ -18,7 +18,7 @@ from xdeepsd.models.stage import Stage
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StackedSRCNN:
-    """Stages applied one after the other, each on the last one's output (DeepSD, KDD 2017, section 3.2).
+    """Stages applied one after another, each to the output of the one before (DeepSD, KDD 2017, section 3.2).
 
     Parameters
     ----------
@@ -27,14 +27,14 @@ class StackedSRCNN:
     units
         Units of precipitation that the stages were trained in.
     variable
-        Name of the variable that the model was trained on; None: not known.
+        Name of the variable that the model was trained on; None: unknown.
     static
-        Static fields on the finest grid, a Dataset of dims ``lat, lon`` whose coordinates are the target grid. None:
-        the grid is taken from the ``static`` given to `xdeepsd.downscale`.
+        Static fields on the finest grid: a Dataset with dims ``lat, lon`` whose coordinates are the target grid. None:
+        the grid is that of the ``static`` passed to `xdeepsd.downscale`.
     mask
         ``(lat, lon)`` bool on the same grid, True where values are wanted; None: everywhere.
     training
-        What is worth knowing of the training: years, errors, seed.
+        What is worth knowing about the training: years, errors, seed.
     """
 
     stages: Sequence[Stage]
@@ -47,7 +47,7 @@ class StackedSRCNN:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.stages:
-            raise ValueError("A stack of no stages. Needed: StackedSRCNN([stage, ...]), coarsest first.")
+            raise ValueError("A stack without stages. Needed: StackedSRCNN([stage, ...]), coarsest first.")
         for part in (self.static, self.mask):
             if part is not None and not {"lat", "lon"} <= set(part.coords):
                 raise ValueError(
@@ -79,7 +79,7 @@ class StackedSRCNN:
 
     @property
     def spacing(self) -> tuple[float, float] | None:
-        """Size of the coarsest cells in latitude and longitude, degrees; None while the grid is not known."""
+        """Size of the coarsest cells in latitude and longitude, degrees; None if the grid is unknown."""
         if self.static is None:
             return None
         steps = (abs(spacing(self.static[name], name)) for name in ("lat", "lon"))
@@ -87,13 +87,13 @@ class StackedSRCNN:
         return lat, lon
 
     def __repr__(self) -> str:
-        """A few lines: stages, grids, units, and what is known of the training."""
+        """A few lines: stages, grids, units, and what is known about the training."""
         return "\n".join(_lines(self))
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change with any weight or normaliser, the units and the variable.
+        """Twelve hexadecimal digits that change if any weight, normaliser, the units or the variable changes.
 
-        The static fields and the mask are left out: they may be lazy.
+        The static fields and the mask are left out, since they may be lazy.
         """
         digest = hashlib.sha256(json.dumps(describe(self), sort_keys=True, default=str).encode())
         for name, array in sorted(weights(self).items()):
@@ -103,7 +103,7 @@ class StackedSRCNN:
 
 
 def describe(model: StackedSRCNN) -> dict[str, Any]:
-    """What `fingerprint` covers besides the weights, as it lies on disk."""
+    """What `fingerprint` covers besides the weights, in the form in which it is saved."""
     return {
         "units": model.units,
         "variable": model.variable,
@@ -121,7 +121,7 @@ def describe(model: StackedSRCNN) -> dict[str, Any]:
 
 
 def level_grids(model: StackedSRCNN) -> list[dict[str, Any]]:
-    """Shape, first centre and step of every level, coarsest first: to be read by people."""
+    """Shape, first centre and step of every level, coarsest first, for people to read."""
     if model.static is None:
         return []
     grids, scale = [], model.scale
@@ -142,7 +142,7 @@ def level_grids(model: StackedSRCNN) -> list[dict[str, Any]]:
 
 
 def _lines(model: StackedSRCNN) -> Iterator[str]:
-    """The model in words. Reads no map."""
+    """The model in words. Does not read any map."""
     factors = " x ".join(map(str, model.factors))
     yield f"StackedSRCNN of factor {factors} = {model.scale}, {model.variable or 'precipitation'} in {model.units}"
     grids = level_grids(model)

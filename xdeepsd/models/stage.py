@@ -15,7 +15,7 @@ from xdeepsd.models.srcnn import SRCNN, SRCNNConfig, pad_edges, upsample_tensor
 
 
 def interpolated_input(coarse: Tensor, config: SRCNNConfig) -> Tensor:
-    """What the network of a stage reaches of the interpolated precipitation: the fine map and `radius` cells around it.
+    """The interpolated precipitation that the network of a stage sees: the fine map and `radius` cells around it.
 
     ``(batch, channel, lat, lon)`` to ``(batch, channel, factor * lat + 2 radius, factor * lon + 2 radius)``, edges
     replicated before the interpolation. The same in training and at inference.
@@ -34,14 +34,14 @@ class Stage:
     net
         The trained `SRCNN`.
     precipitation
-        Normaliser of the interpolated input, units of the model.
+        Normaliser of the interpolated input, in the units of the model (transformed, with ``transform``).
     static
-        Normaliser of each static field by name, exactly those of ``net.config.static``.
+        Normaliser of each static field by name: exactly those in ``net.config.static``.
     target
-        Normaliser of the fine precipitation; of its difference to the interpolated input if ``residual``.
+        Normaliser of the fine precipitation, or of its difference from the interpolated input if ``residual``.
     transform
-        "sqrt" or "log1p": the coarse precipitation is transformed first, and the output back at last; what lies in
-        between (interpolation, normalisers, residual) is of the transformed values. None: precipitation as it is.
+        "sqrt" or "log1p": the coarse precipitation is transformed first and the output transformed back last;
+        everything in between (interpolation, normalisers, residual) works on transformed values. None: no transform.
     """
 
     net: SRCNN
@@ -55,7 +55,7 @@ class Stage:
         wanted, given = self.net.config.static, tuple(self.static)
         if sorted(wanted) != sorted(given):
             raise ValueError(
-                f"The network takes the static fields {wanted}, the normalisers given are for {given}. "
+                f"The network takes the static fields {wanted}, but the normalisers are for {given}. "
                 "Needed: one Normalizer for each, Stage(net, precipitation, {name: Normalizer(mean, std)}, target)."
             )
         object.__setattr__(self, "static", {name: self.static[name] for name in wanted})
@@ -66,12 +66,12 @@ class Stage:
         return self.net.config
 
     def __call__(self, coarse: Tensor, static: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Fine precipitation of a batch of days: the plain forward, the definition that the fast path must meet.
+        """Fine precipitation of a batch of days: the plain forward, which the fast forward must reproduce.
 
         Parameters
         ----------
         coarse
-            ``(batch, lat, lon)``, units of the model, no NaN.
+            ``(batch, lat, lon)``, in the units of the model, without NaN.
         static
             ``(static, factor * lat, factor * lon)`` from `xdeepsd.models.static.stage_channels`, not normalised.
         weights
@@ -120,7 +120,7 @@ class Stage:
 
 
 def copied(stage: Stage, conserve: str | None = None) -> Stage:
-    """The same stage with its own network, on the CPU, which later changes of the first one's weights do not reach.
+    """The same stage with its own network, on the CPU: later changes to the original's weights do not affect it.
 
     ``conserve`` replaces what the network was trained with, see `SRCNNConfig`; None: it stays.
     """

@@ -1,6 +1,6 @@
-"""Static fields (elevation, climatology, ...) at each level, as a stage wants them (numpy).
+"""Static fields (elevation, climatology, ...) at each level, as a stage needs them (numpy).
 
-The same functions serve training and inference, so that a field is resampled in one way only.
+Training and inference share these functions, so a field is never resampled in two ways.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLIMATOLOGY = "climatology"
 
 
 def fill(field: np.ndarray) -> np.ndarray:
-    """Fill NaN of a static map ``(lat, lon)`` from the nearest known cell; a map of NaN only raises ValueError."""
+    """Fill NaN in a static map ``(lat, lon)`` from the nearest known cell; ValueError if no cell is known."""
     missing = ~np.isfinite(field)
     if not missing.any():
         return field
@@ -29,7 +29,7 @@ def fill(field: np.ndarray) -> np.ndarray:
 def climatology_channel(fine: np.ndarray, coarse: np.ndarray, factor: int) -> np.ndarray:
     """``log(clip(fine / upsample(coarse), 1/5, 5))``, dimensionless (docs/method.md).
 
-    Where both are 0 the ratio is 1; the climatologies must be filled.
+    The ratio is 1 where both are 0. Neither climatology may contain NaN.
     """
     between = upsample(np.asarray(coarse, np.float64), factor)
     fine = np.asarray(fine, np.float64)
@@ -40,15 +40,15 @@ def climatology_channel(fine: np.ndarray, coarse: np.ndarray, factor: int) -> np
 def stage_channels(
     fine: Mapping[str, np.ndarray], coarse: Mapping[str, np.ndarray], names: Sequence[str], factor: int
 ) -> np.ndarray:
-    """Static channels of one stage, in the order of ``names``, not normalised.
+    """Static channels of one stage, in the order of ``names``, before normalisation.
 
     Parameters
     ----------
     fine, coarse
-        Maps ``(lat, lon)`` of the stage's output level and input level by name; NaN is filled here. Only
-        ``climatology`` is read from ``coarse``.
+        Maps ``(lat, lon)`` of the stage's output and input level by name; NaN is filled here. From ``coarse`` only
+        ``climatology`` is read.
     names, factor
-        From the stage's `SRCNNConfig`.
+        Those of the stage's `SRCNNConfig`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Threads of torch: their number is one of the process, and several runs at once must not mix theirs up."""
+"""Threads of torch: a setting of the whole process, so runs at the same time must not overwrite each other's."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 _lock = threading.Lock()
 _mine = threading.local()
 _inside = 0
-_outside = 0  # the number where no run is going on
+_outside = 0  # the number while no run is going on
 
 
 @contextmanager
 def torch_threads(number: int | None) -> Iterator[None]:
     """Let torch use ``number`` threads here; None changes nothing.
 
-    torch keeps a number for each thread, and one of the process with which new threads begin. Setting one sets both, so
-    that runs which overlap would leave theirs behind: the last one out puts the process's number back.
+    torch keeps one number for each thread, and one for the process, which new threads start with. Setting it sets both,
+    so runs that overlap would leave theirs behind: the last run to finish restores the number of the process.
     """
     global _inside, _outside
     if number is None:
         yield
         return
-    outer = getattr(_mine, "number", None)  # of a run around this one, in this thread
+    outer = getattr(_mine, "number", None)  # that of an enclosing run in this thread
     with _lock:
         if not _inside:
             _outside = torch.get_num_threads()
@@ -39,7 +39,7 @@ def torch_threads(number: int | None) -> Iterator[None]:
             _inside -= 1
             _mine.number = outer
             torch.set_num_threads(outer or _outside)
-            if _inside and outer is None:  # the others go on: the process's number again, from a thread that then ends
+            if _inside and outer is None:  # others still run: set the process's number again, from a short-lived thread
                 other = threading.Thread(target=torch.set_num_threads, args=(number,))
                 other.start()
                 other.join()

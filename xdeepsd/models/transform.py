@@ -1,5 +1,5 @@
-"""Transforms of precipitation: the spaces in which networks and densities work. Stated once, for tensors, arrays and
-compiled code.
+"""Transforms of precipitation in which networks and densities may work, stated once for tensors, arrays and compiled
+code.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import numpy as np
 
 Transform = Literal["sqrt", "log1p"]
 
-# A name's place is the number by which compiled code knows it.
+# Compiled code refers to a transform by its position here.
 TRANSFORMS: tuple[Transform | None, ...] = (None, "sqrt", "log1p")
 _INVERSE = {"sqrt": "square", "log1p": "expm1"}  # of numpy and of tensors alike
 
 
 def transform(values: Any, name: Transform | str | None) -> Any:
-    """Precipitation in another space; what is below 0 counts as 0 there, NaN stays NaN. Tensors or numpy.
+    """Transformed precipitation: values below 0 count as 0, NaN stays NaN. Tensors or numpy arrays.
 
     >>> transform(np.array([4.0, -1.0]), "sqrt")
     array([2., 0.])
@@ -44,11 +44,11 @@ def check(name: str | None, argument: str = "transform") -> None:
         raise ValueError(f"{argument} is {name!r}; needed: one of {', '.join(map(repr, TRANSFORMS))}.")
 
 
-# For numba, which compiles them into its callers.
+# For numba, which compiles these into their callers.
 
 
 def transform_number(value: Any, number: int) -> Any:
-    """`transform` of a number of at least 0, by its place in `TRANSFORMS`."""
+    """`transform` of a single value of at least 0; ``number`` is its position in `TRANSFORMS`."""
     if number == 1:
         return np.sqrt(value)
     if number == 2:
@@ -57,7 +57,7 @@ def transform_number(value: Any, number: int) -> Any:
 
 
 def invert_number(value: Any, number: int) -> Any:
-    """`invert` of a number, by its place in `TRANSFORMS`."""
+    """`invert` of a single value; ``number`` is the position in `TRANSFORMS`."""
     if number == 1:
         return value * value
     if number == 2:
