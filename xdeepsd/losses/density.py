@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -19,19 +19,8 @@ import xarray as xr
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve
 
-from xdeepsd._extras import require
+from xdeepsd.losses.histogram import Moments, linear_binning, look_up, moments
 from xdeepsd.models.transform import Transform, check, invert
-
-if TYPE_CHECKING:
-    from xdeepsd.losses.histogram import Moments
-
-
-def _passes() -> Any:
-    """The module of the compiled passes over the values; ImportError, with what to type, without numba."""
-    require("fast", "DenseWeight")
-    from xdeepsd.losses import histogram
-
-    return histogram
 
 
 def _reach(bandwidth: float) -> float:
@@ -230,12 +219,11 @@ class DenseWeight:
             If over half of the training values get ``eps``, or the grid is coarser than the bandwidth.
         """
         array = _checked_array(values)
-        passes = _passes()
-        found = passes.moments(array, self._threshold, self.transform, scheduler=scheduler)
+        found = moments(array, self._threshold, self.transform, scheduler=scheduler)
         bandwidth = self._checked_bandwidth(found)
         outside = max(0.05 * (found.maximum - found.minimum), _reach(bandwidth))
         grid = np.linspace(found.minimum - outside, found.maximum + outside, int(self.grid_points))
-        counts = passes.linear_binning(array, grid, self._threshold, self.transform, scheduler=scheduler)
+        counts = linear_binning(array, grid, self._threshold, self.transform, scheduler=scheduler)
         if not math.isclose(counts.sum(), found.n, rel_tol=1e-9):
             raise ValueError(
                 f"The first pass over the values counted {found.n}, the second one {counts.sum():.0f}: they changed "
@@ -333,7 +321,7 @@ class DenseWeight:
         histogram = self._fitted
         return _on_blocks(
             partial(
-                _passes().look_up,
+                look_up,
                 grid=histogram.grid,
                 table=histogram.density,
                 threshold=self._threshold,
@@ -353,7 +341,7 @@ class DenseWeight:
         """
         histogram = self._fitted
         density = partial(
-            _passes().look_up,
+            look_up,
             grid=histogram.grid,
             table=histogram.scaled_density,
             threshold=self._threshold,
