@@ -36,12 +36,9 @@ class Mutant(NamedTuple):
 
 
 ALIGN = "tests/grids/test_align.py"
-INPUTS = "tests/inference/test_inputs.py tests/inference/test_inference.py -k mask"
-INFERENCE = "tests/inference/test_inference.py"
-LEVELS = "tests/levels/test_levels.py"
-PATCHES = "tests/levels/test_patches.py"
-TRAIN = "tests/training/test_train.py"
-THREADS = f"{INFERENCE} {TRAIN} -k threads"
+AXES = "tests/grids/test_axes.py"
+MASKS = "tests/test_masks.py"
+THREADS = "tests/test_masks.py -k threads or thread or runs or leaves"
 
 TOLERANCES = {
     "SAME": "0.01", "LIES_ON": "0.05", "SAME_STEP": "0.01", "SAME_EDGE": "1e-3", "INFERRED": "1e-6",
@@ -55,52 +52,50 @@ MUTANTS = [
 ]
 MUTANTS += [
     # Regular coordinates
-    Mutant("grids/axes.py", "> 0.01 * abs(step)", "> 0.02 * abs(step)", "tests/grids/test_axes.py"),
-    Mutant("grids/axes.py", "> 0.01 * abs(step)", "> 0.005 * abs(step)", "tests/grids/test_axes.py"),
+    Mutant("grids/axes.py", "> 0.01 * abs(step)", "> 0.02 * abs(step)", AXES),
+    Mutant("grids/axes.py", "> 0.01 * abs(step)", "> 0.005 * abs(step)", AXES),
     # Does it lie there at all?
     Mutant("inference/inputs.py", "if off > align.LIES_ON:", "if False:", ALIGN),
     Mutant("inference/inputs.py", "if not align.same_step(given, trained):", "if False:", ALIGN),
-    Mutant("levels", "if (index < 0).any():", "if (index < 0).all():", LEVELS),
+    Mutant("levels", "if (index < 0).any():", "if (index < 0).all():", MASKS),
     # The mask at inference
     Mutant("inference/inputs.py", "isinstance(mask, xr.DataArray) or mask.dtype != bool:",
-           "isinstance(mask, xr.DataArray):", INPUTS),
-    Mutant("inference/inputs.py", "if not any((index < 0).any()", "if not any((index < 0).all()", INPUTS),
-    Mutant("inference/inputs.py", "            not given or sizes ==", "            True or sizes ==", INPUTS),
-    Mutant("inference/inputs.py", "            not given or sizes ==", "            given or sizes ==", INPUTS),
-    Mutant("inference/inputs.py", "            return da.isel(picked)", "            return da", INPUTS),
-    Mutant("inference/inputs.py", "    if given:\n        raise", "    if False:\n        raise", INPUTS),
-    Mutant("inference/inputs.py", "        mask = model.mask\n", "        mask = None\n", INPUTS),
-    Mutant("inference/windows.py", "np.copyto(fine, np.nan, where=~ready.mask)", "pass", INFERENCE),
+           "isinstance(mask, xr.DataArray):", MASKS),
+    Mutant("inference/inputs.py", "if not any((index < 0).any()", "if not any((index < 0).all()", MASKS),
+    Mutant("inference/inputs.py", "            not given or sizes ==", "            True or sizes ==", MASKS),
+    Mutant("inference/inputs.py", "            not given or sizes ==", "            given or sizes ==", MASKS),
+    Mutant("inference/inputs.py", "            return da.isel(picked)", "            return da", MASKS),
+    Mutant("inference/inputs.py", "    if given:\n        raise", "    if False:\n        raise", MASKS),
+    Mutant("inference/inputs.py", "        mask = model.mask\n", "        mask = None\n", MASKS),
+    Mutant("inference/windows.py", "np.copyto(fine, np.nan, where=~ready.mask)", "pass", MASKS),
     Mutant("inference/windows.py", "np.copyto(fine, np.nan, where=~ready.mask)",
-           "np.copyto(fine, np.nan, where=ready.mask)", INFERENCE),
-    Mutant("inference/windows.py", ".any(axis=(1, 3))", ".all(axis=(1, 3))", INFERENCE),
-    Mutant("inference/windows.py", "        size = 2 * halo + 1\n", "        size = 2 * halo - 1\n", INFERENCE),
-    Mutant("inference/windows.py", "    if missing.any():\n        fine[", "    if False:\n        fine[", INFERENCE),
-    Mutant("inference/windows.py", "reach = 2 * job.model.halo", "reach = 2 * job.model.halo - 1", INFERENCE),
+           "np.copyto(fine, np.nan, where=ready.mask)", MASKS),
+    Mutant("inference/windows.py", ".any(axis=(1, 3))", ".all(axis=(1, 3))", MASKS),
+    Mutant("inference/windows.py", "        size = 2 * halo + 1\n", "        size = 2 * halo - 1\n", MASKS),
+    Mutant("inference/windows.py", "    if missing.any():\n        fine[", "    if False:\n        fine[", MASKS),
+    Mutant("inference/windows.py", "reach = 2 * job.model.halo", "reach = 2 * job.model.halo - 1", MASKS),
     # The mask of levels
-    Mutant("levels", "_MASK_DAYS = 30", "_MASK_DAYS = 29", f"{LEVELS} -k mask"),
-    Mutant("levels", "_MASK_DAYS = 30", "_MASK_DAYS = 31", f"{LEVELS} -k mask"),
-    Mutant("levels", '.notnull().any("time") if given', '.notnull().all("time") if given', LEVELS),
-    Mutant("levels", "covered > 0 if", "covered > 0.5 if", LEVELS),
-    Mutant("levels", "covered > 0 if", "covered >= 1 if", LEVELS),
-    Mutant("levels", 'maps.pop("mask", None) if mask is None else', 'maps.pop("mask", None) if True else', LEVELS),
+    Mutant("levels", "_MASK_DAYS = 30", "_MASK_DAYS = 29", MASKS),
+    Mutant("levels", "_MASK_DAYS = 30", "_MASK_DAYS = 31", MASKS),
+    Mutant("levels", '.notnull().any("time") if given', '.notnull().all("time") if given', MASKS),
+    Mutant("levels/memory.py", " > 0 if factor > 1 else", " > 0.5 if factor > 1 else", MASKS),
+    Mutant("levels/memory.py", " > 0 if factor > 1 else", " >= 1 if factor > 1 else", MASKS),
+    Mutant("levels", 'maps.pop("mask", None) if mask is None else', 'maps.pop("mask", None) if True else', MASKS),
     # The mask in training
-    Mutant("levels", " | ~self.mask\n", "\n", PATCHES),
-    Mutant("levels", " | ~self.mask\n", " | self.mask\n", PATCHES),
-    Mutant("levels", "merge(channel[pair.mask])", "merge(channel)", PATCHES),
-    Mutant("levels/patches.py", "(share >= min_land) & (share > 0)", "(share > min_land) & (share > 0)", PATCHES),
-    Mutant("levels/patches.py", "(share >= min_land) & (share > 0)", "(share >= min_land)", PATCHES),
-    Mutant("levels/patches.py", "        target[~mask] = 0.0\n", "", PATCHES),
-    Mutant("levels/patches.py", "            values[~mask] = 0.0\n", "            pass\n", PATCHES),
-    Mutant("levels/patches.py", "mask = ~np.isnan(target)", "mask = np.ones(target.shape, bool)", PATCHES),
-    Mutant("levels", 'if "mask" not in fine:', "if False:", f"{PATCHES} {TRAIN} -k mask"),
-    Mutant("training", 'if "mask" not in finest:', "if False:", f"{TRAIN} -k mask"),
-    Mutant("training/stage.py", '.where(xr.DataArray(pair.mask, dims=("lat", "lon")))', "", f"{TRAIN} -k density"),
-    Mutant("training/stage.py", "for part in (pair.mask, ", "for part in (", f"{TRAIN} -k other"),
+    Mutant("levels", " | ~self.mask\n", "\n", MASKS),
+    Mutant("levels", " | ~self.mask\n", " | self.mask\n", MASKS),
+    Mutant("levels", "(channel[pair.mask])", "(channel)", MASKS),
+    Mutant("levels/patches.py", "(share >= min_land) & (share > 0)", "(share > min_land) & (share > 0)", MASKS),
+    Mutant("levels/patches.py", "(share >= min_land) & (share > 0)", "(share >= min_land)", MASKS),
+    Mutant("levels/patches.py", "        target[~mask] = 0.0\n", "", MASKS),
+    Mutant("levels/patches.py", "            values[~mask] = 0.0\n", "            pass\n", MASKS),
+    Mutant("levels/patches.py", "mask = ~np.isnan(target)", "mask = np.ones(target.shape, bool)", MASKS),
+    Mutant("training", '.where(xr.DataArray(pair.mask, dims=("lat", "lon")))', "", MASKS),
+    Mutant("training", "for part in (pair.mask, ", "for part in (", MASKS),
     Mutant("training", 'maps["mask"].astype(bool), training', 'xr.ones_like(maps["mask"], bool), training',
-           f"{TRAIN} -k stack"),
-    Mutant("training/validation.py", "mask = ~values.isnan()", "mask = ~values.isinf()", f"{TRAIN} -k loss"),
-    Mutant("training/validation.py", "if empty.size == self.days.size:", "if False:", f"{TRAIN} -k validation"),
+           MASKS),
+    Mutant("training/validation.py", "mask = ~values.isnan()", "mask = ~values.isinf()", MASKS),
+    Mutant("training/validation.py", "if empty.size == self.days.size:", "if False:", MASKS),
     # Threads
     Mutant("models/threads.py", "        if not _inside:\n", "        if _inside:\n", THREADS),
     Mutant("models/threads.py", "set_num_threads(outer or _outside)", "set_num_threads(_outside)", THREADS),
@@ -111,7 +106,7 @@ MUTANTS += [
     Mutant("models/threads.py", "    if number is None:\n", "    if False:\n", THREADS),
     Mutant("models/threads.py", "            _inside -= 1\n", "", THREADS),
     Mutant("inference/windows.py", "with torch_threads(1), torch", "with torch_threads(None), torch", THREADS),
-    Mutant("training/stage.py", "with torch_threads(config.threads):", "with torch_threads(None):", THREADS),
+    Mutant("training", "with torch_threads(config.threads):", "with torch_threads(None):", THREADS),
 ]  # fmt: skip
 
 
