@@ -93,7 +93,7 @@ def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.D
     import xarray as xr
 
     from xdeepsd.grids.axes import find
-    from xdeepsd.models.variable import find_precipitation
+    from xdeepsd.models.variable import find_variable
     from xdeepsd.prism.files import open_prism
 
     absent = [str(path) for path in paths if not path.exists()]
@@ -102,7 +102,7 @@ def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.D
     if paths[0].suffix not in _NETCDF:
         return _open(paths[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
     with xr.open_dataset(paths[0]) as first:
-        da = find_precipitation(first, variable)
+        da = find_variable(first, variable)
         found = find(da)
         days = max(1, int(chunk_mb * 1e6 // (4 * da[found.lat].size * da[found.lon].size)))
     chunks = {found.lat_dim: -1, found.lon_dim: -1, found.time: days}

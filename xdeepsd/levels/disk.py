@@ -15,7 +15,7 @@ import zarr
 from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import block_weights
 from xdeepsd.levels.days import calendar_days, each_once, empty_days, missing_days, name_days, newer_and_same, releases
-from xdeepsd.levels.memory import UNITS, Edges, find_precipitation, level_mean, make_levels, standardize, training_years
+from xdeepsd.levels.memory import UNITS, Edges, find_variable, level_mean, make_levels, standardize, training_years
 from xdeepsd.levels.splits import within
 from xdeepsd.levels.store import (
     PathLike,
@@ -281,7 +281,7 @@ def _source(
     fine: xr.DataArray | xr.Dataset, variable: str | None, chunk_mb: float
 ) -> tuple[xr.DataArray, np.ndarray, Any]:
     """The precipitation of ``fine``, each day once, as a Dask array; the releases of its days; days not fetched yet."""
-    da, _ = standardize(find_precipitation(fine, variable))
+    da, _ = standardize(find_variable(fine, variable))
     if "time" not in da.indexes:
         raise ValueError(f"The precipitation has no time among its dims {da.dims}. Needed: days. Type ds.expand_dims.")
     announced = releases(fine, da)

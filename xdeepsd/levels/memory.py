@@ -15,13 +15,13 @@ from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import coarsen
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.static import CLIMATOLOGY
-from xdeepsd.models.variable import Values, clean, find_precipitation
+from xdeepsd.models.variable import PRECIPITATION, Values, clean, find_variable
 
 logger = logging.getLogger(__name__)
 
 Edges = Literal["crop", "pad", "error"]
 
-UNITS = "mm day-1"
+UNITS = PRECIPITATION.units
 # The mask is where anything was observed in the first days: one day may have gaps.
 _MASK_DAYS = 30
 ATTRS: Mapping[str, Mapping[str, str]] = {
@@ -251,7 +251,7 @@ def make_levels(
     if not factors or min(factors) < 2:
         raise ValueError(f"The factors are {factors}. Needed: whole numbers of 2 or more. Type factors=(2, 2, 2).")
     scale = int(np.prod(factors))
-    da, found = standardize(find_precipitation(fine, variable))
+    da, found = standardize(find_variable(fine, variable))
     if da.dims != ("time", "lat", "lon"):
         raise ValueError(
             f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one of the "

@@ -27,6 +27,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        if error.filename != str(temporary):
+            raise
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         for left in path.parent.iterdir() if path.parent.is_dir() else ():
