@@ -1315,13 +1315,13 @@ def fetch_while(out, busy):
 
 CASES["prism_store"] = [
     case("Needed: a new or such a store; type", fetch, lambda tmp: {"out": begun(tmp)},
-         meaning("another --out", "out = folder / 'b.zarr'")),
+         meaning("another out", "out = folder / 'b.zarr'")),
     case("one region and ", fetch, lambda tmp: {"out": fetched(tmp), "region": "pr"},
-         meaning("another --out", "out = folder / 'b.zarr'")),
+         meaning("another out", "out = folder / 'b.zarr'")),
     case("is on another grid", fetch, lambda tmp: {"out": claims_to_be_us(tmp), "region": "us"},
-         meaning("another --out", "out = folder / 'b.zarr'; region = 'hi'")),
+         meaning("another out", "out = folder / 'b.zarr'; region = 'hi'")),
     case("Wait for it, or use another", fetch_while, lambda tmp: {"out": tmp / "a.zarr", "busy": tmp / ".a.zarr.lock"},
-         meaning("Wait for it", "busy = None"), meaning("another --out", "out = folder / 'b.zarr'")),
+         meaning("Wait for it", "busy = None"), meaning("another out", "out = folder / 'b.zarr'")),
 ]  # fmt: skip
 
 CASES["fetch"] = [

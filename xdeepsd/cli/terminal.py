@@ -40,6 +40,8 @@ def logged(console: Any) -> Iterator[None]:
 
 def with_flags(text: str) -> str:
     """A message that names arguments of Python as one that names flags: ``resume=True`` is ``--resume``."""
+    text = re.sub(r"\banother out\b", "another --out", text)
+    text = re.sub(r"\b(start|end)='([\d-]+)',?", r"--\1 \2", text)
     text = re.sub(r"\b([a-z_]+)=True\b", lambda found: f"--{found[1].replace('_', '-')}", text)
     return re.sub(
         r"\b([Tt]ype |or )(variable|device|precision|edges)='?([A-Za-z0-9]+)'?",

@@ -130,7 +130,7 @@ def _check(variable: str, start: Any, end: Any, resolution: str, region: str) ->
             raise ValueError(f"PRISM gives out no elevation of {region!r}, only of 'us'. Use another elevation.")
         return pd.DatetimeIndex([])
     if start is None or end is None:
-        raise ValueError(f"start is {start}, end is {end}. Needed: both, such as --start 2014-01-01 --end 2015-12-31.")
+        raise ValueError(f"start is {start}, end is {end}. Needed: both. Type start='2014-01-01', end='2015-12-31'.")
     try:
         first, last = pd.Timestamp(start).normalize(), pd.Timestamp(end).normalize()
     except ValueError as error:
