@@ -234,5 +234,5 @@ def test_a_model_carries_what_holds_for_its_variable(tmp_path):
     coarse["speed"].attrs["standard_name"] = "wind_speed"
     of_wind = dataclasses.replace(model, kind=wind)
     assert "speed" in xdeepsd.downscale(coarse, of_wind, static)
-    with pytest.raises(ValueError, match=r"No wind among the variables.*Needed: wind; the model was trained on 'wind'"):
+    with pytest.raises(ValueError, match="Needed: wind; the model was trained on 'wind'"):
         xdeepsd.downscale(coarse[["pr"]], of_wind, static)

@@ -143,13 +143,13 @@ def find_variable(
     if not found:
         described = {name: da.attrs.get("standard_name") for name, da in candidates.items()}
         raise ValueError(
-            f"No {kind.name} among the variables (with their standard names) {described}. Needed: {wanted}. "
-            f"Type variable=NAME for {kind.name} of another name; where the standard name is wrong, type "
+            f"No precipitation among the variables (with their standard names) {described}. Needed: {wanted}. "
+            "Type variable=NAME for precipitation of another name; where the standard name is wrong, type "
             "ds['NAME'].attrs['standard_name'] = 'precipitation_flux'."
         )
     if len(found) > 1:
         names = sorted(map(str, found))
-        raise ValueError(f"Two candidates or more for {kind.name}: {names}. Needed: {wanted}. Type variable=NAME.")
+        raise ValueError(f"Two candidates or more for precipitation: {names}. Needed: {wanted}. Type variable=NAME.")
     return next(iter(found.values()))
 
 

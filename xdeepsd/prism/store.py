@@ -81,7 +81,7 @@ for _variable in VARIABLES:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of the store; the system lets go of it even when the process is killed.
+    """Hold the lock of the store; the system releases it even when the process is killed.
 
     Raises OSError with the reason where nothing can be written, ValueError where another call holds the lock.
     """
@@ -108,7 +108,7 @@ def open_store(path: Path, region: str, resolution: str) -> Any:
     """The store at ``path`` as readers see it, or None; ValueError where it is not ours or does not fit."""
     if not path.exists() or (path.is_dir() and all(is_zarr_partial(file.name) for file in path.iterdir())):
         return None
-    advice = "Needed: a new or such a store; type another out."
+    advice = "Needed: a new path, or a store that fetch wrote; type another out."
     with reading(f"{path} is there and is no store of xdeepsd fetch", advice):
         store = zarr.open_group(path, mode="r", zarr_format=3)
         there = (store.attrs["prism_region"], store.attrs["prism_resolution"])
