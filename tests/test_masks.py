@@ -145,6 +145,18 @@ def test_missing_stays_missing_and_tiles_see_as_far_as_the_whole():
         np.testing.assert_allclose(tiles, whole, rtol=2e-6, atol=1e-6)
 
 
+def test_tiles_reach_for_what_fills_the_cells_that_they_reach():
+    """Every fourth column is observed: what fills the cell two columns on, half-way, may be four columns on."""
+    model = make_stack(1, channels=(3,), kernels=(3, 3))
+    halo = model.halo
+    coarse = make_coarse(days=2, nlat=4, nlon=8 * halo)
+    coarse = coarse.where(np.arange(8 * halo) % (2 * halo) == 0)
+    static = make_static(coarse, model.scale)
+    whole = xdeepsd.downscale(coarse, model, static)
+    tiles = xdeepsd.downscale(coarse.chunk(lon=1), model, static)
+    np.testing.assert_allclose(tiles, whole, rtol=2e-6, atol=1e-6)
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
