@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JSON_DIR ?= bench-results
 
-.PHONY: demo test fuzz lint types bench install install-bench clean
+.PHONY: demo test fuzz mutants lint types bench install install-bench clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ test: install
 SECONDS ?= 3600
 fuzz: install
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+# Changes of tolerances, mask checks and threads that the tests have to notice; some minutes
+mutants: install
+	$(BIN)/python -m tests.mutation
 
 lint: install
 	$(BIN)/ruff check .

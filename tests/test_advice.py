@@ -1288,12 +1288,12 @@ CASES["prism"] = [
 ]  # fmt: skip
 
 
-def fetch(out, region="hi", variable="ppt"):
+def fetch(out, region="hi", variable="ppt", end="2011-01-02"):
     """Two days of a service on loopback."""
     with PrismServer(region=region) as server:
         server.publish("2011-01-01", "2011-01-02")
         return xdeepsd.fetch_prism(
-            out, variable, "2011-01-01", "2011-01-02", region=region, pace=0, timeout=30, base_url=server.url
+            out, variable, "2011-01-01", end, region=region, pace=0, timeout=30, base_url=server.url
         )
 
 
@@ -1313,17 +1313,19 @@ def fetch_while(out, busy):
 
 
 CASES["prism_store"] = [
-    case("Needed: a new or such a store; type", fetch, lambda tmp: {"out": begun(tmp)},
-         meaning("another --out", "out = folder / 'b.zarr'")),
+    case("a store that fetch wrote; type another out", fetch, lambda tmp: {"out": begun(tmp)},
+         meaning("another out", "out = folder / 'b.zarr'")),
     case("one region and ", fetch, lambda tmp: {"out": fetched(tmp), "region": "pr"},
-         meaning("another --out", "out = folder / 'b.zarr'")),
+         meaning("another out", "out = folder / 'b.zarr'")),
     case("is on another grid", fetch, lambda tmp: {"out": claims_to_be_us(tmp), "region": "us"},
-         meaning("another --out", "out = folder / 'b.zarr'; region = 'hi'")),
+         meaning("another out", "out = folder / 'b.zarr'; region = 'hi'")),
     case("Wait for it, or use another", fetch_while, lambda tmp: {"out": tmp / "a.zarr", "busy": tmp / ".a.zarr.lock"},
-         meaning("Wait for it", "busy = None"), meaning("another --out", "out = folder / 'b.zarr'")),
+         meaning("Wait for it", "busy = None"), meaning("another out", "out = folder / 'b.zarr'")),
 ]  # fmt: skip
 
 CASES["fetch"] = [
+    case("Needed: both. Type start=", fetch, lambda tmp: {"out": tmp / "a.zarr", "end": None},
+         meaning("start='2014-01-01', end='2015-12-31'", "end = '2011-01-02'")),
     case("Copy the store when it is done", fetch, lambda tmp: {"out": "s3://bucket/a.zarr"},
          meaning("Copy the store when it is done", "out = folder / 'a.zarr'")),
 ]  # fmt: skip

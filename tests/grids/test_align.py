@@ -15,6 +15,11 @@ from xdeepsd.grids import align, cells
 from xdeepsd.levels.pairs import make_pair
 
 INSIDE, OUTSIDE = 0.98, 1.02  # of the tolerance
+# As grids/align.py documents them, stated anew: a change there is noticed here.
+SAME, LIES_ON, SAME_STEP = 0.01, 0.05, 0.01  # of a cell, of a fine cell, of a step
+SAME_EDGE, INFERRED = 1e-3, 1e-6  # of a cell
+ROUNDING, WHOLE_TURN = 1e-12, 1e-3  # degrees
+NEXT_COLUMN, OVERLAPS = 1.5, 2.0  # of the largest step
 
 
 @pytest.mark.parametrize("dim", ["lat", "lon"])
@@ -24,18 +29,18 @@ def test_tolerances_are_what_they_say(dim, step, sign):
     centres = 10 + step * np.arange(12)
     turn = 360.0 if dim == "lon" else 0.0
     for share, holds in ((INSIDE, True), (OUTSIDE, False)):
-        moved = centres + sign * share * align.SAME * abs(step) + turn
+        moved = centres + sign * share * SAME * abs(step) + turn
         assert align.same(moved, centres, dim) == holds
         one = centres.copy()
-        one[5] += sign * share * align.SAME * abs(step)  # a single cell decides
+        one[5] += sign * share * SAME * abs(step)  # a single cell decides
         assert align.same(one, centres, dim) == holds
-        moved = centres + sign * share * align.LIES_ON * abs(step) - turn
+        moved = centres + sign * share * LIES_ON * abs(step) - turn
         assert (align.cells_at(moved, centres[3:7], dim) == [3, 4, 5, 6]).all() == holds
         assert (align.cells_at(moved, centres[3:7], dim) == -1).all() == (not holds)
         coarse = centres.reshape(-1, 3).mean(axis=1) + turn
         off = align.off_blocks(moved, coarse, dim)
-        assert off == pytest.approx(share * align.LIES_ON, rel=1e-6)
-        assert align.same_step(1 + sign * share * align.SAME_STEP, 1.0) == holds
+        assert off == pytest.approx(share * LIES_ON, rel=1e-6)
+        assert align.same_step(1 + sign * share * SAME_STEP, 1.0) == holds
     assert not align.same(centres[:-1], centres, dim)
     assert not align.same(centres[::-1], centres, dim)
 
@@ -76,7 +81,7 @@ def test_where_they_are_asked(case, dim, share, holds, tmp_path):
             call()
         return None
 
-    off = share * align.LIES_ON * fine_step
+    off = share * LIES_ON * fine_step
     outcome(lambda: coarse.deepsd.downscale(bare, moved(static, off)), "does not lie on the input's grid")
     mask = static["elevation"] > 0
     outcome(lambda: coarse.deepsd.downscale(bare, static, mask=moved(mask, off)), "does not lie on the target grid")
@@ -91,7 +96,7 @@ def test_where_they_are_asked(case, dim, share, holds, tmp_path):
     again = share * align.SAME * fine_step
     outcome(lambda: xdeepsd.build_levels(moved(fine, again), moved(static, again), (2,), store), "holds another grid")
     model = xdeepsd.StackedSRCNN(bare.stages, static=static)
-    stretched = 1 + share * align.SAME_STEP
+    stretched = 1 + share * SAME_STEP
     wide = {d: (d, coarse[d][0].item() + (coarse[d] - coarse[d][0]).values * stretched) for d in ("lat", "lon")}
     larger = coarse.assign_coords(wide)
     outcome(lambda: larger.deepsd.downscale(model, make_static(larger, 2)), "the model was trained on 1")
@@ -140,9 +145,9 @@ def turned(nlat=4, nlon=6, step=1.0, angle=0.3):
 def test_weights_fit_their_grids(dim, share, holds):
     source, target = regular([0, 1, 3, 4], [0, 2, 3, 4]), regular([1, 2], [1, 2, 3])  # the smallest step is 1
     weights = xdeepsd.regrid_weights(source, target, "nearest")
-    far = source[dim] + share * align.SAME + (360 if dim == "lon" else 0)
+    far = source[dim] + share * SAME + (360 if dim == "lon" else 0)
     moved = {"source": (source.assign_coords({dim: far}), target), "target": (source, target.copy())}
-    moved["target"][1][dim] = target[dim] + share * align.SAME
+    moved["target"][1][dim] = target[dim] + share * SAME
     for side, (obj, onto) in moved.items():
         if holds:
             assert (xdeepsd.regrid(obj, onto, weights=weights)["rain"] == 1).all()
@@ -155,7 +160,7 @@ def test_weights_fit_their_grids(dim, share, holds):
 def test_weights_fit_their_curvilinear_grid(share, holds):
     source = turned()
     weights = xdeepsd.regrid_weights(source, regular([1, 2], [1, 2, 3]), "nearest")
-    moved = source.assign_coords(lat=source["lat"] + share * align.SAME, lon=source["lon"] + 360)
+    moved = source.assign_coords(lat=source["lat"] + share * SAME, lon=source["lon"] + 360)
     if holds:
         assert (xdeepsd.regrid(moved, weights=weights)["rain"] == 1).all()
     else:
@@ -169,7 +174,7 @@ def test_weights_fit_their_curvilinear_grid(share, holds):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_bounds_fit_their_cells(share, holds, sign):
     step = 0.5
-    off = share * align.SAME_EDGE * step
+    off = share * SAME_EDGE * step
     edges = np.stack([step * np.arange(3), step * np.arange(1, 4)], axis=1)
     gap = edges.copy()
     gap[1:, 0] += sign * off  # the cell that grows or shrinks by it is its own measure
@@ -189,7 +194,7 @@ def test_corners_of_neighbours_are_one(share, holds):
     grid = cells.read_grid(turned())
     lat, lon = grid.lat_bounds.copy(), grid.lon_bounds
     size = np.hypot(lat[1, 2] - lat[1, 2].mean(), lon[1, 2] - lon[1, 2].mean()).max()
-    lat[1, 1, 1] += share * align.SAME_EDGE * size  # the corner that this cell shares with the next one
+    lat[1, 1, 1] += share * SAME_EDGE * size  # the corner that this cell shares with the next one
     moved = replace(grid, lat_bounds=lat)
     if holds:
         moved.shared_corners()
@@ -202,7 +207,7 @@ def test_corners_of_neighbours_are_one(share, holds):
 def test_bounds_are_written_where_they_cannot_be_inferred(share, holds):
     """As many as need be: those that lie half-way between the centres are left out."""
     centres, edges = np.array([0.5, 1.5, 2.5]), np.arange(4.0)
-    edges[1] += share * align.INFERRED / (1 + share * align.INFERRED)
+    edges[1] += share * INFERRED / (1 + share * INFERRED)
     target = regular(centres, [0.5, 1.5], np.stack([edges[:-1], edges[1:]], axis=1))
     out = xdeepsd.regrid(regular(np.arange(5.0), np.arange(4.0)), target)
     assert ("lat_bnds" not in out) == holds
@@ -211,7 +216,7 @@ def test_bounds_are_written_where_they_cannot_be_inferred(share, holds):
 @SHARES
 def test_roundings_are_no_slivers(share, holds):
     onto = np.array([1.0, 2.0])
-    moved = align.snap(np.array([2.0 - share * align.ROUNDING, 1.5]), onto)
+    moved = align.snap(np.array([2.0 - share * ROUNDING, 1.5]), onto)
     assert (moved[0] == 2.0) == holds
     assert moved[1] == 1.5
 
@@ -219,17 +224,17 @@ def test_roundings_are_no_slivers(share, holds):
 @SHARES
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_columns_go_round_the_earth(share, holds, sign):
-    edges = np.array([0.0, 90, 180, 270, 360 + sign * share * align.WHOLE_TURN])
+    edges = np.array([0.0, 90, 180, 270, 360 + sign * share * WHOLE_TURN])
     assert align.goes_round(edges) == align.goes_round(edges[::-1]) == holds
 
 
 @SHARES
 def test_rows_of_a_curvilinear_grid_go_round_the_earth(share, holds):
     """The way from the last to the first column, in steps of the others, along a row near the equator."""
-    steps = np.full(40, 360 / (40 + share * align.NEXT_COLUMN))
+    steps = np.full(40, 360 / (40 + share * NEXT_COLUMN))
     lon = np.concatenate([[0], np.cumsum(steps)])
     chord = 2 * np.sin(np.deg2rad([(360 - lon[-1]) / 2, steps[0] / 2]))
-    assert chord[0] / chord[1] == pytest.approx(share * align.NEXT_COLUMN, rel=0.005)
+    assert chord[0] / chord[1] == pytest.approx(share * NEXT_COLUMN, rel=0.005)
     grid = cells.read_grid(xr.Dataset(coords={name: (("y", "x"), values) for name, values in
                                               zip(("lat", "lon"), np.meshgrid([0.0, 0.1], lon, indexing="ij"),
                                                   strict=True)}))  # fmt: skip
@@ -239,7 +244,7 @@ def test_rows_of_a_curvilinear_grid_go_round_the_earth(share, holds):
 @SHARES
 def test_the_nearest_centre_may_be_a_few_cells_away(share, holds):
     source = regular([0, 1, 2], [0, 1, 2])
-    target = regular([1, 1.5], [2 + share * align.OVERLAPS, 10])
+    target = regular([1, 1.5], [2 + share * OVERLAPS, 10])
     if holds:
         assert (xdeepsd.regrid(source, target, "nearest")["rain"] == 1).all()
     else:

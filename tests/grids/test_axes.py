@@ -48,6 +48,14 @@ def test_spacing_takes_float32_coordinates():
     assert axes.spacing(lon[::-1], "lon") < 0
     with pytest.raises(ValueError, match="lon has 1 value: its spacing is unknown"):
         axes.spacing(lon[:1], "lon")
+    for step in (0.25, -2.0):  # a hundredth of a step off, and a little more
+        centres = 10 + step * np.arange(6)
+        near, far = centres.copy(), centres.copy()
+        near[2] += 0.0098 * step
+        far[2] += 0.0102 * step
+        assert axes.spacing(near, "lat") == pytest.approx(step)
+        with pytest.raises(ValueError, match="lat is irregular: steps from"):
+            axes.spacing(far, "lat")
 
 
 def test_wrap_longitude_goes_by_whole_turns():

@@ -457,8 +457,8 @@ def test_fit_leaves_the_old_object_as_it_was():
 
 def test_with_alpha_needs_no_second_pass(monkeypatch):
     fit = DenseWeight(alpha=1.0).fit(_data("gamma"))
-    monkeypatch.setattr(xdeepsd.losses.histogram, "moments", None)
-    monkeypatch.setattr(xdeepsd.losses.histogram, "linear_binning", None)
+    monkeypatch.setattr(xdeepsd.losses.density, "moments", None)
+    monkeypatch.setattr(xdeepsd.losses.density, "linear_binning", None)
     other = fit.with_alpha(2.0)
     assert other.histogram is fit.histogram
     monkeypatch.undo()

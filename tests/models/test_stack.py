@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import xdeepsd
 from xdeepsd import SRCNN, Normalizer, SRCNNConfig, StackedSRCNN, Stage
+from xdeepsd.models.variable import PRECIPITATION
 
 
 def test_the_papers_network():
@@ -214,3 +215,24 @@ def test_models_that_are_not_whole(tmp_path):
 def test_the_fingerprint_follows_the_weights():
     assert make_stack(2).fingerprint() == make_stack(2).fingerprint()
     assert make_stack(2, seed=1).fingerprint() != make_stack(2).fingerprint()
+
+
+def test_a_model_carries_what_holds_for_its_variable(tmp_path):
+    model = make_stack(1, channels=(2,), kernels=(1, 1))
+    xdeepsd.save_model(model, tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    described = json.loads(path.read_text())
+    assert described.pop("kind") == "precipitation"
+    path.write_text(json.dumps(described))  # as an xdeepsd before it wrote it
+    loaded = xdeepsd.load_model(tmp_path / "model")
+    assert loaded.kind is model.kind is PRECIPITATION
+    assert loaded.fingerprint() == model.fingerprint()
+    wind = dataclasses.replace(PRECIPITATION, name="wind", standard_names=frozenset({"wind_speed"}), names=frozenset())
+    rain = make_coarse(days=2)
+    static = make_static(rain, 2)
+    coarse = xr.Dataset({"pr": rain, "speed": rain})
+    coarse["speed"].attrs["standard_name"] = "wind_speed"
+    of_wind = dataclasses.replace(model, kind=wind)
+    assert "speed" in xdeepsd.downscale(coarse, of_wind, static)
+    with pytest.raises(ValueError, match="Needed: wind; the model was trained on 'wind'"):
+        xdeepsd.downscale(coarse[["pr"]], of_wind, static)

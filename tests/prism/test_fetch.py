@@ -348,7 +348,7 @@ def test_back_off_grows(server, out):
         ({"start": "1980-12-31"}, "Needed: .* from 1981-01-01"),
         ({"start": "2011-01-09"}, "Needed: an end not before the start"),
         ({"start": "2011-02-31"}, "Needed: dates such as 2014-01-01"),
-        ({"end": None}, "Needed: both, such as --start"),
+        ({"end": None}, "Needed: both. Type start="),
         ({"variable": "elevation"}, "no elevation of 'hi'"),
     ],
 )
@@ -361,7 +361,7 @@ def test_what_cannot_be_asked(server, out, options, text):
 def test_a_store_of_something_else(server, out):
     get(server, out)
     server.requests.clear()
-    with pytest.raises(ValueError, match=r"holds region hi at 4km; asked is hi at 800m.*type another --out"):
+    with pytest.raises(ValueError, match=r"holds region hi at 4km; asked is hi at 800m.*type another out"):
         get(server, out, resolution="800m")
     other = out.parent / "other.zarr"
     xr.Dataset({"ppt": ("time", [1.0])}).to_zarr(other, consolidated=False)

@@ -22,7 +22,7 @@ def config_from_ini(
     ini: Annotated[Path, typer.Argument(help="Old config.ini of deepsd or DenseLoss.")],
     out: Annotated[Path | None, typer.Option(help="TOML file to write; beside the old one by default.")] = None,
 ) -> None:
-    """Convert an old config.ini to a TOML file and say what was repaired, added or not kept."""
+    """Convert an old config.ini to a TOML file and say what was repaired, added or dropped."""
     from xdeepsd.cli.ini import convert_ini
     from xdeepsd.stores.whole import write_whole
 

@@ -18,7 +18,9 @@ def downscale(
     out: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
     ],
-    variable: Annotated[str | None, typer.Option(help="Name of precipitation. Found by itself if left out.")] = None,
+    variable: Annotated[
+        str | None, typer.Option(help="Name of the precipitation. Found automatically if left out.")
+    ] = None,
     group: Annotated[
         str | None, typer.Option(help="Group of INPUT to read, such as level_0. Default: its root.")
     ] = None,
@@ -46,10 +48,10 @@ def downscale(
         float | None,
         typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an output that the same command began.")] = True,
+    resume: Annotated[bool, typer.Option(help="Resume an output that the same command began.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     same_input: Annotated[
-        bool, typer.Option("--same-input", help="Resume although the input was moved or touched: it is the same data.")
+        bool, typer.Option("--same-input", help="Resume even if the input was moved or touched: it is the same data.")
     ] = False,
     workers: Annotated[
         int, typer.Option(min=0, help="Worker processes of a local Dask cluster. 0: threads of this process.")
@@ -57,7 +59,7 @@ def downscale(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (of each worker). Default: all cores.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
 ) -> None:
-    """Downscale a store with a trained model, Zarr to Zarr. Stopped, killed, disk full: give the same command again."""
+    """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
     from xdeepsd.cli.inputs import open_coarse, open_mask, open_static
 
@@ -116,7 +118,7 @@ def _computing(workers: int, scheduler: str | None, threads: int | None) -> Iter
 
 @contextlib.contextmanager
 def _bar(console: Any, days: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar of days done and time left, shown from its first step on: before, the output may be refused."""
+    """A bar of days done and time left, shown once work has begun: until then the output may be refused."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (

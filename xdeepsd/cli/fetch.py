@@ -11,7 +11,7 @@ from xdeepsd.cli.terminal import consoles, told
 
 
 def fetch(
-    out: Annotated[Path, typer.Option(help="Zarr store (a folder) to make or to go on with.")],
+    out: Annotated[Path, typer.Option(help="Zarr store (a folder) to create or to resume.")],
     variable: Annotated[
         str, typer.Option(help="ppt, tmin, tmax, tmean, tdmean, vpdmin, vpdmax, or elevation (needs no period).")
     ] = "ppt",
@@ -20,13 +20,13 @@ def fetch(
     resolution: Annotated[str, typer.Option(help="4km, 800m or 400m.")] = "4km",
     region: Annotated[str, typer.Option(help="us, ak, hi or pr.")] = "us",
     pace: Annotated[float, typer.Option(help="Seconds to wait between requests.", min=0)] = 2.0,
-    timeout: Annotated[float, typer.Option(help="Seconds without an answer until a request is given up.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer before a request is given up.")] = 60.0,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Days that are not published yet are no failure.")
+        bool, typer.Option("--allow-missing", help="Do not fail on days that are not published yet.")
     ] = False,
     base_url: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Fetch PRISM days into a Zarr store; run it again to go on, or for newer releases.
+    """Fetch PRISM days into a Zarr store; run it again to resume, or for newer releases.
 
     Data: PRISM Climate Group, Oregon State University. Exit status 1 where days are missing, which are listed.
     """

@@ -24,25 +24,25 @@ def prepare(
             help="Daily precipitation: a Zarr store (of fetch, say), NetCDF files, or PRISM files or folders."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Zarr store of levels to make, to go on with or to append days to.")],
+    out: Annotated[Path, typer.Option(help="Zarr store of levels to create, resume or append days to.")],
     elevation: Annotated[
         Path | None, typer.Option(help="Elevation (m) on the fine grid or more; default: that in FINE, if any.")
     ] = None,
     static: Annotated[Path | None, typer.Option(help="Further static maps on the fine grid (NetCDF or Zarr).")] = None,
-    variable: Annotated[str | None, typer.Option(help="Name of the precipitation, where there are several.")] = None,
+    variable: Annotated[
+        str | None, typer.Option(help="Name of the precipitation, where several variables could be meant.")
+    ] = None,
     factors: Annotated[str, typer.Option(help="Fine cells per coarse cell of each stage, coarsest first.")] = "2,2,2",
     climatology: Annotated[Path | None, typer.Option(help="Mean precipitation on the fine grid, given.")] = None,
     climatology_years: Annotated[
         tuple[str, str] | None,
         typer.Option(help="First and last training year: their mean precipitation is the climatology."),
     ] = None,
-    edges: Annotated[str, typer.Option(help="Sizes that do not divide: pad, crop or error.")] = "pad",
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Go on without days that are missing.")
-    ] = False,
+    edges: Annotated[str, typer.Option(help="Where sizes do not divide: pad, crop or error.")] = "pad",
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Accept that days are missing.")] = False,
     chunk_mb: Annotated[float, typer.Option(help="Size of a chunk of the finest level, MB.", min=0.01)] = 64.0,
 ) -> None:
-    """Write the resolution ladder that training reads; run it again to go on, or with later days to append them."""
+    """Write the resolution ladder that training reads; run it again to resume, or with later days to append them."""
     import xarray as xr
 
     from xdeepsd.levels.disk import build_levels
@@ -93,7 +93,7 @@ def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.D
     import xarray as xr
 
     from xdeepsd.grids.axes import find
-    from xdeepsd.models.variable import find_precipitation
+    from xdeepsd.models.variable import find_variable
     from xdeepsd.prism.files import open_prism
 
     absent = [str(path) for path in paths if not path.exists()]
@@ -102,7 +102,7 @@ def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.D
     if paths[0].suffix not in _NETCDF:
         return _open(paths[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
     with xr.open_dataset(paths[0]) as first:
-        da = find_precipitation(first, variable)
+        da = find_variable(first, variable)
         found = find(da)
         days = max(1, int(chunk_mb * 1e6 // (4 * da[found.lat].size * da[found.lon].size)))
     chunks = {found.lat_dim: -1, found.lon_dim: -1, found.time: days}

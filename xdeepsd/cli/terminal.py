@@ -47,6 +47,8 @@ def with_flags(text: str) -> str:
     years = r"climatology=slice\('(\w+)', '(\w+)'\)"
     text = re.sub(rf"build_levels\(\.\.\., {years}\)", r"xdeepsd prepare --climatology-years \1 \2", text)
     text = re.sub(years, r"--climatology-years \1 \2", text)
+    text = re.sub(r"\banother out\b", "another --out", text)
+    text = re.sub(r"\b(start|end)='([\d-]+)',?", r"--\1 \2", text)
     text = re.sub(r"\b([a-z_]+)=True\b", lambda found: f"--{found[1].replace('_', '-')}", text)
     return re.sub(
         r"\b([Tt]ype |or )(variable|device|precision|edges)='?([A-Za-z0-9]+)'?",

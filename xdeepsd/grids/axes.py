@@ -1,4 +1,4 @@
-"""Find latitude, longitude and time by their CF metadata; put arrays into our order and back.
+"""Find latitude, longitude and time by their CF metadata; bring arrays into our order and back.
 
 This is the only module that looks for coordinates. Everything after it may rely on the dims
 ``(..., time, lat, lon)`` with one-dimensional ``lat`` and ``lon`` in degrees.
@@ -155,7 +155,7 @@ def restore(da: xr.DataArray, axes: Axes) -> xr.DataArray:
 
 
 def chunk_unread(da: xr.DataArray, scale: int = 1, days: int | None = None) -> xr.DataArray:
-    """Chunk along time what xarray opened without chunks and has not read yet, lest it be read whole.
+    """Chunk along time what xarray opened without chunks and has not read yet, so that it is not read whole.
 
     Chunks are of so many ``days``; by default ``scale`` times finer maps (along each axis) of a chunk take up to 128
     MiB. What lies in memory, and Dask, stay.

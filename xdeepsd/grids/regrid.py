@@ -125,7 +125,7 @@ def _build(source: Grid, target: Grid, method: str, engine: str | None) -> Weigh
 def _without_esmf_logs() -> Iterator[None]:
     """Remove the logs that ESMF leaves in the working directory, but none that was there before.
 
-    esmpy offers no way to ask for none or for another folder; to go to another folder would take all threads along.
+    esmpy cannot be told to write none, or to another folder; changing the folder would do so for all threads.
     What a log says is added to the error that it belongs to.
     """
     before = set(Path().glob("PET*.ESMF_LogFile"))

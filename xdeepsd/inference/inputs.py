@@ -17,15 +17,16 @@ import xarray as xr
 from xdeepsd.grids import align, axes
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.models.variable import Values, find_precipitation
+from xdeepsd.models.variable import Values, find_variable
 
 logger = logging.getLogger(__name__)
 
 
 def choose_variable(ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, variable: str | None) -> xr.DataArray:
     """The precipitation to downscale; a model is never applied unnoticed to something else."""
-    wanted = f"precipitation; the model was trained on {model.variable or 'precipitation'!r} in {model.units}"
-    return find_precipitation(ds, variable, model.variable, wanted)
+    name = model.kind.name
+    wanted = f"{name}; the model was trained on {model.variable or name!r} in {model.units}"
+    return find_variable(ds, variable, model.variable, wanted, model.kind)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def prepare(
     given = choose_variable(ds, model, variable)
     check_values(str(given.name), given)
     coarse, names = axes.standardize(axes.chunk_unread(given, model.scale))
-    values = Values.of(coarse, model.units, ds)
+    values = Values.of(coarse, model.units, ds, model.kind)
     fields, coarse, turn = fit(target_fields(model, static), coarse, model)
     wanted = target_mask(model, mask, fields)
     maps = {name: _own(fields[name].data) for name in model.static_names}

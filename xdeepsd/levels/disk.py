@@ -36,7 +36,7 @@ from xdeepsd.levels.store import (
     write_days,
 )
 from xdeepsd.models.static import CLIMATOLOGY
-from xdeepsd.models.variable import find_precipitation
+from xdeepsd.models.variable import find_variable
 
 logger = logging.getLogger(__name__)
 
@@ -290,7 +290,7 @@ def _source(
     fine: xr.DataArray | xr.Dataset, variable: str | None, chunk_mb: float
 ) -> tuple[xr.DataArray, np.ndarray, Any]:
     """The precipitation of ``fine``, each day once, as a Dask array; the releases of its days; days not fetched yet."""
-    da = with_cf_coordinates(axes.standardize(find_precipitation(fine, variable))[0])
+    da = with_cf_coordinates(axes.standardize(find_variable(fine, variable))[0])
     if "time" not in da.indexes:
         raise ValueError(f"The precipitation has no time among its dims {da.dims}. Needed: days. Type ds.expand_dims.")
     announced = releases(fine, da)

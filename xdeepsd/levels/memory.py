@@ -16,13 +16,13 @@ from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import coarsen
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.static import CLIMATOLOGY
-from xdeepsd.models.variable import Values, clean, find_precipitation
+from xdeepsd.models.variable import PRECIPITATION, Values, clean, find_variable
 
 logger = logging.getLogger(__name__)
 
 Edges = Literal["crop", "pad", "error"]
 
-UNITS = "mm day-1"
+UNITS = PRECIPITATION.units
 # The mask is where anything was observed in the first days: one day may have gaps.
 _MASK_DAYS = 30
 ATTRS: Mapping[str, Mapping[str, str]] = {
@@ -257,7 +257,7 @@ def make_levels(
 
 def _daily_precipitation(fine: xr.DataArray | xr.Dataset, variable: str | None) -> xr.DataArray:
     """The precipitation of ``fine``: ``(time, lat, lon)``, mm day-1, float32, without other coordinates. Lazy."""
-    da, found = axes.standardize(find_precipitation(fine, variable))
+    da, found = axes.standardize(find_variable(fine, variable))
     if da.dims != ("time", "lat", "lon"):
         raise ValueError(
             f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one of the "

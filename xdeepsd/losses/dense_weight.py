@@ -17,7 +17,8 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from xdeepsd.losses.density import Histogram, checked_array, compiled_passes, fit_histogram
+from xdeepsd.losses.density import Histogram, checked_array, fit_histogram
+from xdeepsd.losses.histogram import look_up
 from xdeepsd.models.transform import Transform, check, invert
 
 
@@ -162,7 +163,7 @@ class DenseWeight:
         histogram = self._fitted
         return _on_blocks(
             partial(
-                compiled_passes().look_up,
+                look_up,
                 grid=histogram.grid,
                 table=histogram.density,
                 threshold=self._threshold,
@@ -182,7 +183,7 @@ class DenseWeight:
         """
         histogram = self._fitted
         density = partial(
-            compiled_passes().look_up,
+            look_up,
             grid=histogram.grid,
             table=histogram.scaled_density,
             threshold=self._threshold,

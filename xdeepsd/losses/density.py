@@ -6,7 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -14,19 +14,8 @@ import xarray as xr
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve
 
-from xdeepsd._extras import require
+from xdeepsd.losses.histogram import Moments, linear_binning, moments
 from xdeepsd.models.transform import Transform, invert
-
-if TYPE_CHECKING:
-    from xdeepsd.losses.histogram import Moments
-
-
-def compiled_passes() -> Any:
-    """The module of the compiled passes over the values; ImportError, with what to type, without numba."""
-    require("fast", "DenseWeight")
-    from xdeepsd.losses import histogram
-
-    return histogram
 
 
 def _reach(bandwidth: float) -> float:
@@ -129,14 +118,13 @@ def fit_histogram(
     Arguments, errors and warnings are those of `DenseWeight` and its ``fit``.
     """
     array = checked_array(values)
-    passes = compiled_passes()
     threshold = -math.inf if wet_threshold is None else float(wet_threshold)
-    found = passes.moments(array, threshold, transform, scheduler=scheduler)
+    found = moments(array, threshold, transform, scheduler=scheduler)
     _check_moments(found, wet_threshold, transform)
     bandwidth = _bandwidth(found, bandwidth, grid_points)
     outside = max(0.05 * (found.maximum - found.minimum), _reach(bandwidth))
     grid = np.linspace(found.minimum - outside, found.maximum + outside, grid_points)
-    counts = passes.linear_binning(array, grid, threshold, transform, scheduler=scheduler)
+    counts = linear_binning(array, grid, threshold, transform, scheduler=scheduler)
     if not math.isclose(counts.sum(), found.n, rel_tol=1e-9):
         raise ValueError(
             f"The first pass over the values counted {found.n}, the second one {counts.sum():.0f}: they changed "

@@ -20,6 +20,7 @@ from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stack import StackedSRCNN, describe, level_grids, weights
 from xdeepsd.models.stage import Stage
+from xdeepsd.models.variable import PRECIPITATION, VARIABLES
 from xdeepsd.stores.whole import partial_of, write_whole
 
 FORMAT = 1  # to be raised when an older xdeepsd can no longer read the files
@@ -75,6 +76,7 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
     description = {
         "format": FORMAT,
         "xdeepsd_version": __version__,
+        "kind": model.kind.name,
         **describe(model),
         "grids": level_grids(model),
         "has_mask": model.mask is not None,
@@ -160,5 +162,6 @@ def _build(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
         coords = {"lat": arrays["mask.lat"], "lon": arrays["mask.lon"]}
         mask = xr.DataArray(arrays["mask.mask"], coords, ("lat", "lon"), name="mask")
     return StackedSRCNN(
-        stages, description["units"], description["variable"], static, mask, description.get("training", {})
-    )
+        stages, description["units"], description["variable"], static, mask, description.get("training", {}),
+        VARIABLES[description.get("kind", PRECIPITATION.name)],
+    )  # fmt: skip

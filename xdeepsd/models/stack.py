@@ -14,6 +14,7 @@ import xarray as xr
 
 from xdeepsd.grids.axes import spacing
 from xdeepsd.models.stage import Stage
+from xdeepsd.models.variable import PRECIPITATION, Variable
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,14 +36,17 @@ class StackedSRCNN:
         ``(lat, lon)`` bool on the same grid, True where values are wanted; None: everywhere.
     training
         What is worth knowing about the training: years, errors, seed.
+    kind
+        What holds for the variable: `xdeepsd.models.variable.PRECIPITATION`, the only one yet.
     """
 
     stages: Sequence[Stage]
-    units: str = "mm day-1"
+    units: str = PRECIPITATION.units
     variable: str | None = None
     static: xr.Dataset | None = None
     mask: xr.DataArray | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    kind: Variable = PRECIPITATION
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -144,7 +148,7 @@ def level_grids(model: StackedSRCNN) -> list[dict[str, Any]]:
 def _lines(model: StackedSRCNN) -> Iterator[str]:
     """The model in words. Does not read any map."""
     factors = " x ".join(map(str, model.factors))
-    yield f"StackedSRCNN of factor {factors} = {model.scale}, {model.variable or 'precipitation'} in {model.units}"
+    yield f"StackedSRCNN of factor {factors} = {model.scale}, {model.variable or model.kind.name} in {model.units}"
     grids = level_grids(model)
     for name, grid in (("coarse", grids[0]), ("fine", grids[-1])) if grids else ():
         ends = {dim: (axis["first"], axis["first"] + axis["step"] * (axis["size"] - 1)) for dim, axis in grid.items()}

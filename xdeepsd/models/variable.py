@@ -1,6 +1,6 @@
-"""What is taken for precipitation, in which units, and which of its values count.
+"""What holds for precipitation and for no other variable: how it is found, its units, which of its values count.
 
-Stated once for `downscale`, the resolution ladder and training.
+Stated once for `downscale`, the resolution ladder and training; the rest speaks of fields and values.
 """
 
 from __future__ import annotations
@@ -20,37 +20,73 @@ from xdeepsd.grids.units import is_amount, precipitation_factor
 
 logger = logging.getLogger(__name__)
 
-STANDARD_NAMES = {
-    "precipitation_flux",
-    "precipitation_amount",
-    "lwe_precipitation_rate",
-    "lwe_thickness_of_precipitation_amount",
-    "rainfall_flux",
-    "rainfall_rate",
-    "thickness_of_rainfall_amount",
-}
-NAMES = {"precipitation", "precip", "pr", "ppt", "prcp", "prec", "tp", "pre", "rain", "rainfall"}
 
-# mm day-1: the least that a rain gauge tells from nothing. Rounding and packing stay far above it.
-LOWEST = -0.1
+@dataclass(frozen=True)
+class Variable:
+    """A daily variable: what holds for it and not for others. A model carries that of its field.
+
+    Parameters
+    ----------
+    name
+        Ours, in levels, model.json and messages.
+    units
+        Those of levels, and of models unless they say otherwise.
+    standard_names, names
+        By which it is found: CF standard names, and common names of variables, in lower case.
+    parts
+        Regular expression that the standard names of its parts match (convective precipitation, say).
+    lowest
+        In ``units``. The variable is at least 0: what lies between this and 0 is rounding and counts as 0, what lies
+        below is refused.
+    """
+
+    name: str
+    units: str
+    standard_names: frozenset[str]
+    names: frozenset[str]
+    parts: str
+    lowest: float
+
+
+PRECIPITATION = Variable(
+    "precipitation",
+    "mm day-1",
+    frozenset(
+        {
+            "precipitation_flux",
+            "precipitation_amount",
+            "lwe_precipitation_rate",
+            "lwe_thickness_of_precipitation_amount",
+            "rainfall_flux",
+            "rainfall_rate",
+            "thickness_of_rainfall_amount",
+        }
+    ),
+    frozenset({"precipitation", "precip", "pr", "ppt", "prcp", "prec", "tp", "pre", "rain", "rainfall"}),
+    parts="precipitation|rain",
+    lowest=-0.1,  # the least that a rain gauge tells from nothing; rounding and packing stay far above it
+)
+VARIABLES = {variable.name: variable for variable in (PRECIPITATION,)}
+
 # Attributes that name values which stand for missing.
 FILL_ATTRIBUTES = ("_FillValue", "missing_value")
 
 
-def _meaning(da: xr.DataArray, trained_on: str | None) -> bool | None:
-    """True where the metadata say precipitation, False where they say something else, None where they do not tell."""
+def _meaning(da: xr.DataArray, trained_on: str | None, kind: Variable) -> bool | None:
+    """True where the metadata say that it is of this ``kind``, False where something else, None where neither."""
     standard_name = str(da.attrs.get("standard_name", "")).strip().lower().replace(" ", "_")
-    if standard_name in STANDARD_NAMES | NAMES:
+    if standard_name in kind.standard_names | kind.names:
         return True
     # Names of the CF table are words joined by underscores; files also hold "pr", "Rain rate" and the like there.
     if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+", standard_name) and " " not in str(da.attrs["standard_name"]):
         return False
-    return True if str(da.name).lower() in NAMES or (trained_on is not None and da.name == trained_on) else None
+    known = str(da.name).lower() in kind.names or (trained_on is not None and da.name == trained_on)
+    return True if known else None
 
 
-def _named_something_else(da: xr.DataArray) -> bool:
-    """True where the standard name is a CF name of anything but precipitation or a part of it (convective, say)."""
-    return _meaning(da, None) is False and not re.search("precipitation|rain", str(da.attrs["standard_name"]))
+def _named_something_else(da: xr.DataArray, kind: Variable) -> bool:
+    """True where the standard name is a CF name of anything but the ``kind`` or a part of it (convective, say)."""
+    return _meaning(da, None, kind) is False and not re.search(kind.parts, str(da.attrs["standard_name"]))
 
 
 def _has_units(da: xr.DataArray) -> bool:
@@ -61,13 +97,14 @@ def _has_units(da: xr.DataArray) -> bool:
     return True
 
 
-def find_precipitation(
+def find_variable(
     ds: xr.Dataset | xr.DataArray,
     variable: str | None = None,
     trained_on: str | None = None,
     wanted: str = "daily precipitation",
+    kind: Variable = PRECIPITATION,
 ) -> xr.DataArray:
-    """The precipitation of ``ds``; reads metadata only.
+    """The field of this ``kind`` in ``ds``; reads metadata only.
 
     Parameters
     ----------
@@ -79,6 +116,8 @@ def find_precipitation(
         Name of the variable that a model was trained on: preferred where several could be meant.
     wanted
         What is needed, in words for messages.
+    kind
+        What is looked for.
 
     Returns
     -------
@@ -92,11 +131,13 @@ def find_precipitation(
     """
     candidates = _candidates(ds, variable)
     if variable is not None or isinstance(ds, xr.DataArray):
-        found = {name: da for name, da in candidates.items() if not _named_something_else(da)}
+        found = {name: da for name, da in candidates.items() if not _named_something_else(da, kind)}
     else:
-        found = {name: da for name, da in candidates.items() if _meaning(da, trained_on)}
+        found = {name: da for name, da in candidates.items() if _meaning(da, trained_on, kind)}
         if not found:
-            found = _only_map(ds, {name: da for name, da in candidates.items() if _meaning(da, trained_on) is None})
+            found = _only_map(
+                ds, {name: da for name, da in candidates.items() if _meaning(da, trained_on, kind) is None}, kind
+            )
         if len(found) > 1 and trained_on in found:
             found = {trained_on: found[trained_on]}
     if not found:
@@ -112,7 +153,7 @@ def find_precipitation(
     return next(iter(found.values()))
 
 
-def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray]) -> dict[Hashable, xr.DataArray]:
+def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray], kind: Variable) -> dict[Hashable, xr.DataArray]:
     """Of variables whose metadata do not tell, those on latitude, longitude and time, if possible in fitting units."""
     try:
         found = axes.find(ds)
@@ -123,7 +164,7 @@ def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray]) -> dict[Hash
     if len(maps) > 1:
         maps = {name: da for name, da in maps.items() if _has_units(da)} or maps
     if len(maps) == 1:
-        logger.info("%r is taken for precipitation: the only map there is.", next(iter(maps)))
+        logger.info("%r is taken for %s: the only map there is.", next(iter(maps)), kind.name)
     return maps
 
 
@@ -149,7 +190,9 @@ def _candidates(ds: xr.Dataset | xr.DataArray, variable: str | None) -> dict[Has
 # --- units ------------------------------------------------------------------------------------------------------------
 
 
-def rate_factor(da: xr.DataArray, units: str = "mm day-1", ds: xr.Dataset | xr.DataArray | None = None) -> float:
+def rate_factor(
+    da: xr.DataArray, units: str = PRECIPITATION.units, ds: xr.Dataset | xr.DataArray | None = None
+) -> float:
     """Number that turns ``da`` into ``units``. Amounts (``mm``) must be those of a day.
 
     Parameters
@@ -210,7 +253,7 @@ def _period(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> float | N
 
 @dataclass(frozen=True)
 class Values:
-    """What the numbers of some precipitation mean.
+    """What the numbers of some field mean.
 
     Parameters
     ----------
@@ -230,10 +273,16 @@ class Values:
     fills: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, da: xr.DataArray, units: str = "mm day-1", ds: xr.Dataset | xr.DataArray | None = None) -> Values:
+    def of(
+        cls,
+        da: xr.DataArray,
+        units: str = PRECIPITATION.units,
+        ds: xr.Dataset | xr.DataArray | None = None,
+        kind: Variable = PRECIPITATION,
+    ) -> Values:
         """Those of ``da``, to be turned into ``units``; arguments and errors as of `rate_factor`. Reads no values."""
         factor = rate_factor(da, units, ds)
-        lowest = LOWEST / precipitation_factor(da.attrs["units"])
+        lowest = kind.lowest / precipitation_factor(da.attrs["units"], kind.units)
         return cls(str(da.name), factor, lowest, _fill_values(da))
 
     def clean(self, values: np.ndarray, dtype: Any = None) -> np.ndarray:

@@ -63,8 +63,8 @@ def fetch_prism(
 ) -> FetchReport:
     """Fetch the days of a period that a store does not hold in their current release.
 
-    The release dates are asked first, in one request; then one request per day, one after the other. An answer 5xx
-    or no answer is asked for again with growing pauses, a broken transfer once (the service gives a file out twice
+    The release dates come first, in one request; then one request per day, one after the other. After a 5xx answer or
+    none the request is repeated with growing pauses, after a broken transfer once (the service gives out a file twice
     in 24 hours). A day whose zip, grid, variable or date is not what was asked never enters the store; it is in the
     report. When the service refuses (a text in place of a zip), the call stops at once.
 
@@ -130,7 +130,7 @@ def _check(variable: str, start: Any, end: Any, resolution: str, region: str) ->
             raise ValueError(f"PRISM gives out no elevation of {region!r}, only of 'us'. Use another elevation.")
         return pd.DatetimeIndex([])
     if start is None or end is None:
-        raise ValueError(f"start is {start}, end is {end}. Needed: both, such as --start 2014-01-01 --end 2015-12-31.")
+        raise ValueError(f"start is {start}, end is {end}. Needed: both. Type start='2014-01-01', end='2015-12-31'.")
     try:
         first, last = pd.Timestamp(start).normalize(), pd.Timestamp(end).normalize()
     except ValueError as error:

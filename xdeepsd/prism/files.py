@@ -183,7 +183,7 @@ def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
     _raise_all(
         [
             f"{name} lacks {len(gap)} of the {len(full)} days from {full[0]:%Y-%m-%d} to {full[-1]:%Y-%m-%d}: "
-            f"{days_text(gap)}. Needed: every day. Fetch them, or go on with allow_missing=True (--allow-missing)."
+            f"{days_text(gap)}. Needed: every day. Fetch them, or go on with allow_missing=True."
             for name, gap in gaps.items()
             if len(gap)
         ]

@@ -1,4 +1,4 @@
-"""One PRISM file, of any form: what maps are in it, on which grid, and their values. A damaged one is a ValueError."""
+"""One PRISM file, of any form: its maps, their grid and their values. A damaged file raises ValueError."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_TEXT = 2**20  # bytes; PRISM's own have some hundred
 
 @contextmanager
 def reading(what: str, advice: str = "") -> Iterator[None]:
-    """Turn whatever comes out of reading a file into a ValueError that begins with ``what``, the file and the fault.
+    """Turn any error of reading a file into a ValueError that begins with ``what``, the file and the fault.
 
     The libraries for zips, rasters, NetCDF and Zarr raise what a damaged byte makes them stumble over: KeyError,
     RuntimeError, NotImplementedError, zlib.error and more.

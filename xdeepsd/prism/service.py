@@ -1,4 +1,4 @@
-"""PRISM's web service: asked politely, one request after the other, and never taken at its word."""
+"""PRISM's web service: asked politely, one request at a time, and its answers checked."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ for _variable in VARIABLES:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of the store; the system lets go of it even when the process is killed.
+    """Hold the lock of the store; the system releases it even when the process is killed.
 
     Raises OSError with the reason where nothing can be written, ValueError where another call holds the lock.
     """
@@ -95,33 +95,33 @@ def alone(path: Path) -> Iterator[None]:
         why = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
         raise type(error)(
             f"{path} cannot be written: {why} ({error.filename}). Needed: a place that can be written to; type "
-            "another --out."
+            "another out."
         ) from error
     try:
         with filelock.FileLock(lock, timeout=0):
             yield
     except filelock.Timeout:
-        raise ValueError(f"Another xdeepsd fetch writes to {path}. Wait for it, or use another --out.") from None
+        raise ValueError(f"Another xdeepsd fetch writes to {path}. Wait for it, or use another out.") from None
 
 
 def open_store(path: Path, region: str, resolution: str) -> Any:
     """The store at ``path`` as readers see it, or None; ValueError where it is not ours or does not fit."""
     if not path.exists() or (path.is_dir() and all(is_zarr_partial(file.name) for file in path.iterdir())):
         return None
-    advice = "Needed: a new or such a store; type another --out."
+    advice = "Needed: a new path, or a store that fetch wrote; type another out."
     with reading(f"{path} is there and is no store of xdeepsd fetch", advice):
         store = zarr.open_group(path, mode="r", zarr_format=3)
         there = (store.attrs["prism_region"], store.attrs["prism_resolution"])
     if there != (region, resolution):
         raise ValueError(
             f"{path} holds region {there[0]} at {there[1]}; asked is {region} at {resolution}. Needed: one region and "
-            "resolution in a store; type another --out."
+            "resolution in a store; type another out."
         )
     known, grid = GRIDS.get((region, resolution)), store_grid(store)
     if known is not None and grid not in (None, known):
         raise ValueError(
             f"{path} is on another grid: {grid}. Needed: {known}, the grid of {region} at {resolution}. Type another "
-            "--out."
+            "out."
         )
     return store
 
@@ -164,7 +164,7 @@ def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestam
     if days and days[0] < first:
         raise ValueError(
             f"{path} starts at {first:%Y-%m-%d}, as an early state of xdeepsd laid it out, and grows only at its end; "
-            f"asked is {days[0]:%Y-%m-%d}. Needed: days from its first on; for earlier ones type another --out."
+            f"asked is {days[0]:%Y-%m-%d}. Needed: days from its first on; for earlier ones type another out."
         )
     _, others = _sorted(path, zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False))
     taken = {"elevation"} if variable == "elevation" else {"time", "time_bnds", *_arrays(variable)}
@@ -172,14 +172,14 @@ def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestam
     if taken:
         raise ValueError(
             f"{path} holds {', '.join(sorted(taken))}, which xdeepsd fetch did not write. It is left alone: type "
-            "another --out."
+            "another out."
         )
     along = [name for name, array in others.items() if "time" in (array.metadata.dimension_names or ())]
     if along and days and "time" in store and (days[-1] - first).days >= store["time"].shape[0]:
         raise ValueError(
             f"{path} holds {', '.join(along)} along time, which xdeepsd fetch did not write: it would not fit any more "
             f"when the axis grows to {days[-1]:%Y-%m-%d}. Needed: nothing but fetch's own on that axis. Move it to a "
-            "group of the store or to another store, or type another --out."
+            "group of the store or to another store, or type another out."
         )
 
 

@@ -49,7 +49,7 @@ def as_dataset(ds: xr.Dataset | xr.DataArray) -> xr.Dataset:
 
 
 def chunk_unread(ds: xr.Dataset) -> xr.Dataset:
-    """Chunk what xarray opened without chunks and has not read yet, lest it be read whole."""
+    """Chunk what xarray opened without chunks and has not read yet, so that it is not read whole."""
     unread = [
         name
         for name, v in ds.variables.items()

@@ -19,7 +19,7 @@ _LONGEST = 4096  # of a path
 
 
 class _Search(cloudpickle.Pickler):
-    """Walks through everything that an object refers to, as pickling does; keeps stores and texts, writes nothing."""
+    """Visits everything that an object refers to, as pickling does; collects stores and texts, writes nothing."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO(), protocol=5, buffer_callback=lambda _: None)  # no copies of arrays
@@ -27,7 +27,7 @@ class _Search(cloudpickle.Pickler):
         self.texts: set[str] = set()
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Take down what is looked for, and do not look inside it."""
+        """Record what is looked for, without looking inside it."""
         if isinstance(obj, StorePath):
             self.stores.append(obj)
         elif isinstance(obj, str | PurePath):
@@ -37,7 +37,7 @@ class _Search(cloudpickle.Pickler):
         return "seen"
 
     def reducer_override(self, obj: Any) -> Any:
-        """What cannot be pickled (a lock, an open file) is passed over."""
+        """Skip what cannot be pickled (a lock, an open file)."""
         reduced = super().reducer_override(obj)
         named = isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)  # by their names
         if reduced is NotImplemented and not named and type(obj) not in copyreg.dispatch_table:
@@ -74,7 +74,7 @@ def _same_store(a: Store, b: Store) -> bool:
 def reads(values: Any, target: Store, prefix: str) -> Iterator[str]:
     """Names of the sources of ``values`` that lie in the group ``prefix`` of the store ``target``, or hold it.
 
-    ``values`` is anything that refers to lazy arrays: a Dask graph, a variable. A path is also found where it is but
+    ``values`` is anything that refers to lazy arrays: a Dask graph, a variable. A path is found even where it is only
     an argument of some function. Nothing is read but names.
     """
     search = _search(values)

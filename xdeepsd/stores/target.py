@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ StoreLike = str | Path | Store
 
 _METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 _CHUNKS = re.compile(r"c|c?[\d./]+")
+# Of a group that is begun: what is deleted from it, and what is written.
+_HALF = "xdeepsd_half"
 
 
 def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> Store:
@@ -82,12 +84,17 @@ def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
         raise ValueError(f"The output {where} is, or holds, the input {found[0]}. Type another path.")
 
 
-def _check_replaceable(target: Store, prefix: str, where: str) -> None:
-    """Raise FileExistsError where a group holds anything that is not Zarr: the user's files are never deleted."""
+def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[str] = ()) -> None:
+    """Raise FileExistsError where a group holds anything that is not Zarr: the user's files are never deleted.
+
+    ``half``: names of what a killed call had begun to delete or to write, of which metadata may be missing.
+    """
     if not isinstance(target, zarr.storage.LocalStore):
         return  # other stores are not folders in which people keep files
     for file in (target.root / prefix).iterdir():
         if file.name in _METADATA or is_zarr_partial(file.name):
+            continue
+        if file.name in half and _is_remains(file):
             continue
         kind = None if file.is_symlink() or not file.is_dir() else _node_type(file)
         if kind == "group":
@@ -103,6 +110,13 @@ def _check_replaceable(target: Store, prefix: str, where: str) -> None:
 
 def _of_an_array(file_name: str) -> bool:
     return file_name in _METADATA or is_zarr_partial(file_name) or _CHUNKS.fullmatch(file_name) is not None
+
+
+def _is_remains(folder: Path) -> bool:
+    """Whether all files in a folder are named as Zarr names them."""
+    inside = [folder, *folder.rglob("*")]
+    files = [file for file in inside if file.is_symlink() or not file.is_dir()]
+    return all(not file.is_symlink() and _of_an_array(file.name) for file in files)
 
 
 def _node_type(folder: Path) -> str | None:
@@ -198,7 +212,8 @@ def begin_or_resume(
         return
     status = group.attrs.get(STATUS)
     if overwrite or status == BEGUN:  # killed before anything was computed
-        _check_replaceable(target, prefix, where)
+        names: Any = group.attrs.get(_HALF, []) if status == BEGUN else []
+        _check_replaceable(target, prefix, where, names)
         logger.info("%s is replaced.", where)
         _begin(target, prefix, layout)
         return
@@ -230,9 +245,13 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
     root = f"{prefix}zarr.json"
     prototype = default_buffer_prototype()
     parents = {"zarr_format": zarr_format} | ({} if zarr_format == 2 else {"node_type": "group", "attributes": {}})
-    mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN}}
+    folder = target.root / prefix if isinstance(target, zarr.storage.LocalStore) else None
+    there = [] if folder is None or not folder.exists() else [file.name for file in folder.iterdir()]
 
     async def begin() -> None:
+        keys = await list_keys(layout.list())
+        half = sorted({*there, *(key.partition("/")[0] for key in keys)})
+        mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN, _HALF: half}}
         above = list(Path(prefix).parents)
         for parent in above[::-1] if len(above) > 1 else ():  # the groups that hold this one, each by one file
             name = ".zgroup" if zarr_format == 2 else "zarr.json"
@@ -248,7 +267,6 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
                 await target.delete(key)
             else:
                 await target.delete_dir(key)
-        keys = await list_keys(layout.list())
         for key in sorted(keys, key=lambda k: k == "zarr.json"):  # the group's own last: now it is laid out
             value = await layout.get(key, prototype)
             assert value is not None
@@ -282,10 +300,11 @@ def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
     """Take away what killed writes left behind, mark as complete, consolidate the metadata."""
     group = zarr.open_group(target, path=prefix.rstrip("/"), mode="r+")
     consolidated = not target.supports_consolidated_metadata or group.metadata.consolidated_metadata is not None
-    if group.attrs[STATUS] == COMPLETE and consolidated:
-        return
+    finished = group.attrs[STATUS] == COMPLETE and consolidated
     if isinstance(target, zarr.storage.LocalStore):
-        clear_zarr_partials(target.root / prefix, names)
+        clear_zarr_partials(target.root / prefix, [] if finished else names)
+    if finished:
+        return
     group.attrs[STATUS] = COMPLETE
     if target.supports_consolidated_metadata:
         _refresh_parents(target, prefix)

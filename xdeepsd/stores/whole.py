@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _PARTIAL = r"\.[0-9a-f]{32}\.partial"
-# What Zarr's local store writes to before it renames: metadata and chunks of both formats.
-_ZARR_PARTIAL = re.compile(rf"(zarr|\.z[a-z]+|c?[\d.]+){_PARTIAL}")
+# What Zarr's local store writes to before it renames: any file of its own.
+_ZARR_PARTIAL = re.compile(rf".+{_PARTIAL}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -27,6 +27,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        if error.filename != str(temporary):
+            raise
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         for left in path.parent.iterdir() if path.parent.is_dir() else ():

@@ -1,4 +1,4 @@
-"""Dataset to Zarr, region by region, so that whatever stops the writing, it can be taken up again.
+"""Dataset to Zarr, region by region, so that writing can resume after any interruption.
 
 A region is one Dask chunk of one variable. The whole output is laid out first: metadata, coordinates, attributes. Then
 each region is one task, which encodes and writes its own Zarr chunks, whole ones only. Stores write a chunk wholly or
@@ -57,7 +57,7 @@ def to_zarr(
     storage_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a Dataset to Zarr so that nothing is lost when the writing is stopped.
+    """Write a Dataset to Zarr so that nothing is lost when writing is interrupted.
 
     The metadata of the whole output is written first, then region by region (a Dask chunk of a variable). After a
     crash, kill -9 or a full disk the same call goes on with the regions that are not done, and ends with the same bits
