@@ -14,6 +14,7 @@ import xarray as xr
 
 from xdeepsd._version import __version__
 from xdeepsd.grids import axes
+from xdeepsd.inference.fast import NO_BFLOAT16
 from xdeepsd.inference.inputs import Prepared, prepare
 from xdeepsd.inference.windows import Job, Options, apply, digest, has_bfloat16
 from xdeepsd.models.stack import StackedSRCNN
@@ -108,10 +109,7 @@ def _check_options(
         raise ValueError(f"device {device!r}; needed: a device that computes. Type device='cuda', or leave it out.")
     if precision == "bfloat16" and kind == "cpu":
         if not has_bfloat16():
-            raise ValueError(
-                "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks "
-                "one of them. Type precision='float32'."
-            )
+            raise ValueError(NO_BFLOAT16)
         if batch_size is not None:
             raise ValueError(
                 f"precision='bfloat16' and batch_size={batch_size}: on a CPU the plain torch forward, which takes a "
