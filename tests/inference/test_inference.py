@@ -481,6 +481,23 @@ def test_a_run_that_fails_puts_the_threads_back(three_threads):
         assert torch.get_num_threads() == 3
 
 
+def test_a_new_thread_keeps_its_number_while_the_process_gets_another(three_threads):
+    entered, changed = threading.Event(), threading.Event()
+
+    def run():
+        with torch_threads(1):
+            entered.set()
+            assert changed.wait(60)
+            return torch.get_num_threads()
+
+    with torch_threads(1), ThreadPoolExecutor(1) as pool:
+        inside = pool.submit(run)  # begins while another run is going on
+        assert entered.wait(60)
+        torch.set_num_threads(3)  # which, ending, does this for a moment
+        changed.set()
+        assert inside.result() == 1
+
+
 def test_the_plain_forward_takes_one_thread_and_gives_it_back(case, three_threads, monkeypatch):
     model, coarse, elevation = case
     seen, forward = [], xdeepsd.models.stage.Stage.__call__

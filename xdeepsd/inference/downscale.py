@@ -1,4 +1,4 @@
-"""Downscale a coarse Dataset with a stack, lazily: what arrives is checked, computed by blocks, and labelled again."""
+"""Downscale a coarse Dataset with a stack, lazily: the input is checked, computed in blocks, and labelled again."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def downscale(
     """
     _check_options(ds, model, device, precision, batch_size)
     prepared = prepare(ds, model, static, variable, mask)
-    # A copy: the user may train on before the graph is computed. The static fields and the mask go their own way.
+    # A copy: the user may train on before the graph is computed. The static fields and the mask are passed separately.
     model = replace(model, stages=[copied(stage) for stage in model.stages], static=None, mask=None, training={})
     job = Job(model, prepared.values, Options(str(device or "cpu"), precision, batch_size))
     made_with = _made_with(job, prepared)
@@ -136,7 +136,7 @@ def _label(data: Any, prepared: Prepared) -> xr.DataArray:
     lon = axes.wrap_longitude(np.asarray(prepared.grid["lon"], np.float64), near=np.asarray(coarse["lon"], np.float64))
     coords |= {"lat": ("lat", np.asarray(prepared.grid["lat"], np.float64)), "lon": ("lon", lon)}
     fine = axes.restore(xr.DataArray(data, coords, coarse.dims).isel(prepared.turn), names)
-    for name in (names.lat, names.lon):  # the bounds they name were the coarse cells'
+    for name in (names.lat, names.lon):  # their bounds are those of the coarse cells
         fine[name].attrs = {k: v for k, v in given[name].attrs.items() if k not in {"bounds", "actual_range"}}
     fine.name = given.name
     fine.attrs = {k: v for k, v in given.attrs.items() if k not in FILL_ATTRIBUTES}  # NaN is missing now
@@ -144,7 +144,7 @@ def _label(data: Any, prepared: Prepared) -> xr.DataArray:
 
 
 def _made_with(job: Job, prepared: Prepared) -> dict[str, str]:
-    """Attributes that change with anything that the numbers depend on, but the input."""
+    """Attributes that change with everything the numbers depend on, except the input."""
     maps = {name: digest(field) for name, field in prepared.maps.items()}
     return {
         "xdeepsd_model": job.model.fingerprint(),
