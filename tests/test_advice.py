@@ -68,7 +68,7 @@ NOT_YET = (
     "Leave it out for what is recommended", "days has an observed cell inside the mask", "Needed: numbers in degrees",
     "Needed: the centre of every cell. Type ds.isel(", "cells has no bounds, so the size", "do not share",
     "reach half round the earth", "Type xdeepsd.coarsen(ds,", "needed: a device that computes",
-    "precision='bfloat16' and", "its mask is not used", "The fast forward cannot be had",
+    "precision='bfloat16' and", "its mask is not used", "The fast forward is not available",
     "cannot be computed on this worker", "Needed: the first and the last training year", "at {} would overwrite",
     "The climatology in the levels is the mean of", "has changed since this training began",
     "which build_levels did not write", "nothing tells the period it was collected in", "has values down to",

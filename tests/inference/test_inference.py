@@ -455,6 +455,64 @@ def test_runs_side_by_side_leave_the_threads_of_torch_alone():
         torch.set_num_threads(before)
 
 
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_that_fails_puts_the_threads_back(three_threads):
+    with pytest.raises(KeyError), torch_threads(1):
+        raise KeyError
+    assert torch.get_num_threads() == 3
+    with torch_threads(2):
+        with pytest.raises(KeyError), torch_threads(1):
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2, "new threads begin as the run that goes on"
+    assert torch.get_num_threads() == 3
+    with torch_threads(2):  # the process's number is the one outside again, not one of the runs that failed
+        pass
+    assert torch.get_num_threads() == 3
+    with torch_threads(None):
+        assert torch.get_num_threads() == 3
+
+
+def test_a_new_thread_keeps_its_number_while_the_process_gets_another(three_threads):
+    entered, changed = threading.Event(), threading.Event()
+
+    def run():
+        with torch_threads(1):
+            entered.set()
+            assert changed.wait(60)
+            return torch.get_num_threads()
+
+    with torch_threads(1), ThreadPoolExecutor(1) as pool:
+        inside = pool.submit(run)  # begins while another run is going on
+        assert entered.wait(60)
+        torch.set_num_threads(3)  # which, ending, does this for a moment
+        changed.set()
+        assert inside.result() == 1
+
+
+def test_the_plain_forward_takes_one_thread_and_gives_it_back(case, three_threads, monkeypatch):
+    model, coarse, elevation = case
+    seen, forward = [], xdeepsd.models.stage.Stage.__call__
+
+    def watched(*arguments):
+        seen.append(torch.get_num_threads())
+        return forward(*arguments)
+
+    monkeypatch.setattr(xdeepsd.models.stage.Stage, "__call__", watched)
+    for days in (coarse, coarse.chunk(time=1)) * 5:  # runs that overlap, and end while others begin
+        days.deepsd.downscale(model, elevation, batch_size=1).compute()
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 3
+
+
 # --- input that xarray opened without chunks --------------------------------------------------------------------------
 
 

@@ -176,6 +176,12 @@ def test_mask(case):
     refuse(r"mask is of float64; needed: a bool DataArray", coarse, model, elevation, mask=elevation)
     refuse(r"mask is of ndarray", coarse, model, elevation, mask=(elevation > 0).values)
     refuse(r"mask has .* does not lie on the target grid of 24 x 32", coarse, model, elevation, mask=elevation[1:] > 0)
+    off = r"mask has .* does not lie on the target grid of"
+    shifted = (elevation > 0).assign_coords(lat=elevation.lat + 9)
+    refuse(off, coarse, model, elevation, mask=shifted)
+    refuse(off, coarse, model, elevation, mask=(elevation > 0).expand_dims(day=3))
+    part = {"lat": slice(0, 3 * model.scale), "lon": slice(0, 4 * model.scale)}
+    refuse(off, coarse[:, :3, :4], model, elevation.isel(part), mask=elevation > 0)  # of more than the target
 
 
 def test_other_objects_and_options(case):

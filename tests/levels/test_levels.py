@@ -151,6 +151,16 @@ def test_the_mask():
     assert levels[0].land_fraction[-1, -1] == pytest.approx(1 - 1 / 64)
 
 
+def test_the_mask_is_of_the_first_thirty_days():
+    da = fine(40).fillna(1.0)
+    da[:29, 3, 5] = np.nan  # first observed on the 30th day
+    da[:30, 8, 9] = np.nan  # and on the 31st
+    mask = make_levels(da)[-1].mask
+    assert mask[3, 5]
+    assert not mask[8, 9]
+    assert int(mask.sum()) == mask.size - 1
+
+
 def test_building_computes_nothing(no_compute):
     da = fine(9).chunk(time=2)
     with no_compute():

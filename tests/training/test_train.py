@@ -26,6 +26,7 @@ from xdeepsd import TrainConfig, downscale, load_model, save_model, train_stack,
 from xdeepsd.grids.interpolate import upsample
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.levels.disk import build_levels, make_levels, open_levels
+from xdeepsd.models.srcnn import SRCNN
 from xdeepsd.training import loop
 from xdeepsd.training.checkpoints import checkpoints, read_checkpoint
 from xdeepsd.training.config import learning_rate
@@ -328,6 +329,23 @@ def test_levels_in_memory_and_in_zarr_give_the_same_model(store):
     two = train_stack([level.chunk(time=5) for level in ladder(chunks=20)], config, progress=False)
     for a, b in zip(one.stages, two.stages, strict=True):
         assert torch.equal(weights(a), weights(b))
+
+
+def test_training_takes_the_threads_it_is_given_and_gives_them_back(store, monkeypatch):
+    before, seen, forward = torch.get_num_threads(), set(), SRCNN.forward
+
+    def watched(net, x):
+        seen.add(torch.get_num_threads())
+        return forward(net, x)
+
+    monkeypatch.setattr(SRCNN, "forward", watched)
+    torch.set_num_threads(3)
+    try:
+        train_stack(store, small(threads=2, steps=2), progress=False)
+        assert seen == {2}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_configuration_for_each_stage(store):

@@ -1,4 +1,4 @@
-"""Downscale a coarse Dataset with a stack, lazily: what arrives is checked, computed by blocks, and labelled again."""
+"""Downscale a coarse Dataset with a stack, lazily: the input is checked, computed in blocks, and labelled again."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import xarray as xr
 
 from xdeepsd._version import __version__
 from xdeepsd.grids import axes
+from xdeepsd.inference.fast import NO_BFLOAT16
 from xdeepsd.inference.inputs import Prepared, prepare
 from xdeepsd.inference.windows import Job, Options, apply, digest, has_bfloat16
 from xdeepsd.models.conserve import cell_weights
@@ -86,7 +87,7 @@ def downscale(
     _check_options(ds, model, device, precision, batch_size)
     _check_conserve(model, conserve)
     prepared = prepare(ds, model, static, variable, mask)
-    # A copy: the user may train on before the graph is computed. The static fields and the mask go their own way.
+    # A copy: the user may train on before the graph is computed. The static fields and the mask are passed separately.
     stages = [copied(stage, conserve) for stage in model.stages]
     model = replace(model, stages=stages, static=None, mask=None, training={})
     lat = np.asarray(prepared.grid["lat"], np.float64)
@@ -120,10 +121,7 @@ def _check_options(
         raise ValueError(f"device {device!r}; needed: a device that computes. Type device='cuda', or leave it out.")
     if precision == "bfloat16" and kind == "cpu":
         if not has_bfloat16():
-            raise ValueError(
-                "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks "
-                "one of them. Type precision='float32'."
-            )
+            raise ValueError(NO_BFLOAT16)
         if batch_size is not None:
             raise ValueError(
                 f"precision='bfloat16' and batch_size={batch_size}: on a CPU the plain torch forward, which takes a "
@@ -160,7 +158,7 @@ def _label(data: Any, prepared: Prepared) -> xr.DataArray:
     lon = axes.wrap_longitude(np.asarray(prepared.grid["lon"], np.float64), near=np.asarray(coarse["lon"], np.float64))
     coords |= {"lat": ("lat", np.asarray(prepared.grid["lat"], np.float64)), "lon": ("lon", lon)}
     fine = axes.restore(xr.DataArray(data, coords, coarse.dims).isel(prepared.turn), names)
-    for name in (names.lat, names.lon):  # the bounds they name were the coarse cells'
+    for name in (names.lat, names.lon):  # their bounds are those of the coarse cells
         fine[name].attrs = {k: v for k, v in given[name].attrs.items() if k not in {"bounds", "actual_range"}}
     fine.name = given.name
     fine.attrs = {k: v for k, v in given.attrs.items() if k not in FILL_ATTRIBUTES}  # NaN is missing now
@@ -168,7 +166,7 @@ def _label(data: Any, prepared: Prepared) -> xr.DataArray:
 
 
 def _made_with(job: Job, prepared: Prepared) -> dict[str, str]:
-    """Attributes that change with anything that the numbers depend on, but the input."""
+    """Attributes that change with everything the numbers depend on, except the input."""
     maps = {name: digest(field) for name, field in prepared.maps.items()}
     return {
         "xdeepsd_model": job.model.fingerprint(),

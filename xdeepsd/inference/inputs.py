@@ -1,4 +1,4 @@
-"""What arrives at `downscale`: find precipitation, static fields and mask, and check that they fit the model.
+"""The input of `downscale`: find precipitation, static fields and mask, and check that they fit the model.
 
 Nothing here touches the values of a lazy array.
 """
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_variable(ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, variable: str | None) -> xr.DataArray:
-    """The precipitation to downscale; a model is never applied unnoticed to something else."""
+    """The precipitation to downscale; a model is never applied to something else unnoticed."""
     name = model.kind.name
     wanted = f"{name}; the model was trained on {model.variable or name!r} in {model.units}"
     return find_variable(ds, variable, model.variable, wanted, model.kind)
@@ -34,11 +34,11 @@ class Prepared:
     """Input that fits its model."""
 
     given: xr.DataArray  # the precipitation as it came
-    names: axes.Axes  # its names, to be put back
+    names: axes.Axes  # its names, to be restored
     coarse: xr.DataArray  # in our names, turned to the order of the static fields
     values: Values
     grid: xr.Dataset  # coordinates of the target
-    turn: Mapping[str, slice]  # what turns the result to the user's order
+    turn: Mapping[str, slice]  # turns the result back to the user's order
     maps: Mapping[str, Any]  # static fields on the target grid, arrays
     mask: Any  # array of the target grid, or None
 
@@ -50,7 +50,7 @@ def prepare(
     variable: str | None,
     mask: xr.DataArray | None,
 ) -> Prepared:
-    """Find everything and check that it fits; arguments and errors as of `downscale`."""
+    """Find everything and check that it fits; arguments and errors as in `downscale`."""
     given = choose_variable(ds, model, variable)
     check_values(str(given.name), given)
     coarse, names = axes.standardize(axes.chunk_unread(given, model.scale))
@@ -63,12 +63,12 @@ def prepare(
 
 
 def _own(data: Any) -> Any:
-    """A copy of an array in memory, which its owner may change before the graph is computed; a lazy one itself."""
+    """A copy of an array in memory, which its owner may change before the graph is computed; a lazy array as it is."""
     return data.copy() if isinstance(data, np.ndarray) else data
 
 
 def check_values(name: str, da: xr.DataArray) -> None:
-    """Raise unless ``da`` is of floats, not empty and, where it lies in memory, not of NaN only."""
+    """Raise unless ``da`` holds floats, is not empty and, if it is in memory, has a finite value."""
     if da.dtype.kind != "f":
         raise TypeError(
             f"{name!r} has dtype {da.dtype}; needed: floating point numbers. Packed integers are decoded by "
@@ -162,7 +162,7 @@ def fit(
 ) -> tuple[xr.Dataset, xr.DataArray, dict[str, slice]]:
     """Turn static fields to the model's order and the input to theirs; check that the grids belong together.
 
-    Returns the fields, the coarse array, and what turns the result to the user's order.
+    Returns the fields, the coarse array, and what turns the result back to the user's order.
     """
     turn: dict[str, slice] = {}
     backwards = slice(None, None, -1)

@@ -44,7 +44,7 @@ class Options:
 
     @property
     def dtype(self) -> str:
-        """Of the days that come and go."""
+        """Of the days, input and output."""
         return "float64" if self.precision == "float64" else "float32"
 
 
@@ -123,7 +123,7 @@ class PlainStage:
 
     def __init__(self, stage: Stage, static: np.ndarray, weights: np.ndarray, options: Options) -> None:
         device = self.device = options.device
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():  # here: where it is computed
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():  # checked where it is computed
             raise ValueError(
                 f"device={device!r}, and torch finds no CUDA on this machine. Leave device out for the CPU."
             )
@@ -164,8 +164,8 @@ def _import_fast() -> Any:
         fused.try_out()
     except Exception as error:  # no numba, or one that cannot compile here: LLVM raises many kinds
         warnings.warn(
-            f"The fast forward cannot be had ({type(error).__name__}: {error}): the plain one of torch gives the same "
-            "numbers, several times slower. Type pip install xdeepsd[fast].",
+            f"The fast forward is not available ({type(error).__name__}: {error}): plain torch gives the same numbers, "
+            "several times more slowly. Type pip install xdeepsd[fast].",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -174,7 +174,7 @@ def _import_fast() -> Any:
 
 
 def fast_forward() -> Any:
-    """The module `fast.fused`; None, with a warning once, where it cannot be had."""
+    """The module `fast.fused`; None, after one warning, where it is not available."""
     with _lock:  # compiled once, whichever thread comes first
         return _import_fast()
 
@@ -188,13 +188,13 @@ def has_bfloat16() -> bool:
 def _runner(
     stage: Stage, static: np.ndarray, weights: np.ndarray, wanted: np.ndarray | None, options: Options
 ) -> Runner:
-    """The forward of one stage that fits device and precision: the fast one where it can, else the plain one."""
+    """The forward of one stage for this device and precision: the fast one where possible, else the plain one."""
     if options.device == "cpu" and options.precision != "float64" and options.batch_size is None:
         fused = fast_forward()
         fast = None if fused is None else fused.prepare(stage, static, wanted, options.precision, weights)
         if fast is not None:
             return fast
-        if options.precision == "bfloat16":  # asked for on a machine that has it, computed on one that has not
+        if options.precision == "bfloat16":  # asked for on a machine that has it, computed on one that does not
             raise ValueError("precision='bfloat16' cannot be computed on this worker. Type precision='float32'.")
     return PlainStage(stage, static, weights, options)
 
@@ -276,7 +276,7 @@ def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -
     if not dask.is_dask_collection(data):
         maps, mask = dask.compute(dict(maps), mask)
         ready = _get_all_ready(job, maps, mask, _Window(everything, everything))
-        return _run_in_threads(job.values.clean(data, job.options.dtype), ready)  # what it says is of all days
+        return _run_in_threads(job.values.clean(data, job.options.dtype), ready)  # here: its warnings count all days
 
     if data.numblocks[-2:] == (1, 1):
         window = _Window(everything, everything)
@@ -321,7 +321,7 @@ def _map_window(data: Any, ready: Any, job: Job, core: tuple[slice, slice] | Non
 
 
 def digest(value: Any) -> str:
-    """Twelve hexadecimal digits of an array's content (of a lazy one's name), or of anything that prints itself."""
+    """Twelve hexadecimal digits of an array's content, of a lazy array's name, or of the repr of anything else."""
     if isinstance(value, np.ndarray):
         content = f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()
     else:

@@ -31,6 +31,8 @@ def torch_threads(number: int | None) -> Iterator[None]:
             _outside = torch.get_num_threads()
         _inside += 1
         torch.set_num_threads(number)
+        # A new thread takes the process's number at its first look: now, not while another run puts it back.
+        torch.get_num_threads()
         _mine.number = number
     try:
         yield

@@ -1,7 +1,11 @@
 """The fused forward on a CPU: the numbers of the plain forward, many times faster.
 
 ``fused`` prepares and runs a stage, ``layout`` says where everything lies, ``compiled`` is what numba compiles;
-``conserve`` gives the fine cells the mean of their coarse cell.
-Without numba, or where compiling fails, the plain forward does the work. May import ``models.transform`` and nothing
-else of the package.
+``conserve`` gives the fine cells the mean of their coarse cell. Without numba, or where compiling fails, the plain
+forward does the work. May import ``models.transform`` and nothing else of the package.
 """
+
+NO_BFLOAT16 = (
+    "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks one of them. "
+    "Type precision='float32'."
+)

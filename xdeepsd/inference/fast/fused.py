@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from scipy import ndimage
 
-from xdeepsd.inference.fast import compiled, layout
+from xdeepsd.inference.fast import NO_BFLOAT16, compiled, layout
 from xdeepsd.inference.fast.conserve import conserve
 from xdeepsd.models.conserve import Conserve
 from xdeepsd.models.transform import transform
@@ -212,10 +212,7 @@ def _check_precision(precision: str) -> None:
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}; needed: 'float32' or 'bfloat16'.")
     if precision == "bfloat16" and not compiled.HAS_BFLOAT16:
-        raise ValueError(
-            "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks one "
-            "of them. Type precision='float32'."
-        )
+        raise ValueError(NO_BFLOAT16)
 
 
 def _double(parameter: Tensor | Module) -> np.ndarray:
