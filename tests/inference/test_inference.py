@@ -353,7 +353,8 @@ def test_cuda_gives_the_same_numbers(case):
         pytest.skip("no CUDA device")
     model, coarse, elevation = case
     expected = coarse.deepsd.downscale(model, elevation)
-    np.testing.assert_allclose(coarse.deepsd.downscale(model, elevation, device="cuda"), expected, rtol=1e-2, atol=1e-2)
+    # Rounded to TF32, as cuDNN does by default, they differ by 2e-2 (seen on an H100).
+    np.testing.assert_allclose(coarse.deepsd.downscale(model, elevation, device="cuda"), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("chunks", [None, {"time": 1}])

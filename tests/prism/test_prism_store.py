@@ -202,3 +202,25 @@ def test_an_early_store_grows_at_its_end(tmp_path):
     with pytest.raises(ValueError, match=r"starts at 2011-01-03, .*asked is 2011-01-01.*type another out"):
         write(out, "ppt", pd.date_range("2011-01-01", "2011-01-04"))
     xr.testing.assert_identical(prism.open_prism(out, allow_missing=True), ds)
+
+
+def test_prepare_takes_the_days_that_were_fetched(tmp_path):
+    """The axis begins in 1981 and the days years later: they are the levels' days, and a gap among them is told."""
+    from typer.testing import CliRunner
+
+    from xdeepsd.cli import app
+    from xdeepsd.levels.disk import open_levels
+
+    out, levels = tmp_path / "prism.zarr", tmp_path / "levels.zarr"
+    days = pd.date_range("2014-01-01", periods=4)
+    write(out, "ppt", days)
+    command = ["prepare", str(out), "--factors", "2", "--out", str(levels)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    fine = open_levels(levels)[-1]["precipitation"]
+    assert fine.indexes["time"].equals(days)
+    np.testing.assert_array_equal(fine[2, : SHAPE[0], : SHAPE[1]], map_of(days[2]))
+    write(out, "ppt", days[[-1]] + pd.Timedelta(days=2))
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "2014-01-05" in result.output

@@ -84,7 +84,9 @@ def _open(path: Path) -> xr.Dataset:
     from xdeepsd.prism.files import open_prism
 
     if (path / "zarr.json").exists() or (path / ".zgroup").exists():
-        return xr.open_zarr(path)
+        store = xr.open_zarr(path)
+        # The axis of a store of fetch begins in 1981, whatever days were fetched.
+        return open_prism(path, allow_missing=True) if "prism_region" in store.attrs else store
     return xr.open_dataset(path) if path.suffix in _NETCDF else open_prism(path, allow_missing=True)
 
 

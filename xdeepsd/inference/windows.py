@@ -28,6 +28,7 @@ from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import Stage, copied
 from xdeepsd.models.static import stage_channels
+from xdeepsd.models.tf32 import no_tf32
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.models.variable import Values
 
@@ -145,7 +146,7 @@ class PlainStage:
         days, nlat, nlon = coarse.shape
         fine = np.empty((days, nlat * factor, nlon * factor), coarse.dtype)
         mixed = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
-        with torch_threads(1), torch.inference_mode(), mixed:  # Dask's threads are the parallelism
+        with torch_threads(1), no_tf32(), torch.inference_mode(), mixed:  # Dask's threads are the parallelism
             for start in range(0, days, self.batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(coarse[start : start + self.batch_size]))
                 result = self.stage(batch.to(device=self.device, dtype=self.dtype), self.static, self.weights)
