@@ -315,6 +315,21 @@ def test_the_mask_hides_and_changes_nothing_else(case):
     np.testing.assert_array_equal(coarse.deepsd.downscale(model, elevation, mask=turned).values, fine.values)
 
 
+@pytest.mark.parametrize("kernels", [(9, 1, 5), (3, 3, 3), (1, 1, 3)])
+def test_one_wanted_cell_has_the_value_that_it_has_without_a_mask(kernels):
+    """The stages before compute all that it depends on, and no cell less."""
+    model = make_stack(2, channels=(4, 3), kernels=kernels, seed=3)
+    coarse = make_coarse(days=1, nlat=9, nlon=9).fillna(1.0)
+    elevation = make_static(coarse, model.scale)["elevation"]
+    full = coarse.deepsd.downscale(model, elevation).values
+    for row, column in [(16, 16), (17, 18), (19, 19), (0, 35), (35, 2)]:
+        mask = xr.zeros_like(elevation, bool)
+        mask[row, column] = True
+        fine = coarse.deepsd.downscale(model, elevation, mask=mask).values
+        assert np.isfinite(fine).sum() == 1
+        assert fine[0, row, column] == full[0, row, column]
+
+
 def test_static_nan_is_filled_not_spread(case):
     model, coarse, elevation = case
     fine = coarse.deepsd.downscale(model, elevation.where(elevation > 500))
