@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 from _report import figure, parser, report
+
+HERE = Path(__file__).resolve().parents[1]
 
 FIRST_MAP = """
 import sys, xarray as xr, xdeepsd
@@ -28,45 +31,54 @@ xdeepsd.save_model(xdeepsd.StackedSRCNN(model.stages, static=make_static(coarse,
 """
 
 
-def seconds(*command: str) -> float:
+def seconds(*command: str, code: Path = HERE) -> float:
+    """Wall time of a process that finds the package in ``code``."""
     begin = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    where = os.environ | {"PYTHONPATH": str(code)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=where)
     return time.perf_counter() - begin
 
 
 def main() -> None:
-    given = parser(__doc__).parse_args()
-    python = sys.executable
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--before", type=Path, help="a checkout of an earlier state, whose first map is timed in turn"
+    )
+    given = arguments.parse_args()
+    python, program = sys.executable, str(Path(sys.executable).with_name("xdeepsd"))
     with tempfile.TemporaryDirectory() as folder:
-        store, model = f"{folder}/in.zarr", f"{folder}/model"
-        tests = str(Path(__file__).parents[1] / "tests")
-        subprocess.run([python, "-W", "ignore", "-c", PREPARE, store, model, tests], check=True)
-        commands = {
-            "pass": (python, "-c", "pass"),
-            "xarray": (python, "-c", "import xarray"),
-            "xarray and torch": (python, "-c", "import xarray, torch"),
-            "xdeepsd": (python, "-c", "import xdeepsd"),
-            "help": (str(Path(python).with_name("xdeepsd")), "--help"),
-            "first map": (python, "-W", "ignore", "-c", FIRST_MAP, store, model),
+        commands: dict[str, tuple[tuple[str, ...], Path]] = {
+            "pass": ((python, "-c", "pass"), HERE),
+            "xarray": ((python, "-c", "import xarray"), HERE),
+            "xarray and torch": ((python, "-c", "import xarray, torch"), HERE),
+            "xdeepsd": ((python, "-c", "import xdeepsd"), HERE),
+            "help": ((program, "--help"), HERE),
         }
-        for command in commands.values():
-            seconds(*command)  # once to warm up
-        rounds = [{name: seconds(*c) for name, c in commands.items()} for _ in range(3 if given.quick else 9)]
+        for name, code in {"first map": HERE, "first map before": given.before}.items():
+            if code is not None:
+                store, model = f"{folder}/{name}.zarr", f"{folder}/{name} model"
+                seconds(python, "-W", "ignore", "-c", PREPARE, store, model, f"{code}/tests", code=code)
+                commands[name] = ((python, "-W", "ignore", "-c", FIRST_MAP, store, model), code)
+        for command, code in commands.values():
+            seconds(*command, code=code)  # once to warm up
+        rounds = [
+            {name: seconds(*command, code=code) for name, (command, code) in commands.items()}
+            for _ in range(3 if given.quick else 9)
+        ]
 
     def ratio(a: str, b: str) -> float:
         return statistics.median(r[a] / r[b] for r in rounds)
 
-    report(
-        [
-            figure("import_vs_xarray", ratio("xdeepsd", "xarray"), "", 1.3, "lower"),
-            figure("help_vs_python", ratio("help", "pass"), "", 25, "lower"),
-            figure("help_seconds", statistics.median(r["help"] for r in rounds), "s", 0.6, "lower"),
-            figure("first_map_vs_xarray_and_torch", ratio("first map", "xarray and torch"), "", None, "lower"),
-            figure("first_map_seconds", statistics.median(r["first map"] for r in rounds), "s", None, "lower"),
-        ],
-        given.json,
-        ["xarray", "torch", "typer", "lazy-loader"],
-    )
+    figures = [
+        figure("import_vs_xarray", ratio("xdeepsd", "xarray"), "", 1.3, "lower"),
+        figure("help_vs_python", ratio("help", "pass"), "", 25, "lower"),
+        figure("help_seconds", statistics.median(r["help"] for r in rounds), "s", 0.6, "lower"),
+        figure("first_map_vs_xarray_and_torch", ratio("first map", "xarray and torch"), "", None, "lower"),
+        figure("first_map_seconds", statistics.median(r["first map"] for r in rounds), "s", None, "lower"),
+    ]
+    if given.before is not None:
+        figures.append(figure("time_to_first_map_vs_before", ratio("first map", "first map before"), "", 1, "lower"))
+    report(figures, given.json, ["xarray", "torch", "typer", "lazy-loader"])
 
 
 if __name__ == "__main__":

@@ -164,6 +164,7 @@ def _lines(model: StackedSRCNN) -> Iterator[str]:
             "-".join(map(str, (*config.channels, 1))) + " channels",
         ]
         words += ["residual"] * config.residual + ([stage.transform] if stage.transform else [])
+        words += [f"coarse means kept ({config.conserve})"] if config.conserve else []
         if "first_day" in summary:
             words.append(f"{summary['days']['train']} training days, {summary['first_day']} to {summary['last_day']}")
         if "rmse" in summary:
