@@ -21,7 +21,10 @@ def open_coarse(
     ds = open_file(source, group=group)
     if ds.attrs.get(STATUS) == INCOMPLETE:
         raise ValueError(f"{source} is not complete: finish the command that began it first.")
-    rain = choose_variable(ds, model, variable)
+    try:
+        rain = choose_variable(ds, model, variable)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     time = axes.find(rain).time
     ds[rain.name] = axes.chunk_unread(rain, model.scale, chunk_days)
     return ds, str(rain.name), rain.sizes[rain[time].dims[0]] if time else 1
