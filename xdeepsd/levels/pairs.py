@@ -180,6 +180,8 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
 def _weights(fine: xr.Dataset, mask: np.ndarray) -> np.ndarray:
     """`cell_weights` of the fine level, by the observed share of each cell; without latitudes of equal areas."""
     share = mask * np.asarray(fine["land_fraction"].transpose("lat", "lon")) if "land_fraction" in fine else mask
+    if not share.any():  # told by whoever looks for patches or days in it
+        return np.zeros(mask.shape, np.float32)
     lat = fine["lat"].values if "lat" in fine.coords else np.linspace(-1e-3, 1e-3, mask.shape[0])
     return cell_weights(lat, mask.shape[1], share).astype(np.float32)
 
