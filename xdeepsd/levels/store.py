@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,17 @@ _FORMAT = 1
 # Precipitation is mostly zeros: shuffled zstd packs it six times and unpacks twice as fast as zstd alone.
 COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=4)
 _TIME_ENCODING = {"units": "hours since 1900-01-01", "dtype": "int64", "chunks": (36525,)}
+
+
+@contextmanager
+def reading(path: PathLike) -> Iterator[None]:
+    """Turn what Zarr and xarray stumble over in a damaged store into a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def get_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -131,14 +143,27 @@ def consolidate(path: PathLike) -> None:
         zarr.consolidate_metadata(str(path), zarr_format=3)
 
 
+def _is_consolidated(path: PathLike) -> bool:
+    return zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
+
+
 def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
-    """Make room for the days of ``time`` at the end of each level. Done again after an interruption, it completes."""
+    """Make room for the days of ``time`` at the end of each level. Done again after an interruption, it completes.
+
+    Meanwhile readers go by the metadata in the root, which are those of before.
+    """
+    if not _is_consolidated(path):
+        consolidate(path)
     for k in range(levels):
         with open_times(path, k) as held:
-            more, attrs = time.isel(time=slice(held.sizes["time"], None)), held.attrs
-        if more.size:
-            later = xr.Dataset(coords={"time": more}, attrs=attrs)  # xarray writes the attributes anew
-            later.to_zarr(path, group=f"level_{k}", append_dim="time", consolidated=False)
+            encoding = {name: held["time"].encoding[name] for name in ("units", "calendar", "dtype")}
+        encoded = xr.conventions.encode_cf_variable(xr.Variable("time", time.values, encoding=encoding))
+        if encoded.attrs["units"] != encoding["units"]:  # xarray takes finer ones where it must
+            raise ValueError(f"{path} keeps days in {encoding['units']}; now days in {encoded.attrs['units']} arrived.")
+        array = get_array(root, f"level_{k}/time")
+        array.resize((time.size,))
+        if not np.array_equal(array[:], encoded.values):  # an interrupted call may have left the room without the days
+            array[:] = encoded.values
         array = get_array(root, f"level_{k}/precipitation")
         array.resize((time.size, *array.shape[1:]))
     get_array(root, "done").resize((time.size,))
@@ -156,7 +181,7 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
     done = done_days(root)
     count = len(root.attrs["factors"]) + 1  # type: ignore[arg-type]
     # An interrupted change of attributes leaves none.
-    consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
+    consolidated = _is_consolidated(path)
     levels = [xr.open_zarr(path, group=f"level_{k}", consolidated=consolidated, chunks={}) for k in range(count)]
     finished = np.flatnonzero(done[: min(level.sizes["time"] for level in levels)])
     if finished.size == max(level.sizes["time"] for level in levels):
@@ -179,7 +204,7 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
                 f"{path} was built with the {name} {root.attrs.get(key)!r}; now {described[key]!r} arrived. {new}"
             )
     finest = wanted[-1]
-    with _open_group(path, len(wanted) - 1) as held:
+    with open_times(path, len(wanted) - 1) as held:  # precipitation may be shorter where growing was interrupted
         for dim in ("lat", "lon"):
             values, old = finest[dim].values, held[dim].values
             if not _same(values, old, 0.01 * abs(float(old[1] - old[0]))):
@@ -192,10 +217,6 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
                 raise ValueError(f"{path} holds no {name} among {sorted(map(str, held.data_vars))}. {new}")
             if not _same(finest[name].values, held[name].values, 1e-3):
                 raise ValueError(f"{path} holds another field of {name}. {new}")
-
-
-def _open_group(path: PathLike, level: int) -> xr.Dataset:
-    return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks={})
 
 
 def as_run(days: np.ndarray) -> slice | np.ndarray:
