@@ -1,7 +1,9 @@
 """`to_zarr`: equal to xarray's, resumed after any stop, refused where something else was begun."""
 
 import errno
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -330,6 +332,63 @@ def test_chunks_of_nothing_are_done_too(tmp_path):
     for _ in range(2):
         xdeepsd.to_zarr(make_ds(seen=seen) * np.nan, tmp_path / "a.zarr")
         assert sorted(seen.days) == list(range(7))
+
+
+class Stopped(Exception):
+    """A kill, for code that runs in Zarr's own thread."""
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_stopped_before_any_change_of_a_file(tmp_path, monkeypatch, zarr_format, overwrite):
+    """Also in the middle of a folder that is deleted: the same call ends with the same files."""
+    options = {"group": "a/b", "zarr_format": zarr_format, "overwrite": overwrite}
+    local = zarr.storage.LocalStore
+
+    def prepare(path):
+        if overwrite:
+            xdeepsd.to_zarr(make_ds(days=3).rename(pr="old", lat="phi"), path, group="a/b", zarr_format=zarr_format)
+
+    def contents(path):
+        return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+    prepare(tmp_path / "whole" / "a.zarr")
+    xdeepsd.to_zarr(make_ds(), tmp_path / "whole" / "a.zarr", **options)
+    for number in itertools.count(1):
+        path, counted = tmp_path / str(number) / "a.zarr", itertools.count(1)
+        prepare(path)
+
+        def stops(original, counted=counted, number=number):
+            async def change(store, key, *arguments):
+                if next(counted) == number:
+                    if original is local.delete_dir:  # in no order
+                        shutil.rmtree(store.root / key, ignore_errors=True)
+                        (store.root / key / "c").mkdir(parents=True)
+                        (store.root / key / "c" / "0").write_bytes(b"half")
+                    else:
+                        left = store.root / f"{key}.{'0123' * 8}.partial"  # as Zarr names it
+                        left.parent.mkdir(parents=True, exist_ok=True)
+                        left.write_bytes(b"half")
+                    raise Stopped
+                return await original(store, key, *arguments)
+
+            return change
+
+        stopped = False
+        with monkeypatch.context() as patch, dask.config.set(scheduler="synchronous"):
+            for name in ("set", "delete", "delete_dir"):
+                patch.setattr(local, name, stops(getattr(local, name)))
+            try:
+                xdeepsd.to_zarr(make_ds(), path, **options)
+            except Stopped:
+                stopped = True
+        xdeepsd.to_zarr(make_ds(), path, **options)
+        above = {f"{name}.{'0123' * 8}.partial" for name in ("zarr.json", ".zgroup", "a/zarr.json", "a/.zgroup")}
+        found = {name: content for name, content in contents(path).items() if name not in above}
+        assert found == contents(tmp_path / "whole" / "a.zarr")
+        if not stopped:
+            break
+    assert number > 10
 
 
 def test_files_without_bytes_and_left_overs(tmp_path):

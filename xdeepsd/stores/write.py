@@ -21,7 +21,7 @@ import re
 import sys
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -67,6 +67,9 @@ _METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 # What Zarr's local store writes to before it renames.
 _PARTIAL = re.compile(r".*\.[0-9a-f]{32}\.partial")
 _ARRAY_FILES = re.compile(rf"{'|'.join(map(re.escape, _METADATA))}|c|c?[\d./]+|{_PARTIAL.pattern}")
+
+# Of a group that is begun: what is deleted from it, and what is written.
+_HALF = "xdeepsd_half"
 
 StoreLike = str | Path | Store
 
@@ -250,12 +253,17 @@ def _check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
         raise ValueError(f"The output {where} is, or holds, the input {found[0]}. Type another path.")
 
 
-def _check_replaceable(target: Store, prefix: str, where: str) -> None:
-    """Raise FileExistsError where a group holds anything that is not Zarr: the user's files are never deleted."""
+def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[str] = ()) -> None:
+    """Raise FileExistsError where a group holds anything that is not Zarr: the user's files are never deleted.
+
+    ``half``: names of what a killed call had begun to delete or to write, of which metadata may be missing.
+    """
     if not isinstance(target, zarr.storage.LocalStore):
         return  # other stores are not folders in which people keep files
     for file in (target.root / prefix).iterdir():
         if file.name in _METADATA or _PARTIAL.fullmatch(file.name):
+            continue
+        if file.name in half and _is_remains(file):
             continue
         kind = None if file.is_symlink() or not file.is_dir() else _node_type(file)
         if kind == "group":
@@ -267,6 +275,13 @@ def _check_replaceable(target: Store, prefix: str, where: str) -> None:
                 f"{where} also holds what is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or type "
                 "another path."
             )
+
+
+def _is_remains(folder: Path) -> bool:
+    """Whether all files in a folder are named as Zarr names them."""
+    inside = [folder, *folder.rglob("*")]
+    files = [file for file in inside if file.is_symlink() or not file.is_dir()]
+    return all(not file.is_symlink() and _ARRAY_FILES.fullmatch(file.name) for file in files)
 
 
 def _node_type(folder: Path) -> str | None:
@@ -358,7 +373,8 @@ def _begin_or_resume(
         return
     status = group.attrs.get(STATUS)
     if overwrite or status == BEGUN:  # killed before anything was computed
-        _check_replaceable(target, prefix, where)
+        names: Any = group.attrs.get(_HALF, []) if status == BEGUN else []
+        _check_replaceable(target, prefix, where, names)
         logger.info("%s is replaced.", where)
         _begin(target, prefix, layout)
         return
@@ -390,9 +406,13 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
     root = f"{prefix}zarr.json"
     prototype = default_buffer_prototype()
     parents = {"zarr_format": zarr_format} | ({} if zarr_format == 2 else {"node_type": "group", "attributes": {}})
-    mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN}}
+    folder = target.root / prefix if isinstance(target, zarr.storage.LocalStore) else None
+    there = [] if folder is None or not folder.exists() else [file.name for file in folder.iterdir()]
 
     async def begin() -> None:
+        keys = await _list(layout.list())
+        half = sorted({*there, *(key.partition("/")[0] for key in keys)})
+        mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN, _HALF: half}}
         above = list(Path(prefix).parents)
         for parent in above[::-1] if len(above) > 1 else ():  # the groups that hold this one, each by one file
             name = ".zgroup" if zarr_format == 2 else "zarr.json"
@@ -408,7 +428,6 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
                 await target.delete(key)
             else:
                 await target.delete_dir(key)
-        keys = await _list(layout.list())
         for key in sorted(keys, key=lambda k: k == "zarr.json"):  # the group's own last: now it is laid out
             value = await layout.get(key, prototype)
             assert value is not None
@@ -439,23 +458,22 @@ def _consolidate(target: Store, path: str, zarr_format: Any) -> None:
 
 
 def _finish(target: Store, prefix: str, names: Iterable[str]) -> None:
-    """Mark as complete, consolidate the metadata, take away what killed writes left behind."""
+    """Take away what killed writes left behind, mark as complete, consolidate the metadata."""
     group = zarr.open_group(target, path=prefix.rstrip("/"), mode="r+")
     consolidated = not target.supports_consolidated_metadata or group.metadata.consolidated_metadata is not None
-    if group.attrs[STATUS] == COMPLETE and consolidated:
+    finished = group.attrs[STATUS] == COMPLETE and consolidated
+    if isinstance(target, zarr.storage.LocalStore):
+        folder = target.root / prefix
+        arrays = [] if finished else [file for name in names for file in (folder / name).rglob("*.partial")]
+        for left in (*folder.glob("*.partial"), *arrays):
+            if _PARTIAL.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+    if finished:
         return
     group.attrs[STATUS] = COMPLETE
     if target.supports_consolidated_metadata:
-        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)
         _refresh_parents(target, prefix)
-    if isinstance(target, zarr.storage.LocalStore):
-        folder = target.root / prefix
-        for left in (
-            *folder.glob("*.partial"),
-            *(file for name in names for file in (folder / name).rglob("*.partial")),
-        ):
-            if _PARTIAL.fullmatch(left.name):
-                left.unlink(missing_ok=True)
+        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: it says that all is done
 
 
 # --- regions --------------------------------------------------------------------------------------------------------
