@@ -214,3 +214,15 @@ def test_models_that_are_not_whole(tmp_path):
 def test_the_fingerprint_follows_the_weights():
     assert make_stack(2).fingerprint() == make_stack(2).fingerprint()
     assert make_stack(2, seed=1).fingerprint() != make_stack(2).fingerprint()
+
+
+@pytest.mark.parametrize("left", ["model.safetensors.new", ".model.json"])
+def test_a_first_save_that_was_killed_is_done_again(tmp_path, left):
+    """What it leaves: the new tensors, or half a file beside them."""
+    (tmp_path / "model.safetensors.new").write_bytes(b"whole")
+    if left.startswith("."):
+        (tmp_path / f"{left}.{'0123' * 8}.partial").write_bytes(b"half")
+    model = make_stack(1)
+    xdeepsd.save_model(model, tmp_path)
+    assert xdeepsd.load_model(tmp_path).fingerprint() == model.fingerprint()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
