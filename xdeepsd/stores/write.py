@@ -413,8 +413,7 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
         keys = await _list(layout.list())
         half = sorted({*there, *(key.partition("/")[0] for key in keys)})
         mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN, _HALF: half}}
-        above = list(Path(prefix).parents)
-        for parent in above[::-1] if len(above) > 1 else ():  # the groups that hold this one, each by one file
+        for parent in list(Path(prefix).parents)[::-1]:  # the groups that hold this one, each by one file
             name = ".zgroup" if zarr_format == 2 else "zarr.json"
             key = name if parent == Path() else f"{parent.as_posix()}/{name}"
             if not await target.exists(key):
