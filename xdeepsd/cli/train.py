@@ -42,7 +42,10 @@ def train(
         if stage is not None and stage >= len(configs):
             raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {len(configs) - 1}.")
         if stage is None and model_path.exists() and not resume:
-            raise FileExistsError(f"{model_path} exists. Remove it, or type --resume to go on and replace it.")
+            raise FileExistsError(
+                f"{model_path} exists. Type --resume to go on and replace it; or remove it, and the checkpoints in "
+                f"{folder}, to train anew."
+            )
         check_writable(folder)
         if stage is None:
             check_writable(model_path)

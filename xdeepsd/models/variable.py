@@ -101,10 +101,11 @@ def find_precipitation(
             found = {trained_on: found[trained_on]}
     if not found:
         described = {name: da.attrs.get("standard_name") for name, da in candidates.items()}
+        by_name = variable is None and not all(_named_something_else(da) for da in candidates.values())
+        other = "Type variable=NAME for precipitation of another name. " if by_name else ""
         raise ValueError(
-            f"No precipitation among the variables (with their standard names) {described}. Needed: {wanted}. "
-            "Type variable=NAME for precipitation of another name; where the standard name is wrong, type "
-            "ds['NAME'].attrs['standard_name'] = 'precipitation_flux'."
+            f"No precipitation among the variables (with their standard names) {described}. Needed: {wanted}. {other}"
+            "Where the standard name is wrong, type ds['NAME'].attrs['standard_name'] = 'precipitation_flux'."
         )
     if len(found) > 1:
         names = sorted(map(str, found))
