@@ -1356,6 +1356,12 @@ def trained(tmp, **changes):
     return given
 
 
+def with_metrics(tmp):
+    """A folder with a table of the user's, of the name of ours."""
+    pd.DataFrame({"mine": [1.0]}).to_parquet(tmp / "metrics.parquet")
+    return tmp
+
+
 def diverging(tmp):
     """A training that stops after some checkpoints."""
     config = replace(QUICK, steps=30, learning_rate=1e9, validate_every=30)
@@ -1371,6 +1377,8 @@ CASES["train"] = [
          meaning("device='cpu'", "config = replace(config, device='cpu')"), machine=without_cuda),
     case("holds checkpoints of another run", xdeepsd.train_stage, trained,
          "resume=True", meaning("give another folder", "checkpoint_dir = folder / 'b'")),
+    case("and no training wrote it", xdeepsd.train_stage, lambda tmp: to_train(checkpoint_dir=with_metrics(tmp)),
+         meaning("give another folder", "checkpoint_dir = folder / 'b'")),
     case("is asked for without a folder", xdeepsd.train_stage, lambda tmp: to_train(resume=True),
          filled("checkpoint_dir='FOLDER'", **{"'FOLDER'": "folder / 'a'"})),
     case("belongs to another configuration", xdeepsd.train_stage,
@@ -1436,7 +1444,15 @@ def without_figures(patch):
     patch.setattr(sweep, "plot_sweep", lambda *_: NoFigure())
 
 
+def with_a_picture(tmp):
+    (tmp / "sweep").mkdir()
+    (tmp / "sweep" / "sweep.png").write_bytes(b"mine")
+    return to_sweep(tmp)
+
+
 CASES["sweep"] = [
+    case("no sweep says that they are its own", sweep.run_sweep, with_a_picture,
+         meaning("give another folder ([paths] sweep)", "folder = folder.with_name('b')"), machine=without_figures),
     case("days has an observed cell inside the mask", sweep.run_sweep,
          lambda tmp: to_sweep(tmp, levels=[LOW, HIGH.assign(
              precipitation=HIGH["precipitation"].where(HIGH.time != HIGH.time[4]))]),
@@ -1604,6 +1620,14 @@ def demo(line):
             raise
 
 
+def a_demo_with_notes(tmp):
+    """A folder that a demo made, and notes of the user's in its model."""
+    demo_run._make_room(tmp / "demo", Console(quiet=True))
+    (tmp / "demo" / "model").mkdir()
+    with_notes(tmp / "demo" / "model")
+    return {"out": tmp / "demo", "console": Console(quiet=True)}
+
+
 CASES["demo"] = [
     case("Give the same command again: it begins anew", demo, lambda tmp: {"line": f"demo --out {tmp}/demo --steps 1"},
          meaning("Give the same command again", "patch.setattr(demo_run, 'downscale', xdeepsd.downscale)"),
@@ -1611,7 +1635,10 @@ CASES["demo"] = [
     case("is a file. Needed: a folder.", demo_run._make_room,
          lambda tmp: {"out": with_notes(tmp) / "notes.txt", "console": Console(quiet=True)},
          meaning("--out NAME", "out = folder / 'new'")),
-    case("was not made by the demo", demo_run._make_room, lambda tmp: {"out": with_notes(tmp), "console": Console()},
+    case("was not made by the demo: it holds", demo_run._make_room,
+         lambda tmp: {"out": with_notes(tmp), "console": Console()}, meaning("--out NAME", "out = folder / 'new'")),
+    case("was not made by the demo. It is left alone. Move it", demo_run._make_room, lambda tmp: a_demo_with_notes(tmp),
+         meaning("Move it", "(out / 'model' / 'notes.txt').rename(folder / 'notes.txt')"),
          meaning("--out NAME", "out = folder / 'new'")),
 ]  # fmt: skip
 

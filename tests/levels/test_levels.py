@@ -326,6 +326,21 @@ def test_interrupted_while_created(tmp_path):
     assert_same_levels(build_levels(da, path=path), make_levels(da))
 
 
+@pytest.mark.parametrize("name", ["level_0/thesis.txt", "level_0/precipitation/notes", "level_notes", "mine.partial"])
+def test_files_of_the_user_among_levels_half_made_stay(tmp_path, name, caplog):
+    path = tmp_path / "l.zarr"
+    build_levels(fine(3), path=path)
+    zarr.open_group(path, mode="r+").attrs["ready"] = False
+    (path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds .*{name}.*, which build_levels did not write"):
+        build_levels(fine(3), path=path)
+    assert (path / name).read_text() == "mine"
+    (path / name).unlink()
+    with caplog.at_level(logging.INFO):
+        build_levels(fine(3), path=path)
+    assert f"The making of {path} was interrupted: it is made anew." in caplog.text
+
+
 @pytest.mark.parametrize("renewed", [[], [1]])
 @pytest.mark.parametrize("step", ["resize", "write", "consolidate"])
 def test_interrupted_while_grown(tmp_path, monkeypatch, step, renewed):

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from xdeepsd.levels.days import name_days
 from xdeepsd.levels.pairs import chunk_edges
 from xdeepsd.models.files import load_model, save_model
 from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.training.checkpoints import remove_checkpoints
 from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stack import Levels, open_ladder, train_stacks
 
@@ -168,7 +168,7 @@ def run_sweep(
         for done, (i, (model, rows)) in enumerate(stacks, start=1):
             save_model(model, places[i] / "model", overwrite=True)
             _write(rows, places[i] / "validation.parquet")
-            shutil.rmtree(places[i] / "checkpoints", ignore_errors=True)
+            remove_checkpoints(places[i] / "checkpoints")
             left = datetime.timedelta(seconds=round((time.monotonic() - began) / done * (len(missing) - done)))
             logger.info("alpha %g, seed %d: %d of %d, about %s left", *missing[i], done, len(missing), left)
 
@@ -289,6 +289,12 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
     now = json.loads(json.dumps(now))
     path = folder / _ABOUT
     if not path.exists():
+        others = [name for name in (_TABLE, _FIGURE, "runs") if (folder / name).exists()]
+        if others:
+            raise FileExistsError(
+                f"{folder} holds {others}, and no sweep says that they are its own. They are left alone: give another "
+                "folder ([paths] sweep)."
+            )
         _write(json.dumps(now, indent=2) + "\n", path)
         return
     then = json.loads(path.read_text())

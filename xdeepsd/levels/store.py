@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from zarr.codecs import BloscCodec
 from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
+from xdeepsd.stores.write import not_zarr
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +84,15 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         )
     if root.attrs.get("ready"):
         return root
-    foreign = sorted(p.name for p in folder.iterdir() if p.name not in ("zarr.json", "done", "releases")
-                     and not p.name.startswith("level_"))  # fmt: skip
-    if foreign:
+    own = [p for p in folder.iterdir() if re.fullmatch(r"zarr\.json|done|releases|level_\d+|.*\.partial", p.name)]
+    foreign = [p.name for p in folder.iterdir() if p not in own]
+    foreign += [p.relative_to(folder).as_posix() for part in own for p in not_zarr(part)]
+    if foreign := sorted(foreign):
         raise ValueError(
             f"The making of {path} was interrupted, so that it would be made anew; but it holds {foreign}, which "
             "build_levels did not write. Needed: nothing of yours inside. Move it, or type another path (--out NAME)."
         )
+    logger.info("The making of %s was interrupted: it is made anew.", path)
     return None
 
 

@@ -263,7 +263,7 @@ def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[
     for file in (target.root / prefix).iterdir():
         if file.name in _METADATA or _PARTIAL.fullmatch(file.name):
             continue
-        if file.name in half and _is_remains(file):
+        if file.name in half and not not_zarr(file):
             continue
         kind = None if file.is_symlink() or not file.is_dir() else _node_type(file)
         if kind == "group":
@@ -277,11 +277,10 @@ def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[
             )
 
 
-def _is_remains(folder: Path) -> bool:
-    """Whether all files in a folder are named as Zarr names them."""
-    inside = [folder, *folder.rglob("*")]
-    files = [file for file in inside if file.is_symlink() or not file.is_dir()]
-    return all(not file.is_symlink() and _ARRAY_FILES.fullmatch(file.name) for file in files)
+def not_zarr(path: Path) -> list[Path]:
+    """Links, and files whose names are none that Zarr gives, among a path and all that is below it."""
+    files = [file for file in (path, *path.rglob("*")) if file.is_symlink() or file.is_file()]
+    return sorted(file for file in files if file.is_symlink() or not _ARRAY_FILES.fullmatch(file.name))
 
 
 def _node_type(folder: Path) -> str | None:

@@ -29,7 +29,7 @@ from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.threads import torch_threads
-from xdeepsd.training.checkpoints import checkpoints, read_checkpoint, write_checkpoint
+from xdeepsd.training.checkpoints import METRICS, checkpoints, read_checkpoint, write_checkpoint
 from xdeepsd.training.config import TrainConfig, learning_rate
 from xdeepsd.training.validation import LossFunction, Validation
 from xdeepsd.training.watch import Watch, write_metrics
@@ -385,10 +385,22 @@ def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None
         raise FileExistsError(
             f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
         )
+    metrics = None if folder is None else folder / METRICS
+    if metrics is not None and metrics.exists() and not checkpoints(metrics.parent) and not _is_metrics(metrics):
+        raise FileExistsError(f"{metrics} is there, and no training wrote it. It is left alone: give another folder.")
     if folder is None and (resume or config.tensorboard):
         raise ValueError(
             f"{'resume' if resume else 'tensorboard'} is asked for without a folder. Type checkpoint_dir='FOLDER'."
         )
+
+
+def _is_metrics(path: Path) -> bool:
+    """Whether a file is what a training left that was stopped before its first checkpoint."""
+    try:
+        columns = set(pd.read_parquet(path).columns)
+    except (OSError, ValueError):  # of pyarrow, too
+        return False
+    return not columns or {"step", "epoch", "loss"} <= columns
 
 
 def _normalizers(saved: Mapping[str, Any]) -> Normalizers:
