@@ -17,7 +17,7 @@ import xarray as xr
 from xdeepsd.grids import align, axes
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.models.variable import Values, find_precipitation
+from xdeepsd.models.variable import Values, find_precipitation, without_fills
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
     fields: dict[str, xr.DataArray] = {}
     for name in needed:
         # Scalars (a selected time, a band) would clash between fields and mean nothing to the network.
-        da, found = axes.standardize(axes.as_map(static[name]))
+        da, found = axes.standardize(axes.as_map(without_fills(static[name])))
         if da.dims != ("lat", "lon"):
             raise ValueError(
                 f"The static field {name!r} has the dims {static[name].dims}; needed: latitude and longitude only. "

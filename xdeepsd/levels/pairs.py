@@ -28,6 +28,7 @@ from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.stage import interpolated_input
 from xdeepsd.models.static import CLIMATOLOGY, stage_channels
 from xdeepsd.models.transform import transform
+from xdeepsd.models.variable import LOWEST, Values, fill_values
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,18 @@ def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
     if isinstance(block, dask.array.Array):
         # The threads of the loader are the parallelism; inside a Dask worker this must not ask the scheduler.
         block = block.compute(scheduler="synchronous")
-    return np.ascontiguousarray(np.asarray(block, np.float32)[days - first])
+    values = np.asarray(block, np.float32)[days - first]
+    if np.isinf(values).any():
+        raise ValueError(
+            f"The precipitation holds infinite values on days from {str(da['time'].values[first])[:10]} to "
+            f"{str(da['time'].values[last])[:10]}. Type ds['precipitation'].where(np.isfinite(ds['precipitation']))."
+        )
+    return values_of(da).clean(values)
+
+
+def values_of(da: xr.DataArray) -> Values:
+    """What the numbers of a level's precipitation mean."""
+    return Values(str(da.name), lowest=LOWEST, fills=fill_values(da))
 
 
 def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_transform: str | None = None) -> Pair:
@@ -315,9 +327,8 @@ class Moments(NamedTuple):
         if not values.size:
             return self
         values = values.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinite values are found by whoever looks at the result
-            mean = float(values.mean())
-            deviations = float(np.square(values - mean).sum())
+        mean = float(values.mean())
+        deviations = float(np.square(values - mean).sum())
         size = self.size + values.size
         apart = mean - self.mean
         return Moments(
@@ -365,11 +376,6 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
         raise ValueError(
             f"The {sum(map(len, days))} training days have no observed cell inside the mask. Look at "
             "level['precipitation'].notnull() and level['mask'] (True is land)."
-        )
-    if not np.isfinite([m.deviations for m in moments]).all():
-        raise ValueError(
-            "The precipitation of the training days holds infinite values. Type "
-            "ds['precipitation'].where(np.isfinite(ds['precipitation']))."
         )
     without = np.concatenate(empty)
     if without.size:

@@ -20,7 +20,16 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from xdeepsd.levels.pairs import Normalizers, Pair, factor_between, fit_normalizers, make_pair, slabs, with_climatology
+from xdeepsd.levels.pairs import (
+    Normalizers,
+    Pair,
+    factor_between,
+    fit_normalizers,
+    make_pair,
+    slabs,
+    values_of,
+    with_climatology,
+)
 from xdeepsd.levels.patches import MIB, Batch, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.splits import Split
 from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
@@ -29,6 +38,7 @@ from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.threads import torch_threads
+from xdeepsd.models.variable import clean
 from xdeepsd.training.checkpoints import METRICS, checkpoints, read_checkpoint, write_checkpoint
 from xdeepsd.training.config import TrainConfig, learning_rate
 from xdeepsd.training.validation import LossFunction, Validation
@@ -66,7 +76,9 @@ def initialize(net: SRCNN, seed: Sequence[int]) -> None:
 
 def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeight:
     """Density weights of the wanted fine values of the training ``days``, computed chunk by chunk."""
-    observed = pair.fine.isel(time=days).where(xr.DataArray(pair.mask, dims=("lat", "lon")))
+    observed = clean(pair.fine.isel(time=days), values_of(pair.fine)).where(
+        xr.DataArray(pair.mask, dims=("lat", "lon"))
+    )
     return config.dense_weight().fit(observed, scheduler="threads")  # this may run inside a task of a cluster
 
 
