@@ -855,3 +855,13 @@ def test_prepare_says_what_is_wrong(tmp_path):
         assert result.exit_code != 0
         assert text in result.output
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("damage", ["done/zarr.json", "level_0/time/c/0", "zarr.json"])
+def test_a_damaged_ladder_is_named(tmp_path, damage):
+    path = tmp_path / "l.zarr"
+    build_levels(fine(3), path=path)
+    file = path / damage
+    file.write_bytes(file.read_bytes()[:-9] + b"\xf9" * 9)
+    with pytest.raises(ValueError, match=str(path)):
+        open_levels(path)[0].load()

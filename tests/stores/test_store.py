@@ -1138,3 +1138,14 @@ def test_the_howto_runs(tmp_path, monkeypatch):
     fine = opened("fine.zarr").load()
     np.testing.assert_allclose(opened("packed.zarr")["pr"], fine["pr"], atol=0.011)
     xr.testing.assert_equal(opened("by_workers.zarr").load(), fine)
+
+
+def test_a_damaged_input_of_a_command_is_named(tmp_path):
+    """Dates beyond any calendar: what xarray raises then is no ValueError."""
+    from xdeepsd.cli.inputs import open_file
+
+    path = tmp_path / "in.zarr"
+    make_coarse().to_dataset().to_zarr(path)
+    zarr.open_array(path / "time", mode="r+")[:] = 2**62
+    with pytest.raises(ValueError, match=f"{path} cannot be read: "):
+        open_file(str(path))
