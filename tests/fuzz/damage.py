@@ -23,7 +23,7 @@ from xdeepsd.cli import app, ini, toml
 from xdeepsd.grids import regrid_weights as weights
 from xdeepsd.training import checkpoints
 
-from . import Wrong, pick
+from . import Wrong, kills, pick
 
 TOLD = (ValueError, TypeError, OSError)  # what commands report in a sentence
 DAYS = pd.date_range("2011-01-01", periods=4)
@@ -354,6 +354,10 @@ def harm(rng, files):
     return how, hurt
 
 
+def open_all(path):
+    xr.open_dataset(path).load()
+
+
 def case(seed, folder):
     """One kind of file, damaged: read to the same values, or refused by name."""
     rng = np.random.default_rng(seed)
@@ -363,6 +367,8 @@ def case(seed, folder):
     shutil.copytree(pristine(name), place)
     how, hurt = harm(rng, sorted(p for p in place.rglob("*") if p.is_file()))
     story = f"{name}: {how} {', '.join(str(p.relative_to(place)) for p in hurt)}"
+    if name == "netcdf input" and not kills.outlives(open_all, place / "coarse.nc"):
+        return  # HDF5 itself crashes, or looks for the end of a damaged list for ever: whoever opens it
     try:
         after = subject.read(place)
     except TOLD as error:

@@ -16,10 +16,12 @@ import xarray as xr
 import zarr
 from builders import make_coarse, make_stack, make_static
 from prism_server import PrismServer
+from rich.console import Console
 from typer.testing import CliRunner
 
 import xdeepsd
-from xdeepsd.cli import app
+from xdeepsd.cli import app, demo_run
+from xdeepsd.stores.layout import BEGUN, STATUS
 
 from . import Lost, Wrong, chance, listing, pick
 from .damage import INI, TOLD
@@ -67,9 +69,12 @@ def to_zarr(rng, place):
         {"zarr_format": int(rng.integers(2, 4))},
     )
     options["overwrite"] = chance(rng, 0.6)
-    before = pick(rng, ["nothing", "ours", "theirs", "file"])
-    if before == "ours":
+    before = pick(rng, ["nothing", "ours", "killed", "theirs"])
+    if before in ("ours", "killed"):
         xdeepsd.to_zarr(lazy(pick(rng, ["pr", "old"])), path, group=group, zarr_format=options["zarr_format"])
+        if before == "killed":  # as it laid the arrays out
+            half = {STATUS: BEGUN, "xdeepsd_half": ["pr", "old"]}
+            zarr.open_group(path, path=group or "", mode="r+").attrs.update(half)
     elif before == "theirs" and options["overwrite"]:
         xr.Dataset({"x": ("n", [1, 2])}).to_zarr(path, group=group)
     yield [path, path / group if group else path], options["overwrite"] and (path / (group or ""))
@@ -130,7 +135,9 @@ def build_levels(rng, place):
     path = place / "levels.zarr"
     if chance(rng, 0.6):
         xdeepsd.build_levels(small(), make_static(small(), 1), (2,), path)
-    yield [path], False
+        if chance(rng, 0.4):  # killed as it was made
+            zarr.open_group(path, mode="r+").attrs["ready"] = False
+    yield [path, path / "level_0", path / "level_1" / "precipitation"], False
     fine = small(pick(rng, [4, 6]))
     if chance(rng, 0.5):
         xdeepsd.build_levels(fine, make_static(fine, 1), (2,), path)
@@ -182,15 +189,28 @@ def training(rng, place):
             command(*how)
         how += [] if sweep else ["--resume"]
     one = "sweep/runs/alpha-0-seed-0"
-    names = ("model", "checkpoints", "checkpoints/stage_0", "sweep", f"{one}/model", f"{one}/checkpoints")
+    if sweep and chance(rng, 0.5):  # killed before the run was done
+        (place / one / "checkpoints" / "stage_0").mkdir(parents=True, exist_ok=True)
+        (place / one / "validation.parquet").unlink(missing_ok=True)
+    names = ("model", "checkpoints", "checkpoints/stage_0", "sweep", f"{one}/model", f"{one}/checkpoints/stage_0")
     yield [place / name for name in names], False
     command(*how)
 
 
 def demo(rng, place):
-    """In a folder with the files that the demo writes, or once wrote (running it takes too long), it must refuse."""
+    """In a folder with the files that the demo writes, or once wrote, it must refuse; it clears what it made, no more.
+
+    Running it takes too long here.
+    """
     path = place / "demo"
     path.mkdir()
+    if chance(rng, 0.5):
+        demo_run._make_room(path, Console(quiet=True))
+        xdeepsd.save_model(model(), path / "model")
+        xdeepsd.to_zarr(lazy(), path / "fine.zarr")
+        yield [path, path / "model", path / "fine.zarr", path / "fine.zarr" / "pr"], False
+        demo_run._make_room(path, Console(quiet=True))
+        return
     (path / pick(rng, ["levels.zarr", "model", "fine.zarr", "coarse.zarr", "downscaled.zarr"])).mkdir()
     yield [path, *path.iterdir()], False
     (next(path.iterdir()) / "thesis.txt").write_text("mine")

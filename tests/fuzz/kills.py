@@ -1,9 +1,11 @@
 """Processes killed at any moment: nothing half-written passes for whole, and the same call ends with the same bits."""
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -30,6 +32,17 @@ EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "
 DAYS = pd.date_range("2011-01-01", periods=6)
 
 
+def outlives(call, *arguments):
+    """Whether a process of its own gets to the end of ``call``, or to an exception, in 20 seconds of computing."""
+    return Nursery.run(limited, call, *arguments) >= 0
+
+
+def limited(call, *arguments):
+    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+    with contextlib.suppress(Exception):
+        call(*arguments)
+
+
 def victim(name, folder, variant, at, delay):
     """Run an operation, and die at the ``at``-th thing it does to a file in ``folder``, or ``delay`` seconds after."""
     counted = itertools.count(1)
@@ -48,7 +61,7 @@ def victim(name, folder, variant, at, delay):
 
 
 class Nursery:
-    """A process without threads, from which the victims are forked."""
+    """A process without threads, from which those are forked that may die."""
 
     pipe = None
 
@@ -61,13 +74,13 @@ class Nursery:
         cls.pipe.close()
         while True:
             try:
-                arguments = there.recv()
+                call, *arguments = there.recv()
             except EOFError:
                 os._exit(0)
             child = os.fork()
             if not child:
                 try:
-                    victim(*arguments)
+                    call(*arguments)
                     os._exit(0)
                 except BaseException:
                     Path(f"{arguments[1]}.error").write_text(traceback.format_exc())
@@ -76,7 +89,7 @@ class Nursery:
 
     @classmethod
     def run(cls, *arguments):
-        """Exit status of `victim`; negative where a signal ended it."""
+        """Exit status of a call; negative where a signal ended it."""
         cls.pipe.send(arguments)
         return cls.pipe.recv()
 
@@ -122,25 +135,30 @@ class Store:
 
 
 class Levels:
-    """`build_levels`, of a new ladder or with days to append."""
+    """`build_levels`, of a new ladder, or with days to append, of which some may replace older releases."""
 
     def variants(rng):
-        return {"append": chance(rng, 0.5)}
+        return {"append": (append := chance(rng, 0.6)), "renew": append and chance(rng, 0.5)}
 
-    def data(days):
-        fine = make_coarse(days=days, nlat=4, nlon=8).chunk(time=2)
-        return fine, make_static(fine, 1), (2, 2), "levels.zarr"
+    def data(days, renew):
+        fine = make_coarse(days=days, nlat=4, nlon=8)
+        fine[1] += 5 * renew
+        numbers = np.where(np.arange(days) == renew, 8, 7) if renew else np.full(days, 7)
+        dates = np.full(days, "2020-01-01", "M8[ns]") + renew * (np.arange(days) == 1).astype("m8[D]")
+        ds = xr.Dataset({"pr": fine, "pr_release": ("time", numbers), "pr_release_date": ("time", dates)})
+        return ds.chunk(time=2), make_static(fine, 1)
 
-    def build(folder, days):
-        fine, static, factors, name = Levels.data(days)
-        xdeepsd.build_levels(fine, static, factors, folder / name, chunk_mb=0.0003)
+    def build(folder, days, renew=False):
+        fine, static = Levels.data(days, renew)
+        years = slice("2001-01-01", "2001-01-03")
+        xdeepsd.build_levels(fine, static, (2, 2), folder / "levels.zarr", climatology=years, chunk_mb=0.0003)
 
     def prepare(folder, variant):
         if variant["append"]:
             Levels.build(folder, 4)
 
     def run(folder, variant):
-        Levels.build(folder, 8)
+        Levels.build(folder, 8, variant["renew"])
 
     def check(folder, variant):
         try:
@@ -149,15 +167,29 @@ class Levels:
             if variant["append"]:
                 raise Wrong("the ladder that was there cannot be read any more") from None
             return
-        whole = Levels.result(reference("levels", tuple(variant.items()))[0])
-        for k, level in enumerate(levels):
-            if not level.load().identical(whole[k].sel(time=level.time)):
-                raise Wrong(f"level {k} holds days that are not whole")
-        if variant["append"] and levels[0].sizes["time"] < 4:
+        versions = [Levels.result(reference("levels", tuple(variant.items()))[0])]
+        if variant["append"]:
+            versions.append(Levels.result(before_growth()))
+        for day in levels[0].time.values:
+            maps = [level.precipitation.sel(time=day).load() for level in levels]
+            known = [[level.precipitation.sel(time=day) for level in v] for v in versions if day in v[0].time]
+            if not any(all(a.identical(b) for a, b in zip(maps, one, strict=True)) for one in known):
+                raise Wrong(f"{day} is not that of one release in all levels")
+        if any(not level.time.identical(levels[0].time) for level in levels):
+            raise Wrong("levels of different days")
+        if variant["append"] and levels[0].sizes["time"] < 4 - variant["renew"]:
             raise Wrong("days that were there are gone")
 
     def result(folder):
         return [level.load() for level in xdeepsd.open_levels(folder / "levels.zarr")]
+
+
+@functools.cache
+def before_growth():
+    """The folder of a ladder to which nothing is appended yet."""
+    folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-whole-"))
+    Levels.build(folder, 4)
+    return folder
 
 
 class Model:
@@ -296,7 +328,7 @@ def reference(name, variant):
     folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-whole-"), "whole")
     folder.mkdir()
     OPERATIONS[name].prepare(folder, dict(variant))
-    if Nursery.run(name, folder, dict(variant), -1, 0):
+    if Nursery.run(victim, name, folder, dict(variant), -1, 0):
         raise RuntimeError(Path(f"{folder}.error").read_text())
     return folder, int(Path(f"{folder}.count").read_text())
 
@@ -313,7 +345,7 @@ def case(seed, folder):
     story = f"{name} {variant}"
     for _ in range(rng.integers(1, 4)):
         at, delay = int(rng.integers(1, count + 1)), pick(rng, [0, float(rng.uniform(0, 0.01))])
-        code = Nursery.run(name, place, variant, at, delay)
+        code = Nursery.run(victim, name, place, variant, at, delay)
         story += f", killed at file {at} of {count} + {1000 * delay:.1f} ms"
         if code not in (0, -signal.SIGKILL):
             raise RuntimeError(f"{story}: {Path(f'{place}.error').read_text()}")

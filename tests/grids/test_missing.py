@@ -89,6 +89,8 @@ def test_block_mean(nlat, nlon, factor, seed):
 def test_block_mean_refuses_sizes_that_do_not_divide():
     with pytest.raises(ValueError, match=r"5 x 4 cells does not divide into blocks of 2.*slice\(4\)"):
         block_mean(np.zeros((5, 4)), 2)
+    with pytest.raises(ValueError, match=r"5 x 2 cells is smaller than a block of 3\. Needed: a factor of at most 2"):
+        block_mean(np.zeros((5, 2)), 3)
 
 
 def test_static_fill_and_ratio():

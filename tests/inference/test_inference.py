@@ -437,7 +437,7 @@ def test_bfloat16_is_done_or_refused(case):
 
 def test_devices_that_hold_no_numbers(case):
     model, coarse, elevation = case
-    with pytest.raises(ValueError, match="device 'meta'; needed: a device that computes"):
+    with pytest.raises(ValueError, match="device 'meta'; needed: one that computes"):
         coarse.deepsd.downscale(model, elevation, device="meta")
 
 

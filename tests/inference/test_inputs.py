@@ -378,3 +378,12 @@ def test_a_part_of_the_domain_keeps_its_mask(case, caplog):
         moved = elevation.assign_coords(lat=elevation.lat - 9)
         assert elsewhere.deepsd.downscale(model, moved).notnull().all()
     assert "not part of the model's: its mask is not used" in caplog.text
+
+
+@pytest.mark.parametrize("attribute", ["_FillValue", "missing_value"])
+def test_fill_values_of_static_fields_are_missing(attribute):
+    coarse = make_coarse(days=2, nlat=4, nlon=6)
+    model, height = make_stack(1, channels=(2,), kernels=(3, 3)), make_static(coarse, 2)["elevation"]
+    filled = height.where(height.lat < 48, -9999.0).assign_attrs({attribute: -9999.0})
+    wanted = xdeepsd.downscale(coarse, model, height.where(height.lat < 48))
+    np.testing.assert_array_equal(xdeepsd.downscale(coarse, model, filled), wanted)

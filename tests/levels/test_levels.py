@@ -1,3 +1,4 @@
+import itertools
 import logging
 import os
 import shutil
@@ -335,32 +336,62 @@ def test_interrupted_while_created(tmp_path):
     assert_same_levels(build_levels(da, path=path), make_levels(da))
 
 
-@pytest.mark.parametrize("step", ["time", "resize", "consolidate"])
-def test_interrupted_while_grown(tmp_path, monkeypatch, step):
-    da = fine(12)
+@pytest.mark.parametrize("name", ["level_0/thesis.txt", "level_0/precipitation/notes", "level_notes", "mine.partial"])
+def test_files_of_the_user_among_levels_half_made_stay(tmp_path, name, caplog):
     path = tmp_path / "l.zarr"
-    build_levels(da[:5], path=path, chunk_mb=small(da, 4))
-    before = [level.compute() for level in open_levels(path)]
-    calls = []
+    build_levels(fine(3), path=path)
+    zarr.open_group(path, mode="r+").attrs["ready"] = False
+    (path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds .*{name}.*, which build_levels did not write"):
+        build_levels(fine(3), path=path)
+    assert (path / name).read_text() == "mine"
+    (path / name).unlink()
+    with caplog.at_level(logging.INFO):
+        build_levels(fine(3), path=path)
+    assert f"Creating {path} was interrupted: it is created anew." in caplog.text
 
-    def stop(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == (2 if step != "consolidate" else 1):
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
 
-    owner, name = {
-        "time": (xr.Dataset, "to_zarr"),
-        "resize": (zarr.Array, "resize"),
+@pytest.mark.parametrize("renewed", [[], [1]])
+@pytest.mark.parametrize("step", ["resize", "write", "consolidate"])
+def test_interrupted_while_grown(tmp_path, monkeypatch, step, renewed):
+    """Stopped before any of its changes: readers see the days of before, and the same call again completes."""
+    old, owner, name = fine(9, 8, 8), *{
+        "resize": (zarr.Array, "resize"), "write": (zarr.Array, "__setitem__"),
         "consolidate": (levels_store, "consolidate"),
-    }[step]
-    original = getattr(owner, name)
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, stop)
-        with pytest.raises(KeyboardInterrupt):
-            build_levels(da, path=path)
-    assert_same_levels(open_levels(path), before)
-    assert_same_levels(build_levels(da, path=path), make_levels(da))
+    }[step]  # fmt: skip
+    new, original = changed(old, renewed), getattr(owner, name)
+    arguments = {"factors": (2,), "chunk_mb": small(old, 4), "climatology": slice("2000-01-01", "2000-01-04")}
+    for number in itertools.count(1):
+        calls, path = itertools.count(1), tmp_path / f"{number}.zarr"
+        build_levels(released(old[:5], days=[]), path=path, **arguments)
+        if number > 1 and renewed:  # as a call leaves it that was stopped after its change of attributes
+            zarr.open_group(path, mode="r+").attrs["climatology_days"] = 4
+        before = [level.compute() for level in open_levels(path)]
+
+        def stop(*args, counted=calls, number=number, **kwargs):
+            if next(counted) == number:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        grown = {"fine": released(new, days=renewed), "path": path, **arguments}
+        stopped = False
+        with monkeypatch.context() as patch, dask.config.set(scheduler="synchronous"):
+            patch.setattr(owner, name, stop)
+            try:
+                build_levels(**grown)
+            except KeyboardInterrupt:
+                stopped = True
+        for level, earlier, later in zip(open_levels(path), before, make_levels(new, factors=(2,)), strict=True):
+            same = [
+                np.isclose(level.precipitation, version.precipitation.sel(time=level.time), equal_nan=True).all((1, 2))
+                for version in ([earlier, later] if level.sizes["time"] == 5 else [later])
+            ]
+            assert np.any(same, axis=0).all()
+        wanted = make_levels(new, factors=(2,), climatology=arguments["climatology"], mask=np.isfinite(old[0]))
+        assert_same_levels(build_levels(**grown), wanted)
+        if not stopped:
+            break
+    assert number > 1
 
 
 KILLED = """
@@ -832,3 +863,13 @@ def test_prepare_says_what_is_wrong(tmp_path):
         assert result.exit_code != 0
         assert text in result.output
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("damage", ["done/zarr.json", "level_0/time/c/0", "zarr.json"])
+def test_a_damaged_ladder_is_named(tmp_path, damage):
+    path = tmp_path / "l.zarr"
+    build_levels(fine(3), path=path)
+    file = path / damage
+    file.write_bytes(file.read_bytes()[:-9] + b"\xf9" * 9)
+    with pytest.raises(ValueError, match=str(path)):
+        open_levels(path)[0].load()

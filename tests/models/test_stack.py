@@ -236,3 +236,15 @@ def test_a_model_carries_what_holds_for_its_variable(tmp_path):
     assert "speed" in xdeepsd.downscale(coarse, of_wind, static)
     with pytest.raises(ValueError, match="Needed: wind; the model was trained on 'wind'"):
         xdeepsd.downscale(coarse[["pr"]], of_wind, static)
+
+
+@pytest.mark.parametrize("left", ["model.safetensors.new", ".model.json"])
+def test_a_first_save_that_was_killed_is_done_again(tmp_path, left):
+    """What it leaves: the new tensors, or half a file beside them."""
+    (tmp_path / "model.safetensors.new").write_bytes(b"whole")
+    if left.startswith("."):
+        (tmp_path / f"{left}.{'0123' * 8}.partial").write_bytes(b"half")
+    model = make_stack(1)
+    xdeepsd.save_model(model, tmp_path)
+    assert xdeepsd.load_model(tmp_path).fingerprint() == model.fingerprint()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.safetensors"]

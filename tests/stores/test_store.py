@@ -335,6 +335,13 @@ def test_chunks_of_nothing_are_done_too(tmp_path):
         assert sorted(seen.days) == list(range(7))
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("group", ["g", "g/h"])
+def test_a_group_in_a_new_place_can_be_opened(tmp_path, zarr_format, group):
+    xdeepsd.to_zarr(make_ds(), tmp_path / "a.zarr", group=group, zarr_format=zarr_format)
+    assert xr.open_zarr(tmp_path / "a.zarr", group=group).sizes == make_ds().sizes
+
+
 class Stopped(Exception):
     """A kill, for code that runs in Zarr's own thread."""
 
@@ -1095,7 +1102,7 @@ def test_command_with_workers_and_a_scheduler(job, cluster):
         (["in.zarr", "in.zarr", "e.zarr"], "No model at"),
         (["in.zarr", "model", "e.zarr", "--variable", "rain"], "variable='rain' is not there"),
         (["in.zarr", "model", "e.zarr", "--precision", "int3"], "precision 'int3'; needed"),
-        (["in.zarr", "model", "e.zarr", "--device", "gpu"], "device 'gpu'; needed: a device that computes"),
+        (["in.zarr", "model", "e.zarr", "--device", "gpu"], "device 'gpu'; needed: one that computes"),
         (["in.zarr", "model", "e.zarr", "--scale-factor", "0"], "--scale-factor is 0. Needed: a number above 0"),
         (["in.zarr", "model", "e.zarr", "--mask", "height.nc"], "needed: mask, or a single one of bool"),
         (["in.zarr", "model", "e.zarr", "--static", "land.nc"], "{'land': 'bool'}; needed: elevation"),
@@ -1132,3 +1139,14 @@ def test_the_howto_runs(tmp_path, monkeypatch):
     fine = opened("fine.zarr").load()
     np.testing.assert_allclose(opened("packed.zarr")["pr"], fine["pr"], atol=0.011)
     xr.testing.assert_equal(opened("by_workers.zarr").load(), fine)
+
+
+def test_a_damaged_input_of_a_command_is_named(tmp_path):
+    """Dates beyond any calendar: what xarray raises then is no ValueError."""
+    from xdeepsd.cli.inputs import open_file
+
+    path = tmp_path / "in.zarr"
+    make_coarse().to_dataset().to_zarr(path)
+    zarr.open_array(path / "time", mode="r+")[:] = 2**62
+    with pytest.raises(ValueError, match=f"{path} cannot be read: "):
+        open_file(str(path))

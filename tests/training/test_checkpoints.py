@@ -8,7 +8,14 @@ import resource
 import pytest
 import torch
 
-from xdeepsd.training.checkpoints import checkpoints, read_checkpoint, write_beside, write_checkpoint
+from xdeepsd.training.checkpoints import (
+    METRICS,
+    checkpoints,
+    read_checkpoint,
+    remove_checkpoints,
+    write_beside,
+    write_checkpoint,
+)
 
 
 def state(value):
@@ -28,6 +35,29 @@ def test_newest_and_the_one_before_are_kept(tmp_path):
 def test_no_folder_no_checkpoint(tmp_path):
     assert read_checkpoint(tmp_path / "none") is None
     assert checkpoints(tmp_path / "none") == []
+
+
+def test_a_flipped_bit_of_a_weight_is_seen(tmp_path, caplog):
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step, state(step))
+    newest = checkpoints(tmp_path)[-1]
+    content = bytearray(newest.read_bytes())
+    content[content.index(torch.full((9,), 2.0).numpy().tobytes())] ^= 1
+    newest.write_bytes(content)
+    assert read_checkpoint(tmp_path)["step"] == 1
+    assert "is damaged" in caplog.text
+
+
+def test_removing_checkpoints_leaves_what_is_the_users(tmp_path):
+    write_checkpoint(tmp_path / "stage_0", 1, state(1))
+    write_checkpoint(tmp_path / "stage_1", 1, state(1))
+    write_beside(tmp_path / "stage_1" / METRICS, b"ours", METRICS)
+    (tmp_path / "stage_1" / "notes.txt").write_text("mine")
+    remove_checkpoints(tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["stage_1", "stage_1/notes.txt"]
+    (tmp_path / "stage_1" / "notes.txt").unlink()
+    remove_checkpoints(tmp_path)
+    assert not tmp_path.exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half"])

@@ -853,3 +853,22 @@ def test_stages_of_other_training_days_want_a_climatology(store):
     assert (
         train_stack(levels, [one, other_one], progress=False).training["climatology"].startswith("mean of 2001-01-03")
     )
+
+
+@pytest.mark.parametrize("level", ["coarse", "fine"])
+@pytest.mark.parametrize("day", [0, 8])
+def test_numbers_that_are_no_rain_are_not_learned(level, day):
+    """Neither on training nor on validation days: refused, or missing where the attributes name them."""
+    low, high = pair_of_levels(days=10)
+    given, clean = {"coarse": low, "fine": high}, {"coarse": low.copy(deep=True), "fine": high.copy(deep=True)}
+    config = small(steps=3, validation=0.3)
+    clean[level]["precipitation"][day, 10:12, 10:12] = np.nan
+    for number, message in ((-9999.0, "has values down to -9999"), (np.inf, "holds infinite values")):
+        bad = given | {level: given[level].copy(deep=True)}
+        bad[level]["precipitation"][day, 10:12, 10:12] = number
+        with pytest.raises(ValueError, match=message):
+            train_stage(**bad, config=config)
+    bad[level]["precipitation"][day, 10:12, 10:12] = -9999.0
+    bad[level]["precipitation"].attrs["_FillValue"] = np.float32(-9999)
+    one, other = (train_stage(**levels, config=config) for levels in (bad, clean))
+    assert one.summary["rmse"] == other.summary["rmse"]

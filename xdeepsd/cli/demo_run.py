@@ -21,6 +21,8 @@ from xdeepsd.inference.downscale import downscale
 from xdeepsd.levels.climate import make_climate
 from xdeepsd.levels.disk import build_levels, open_levels
 from xdeepsd.models.files import load_model, save_model
+from xdeepsd.stores.target import not_zarr
+from xdeepsd.stores.whole import partial_of
 from xdeepsd.stores.write import to_zarr
 from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stack import train_stack
@@ -87,13 +89,20 @@ def _make_room(out: Path, console: Console) -> None:
             f"{out} was not made by the demo: it holds {sorted(file.name for file in out.iterdir())[:5]}. It is left "
             "alone. Type --out NAME for a new folder."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    mark.write_text("Made by xdeepsd demo, which replaces " + ", ".join(_MADE) + " here when it runs again.\n")
     old = [out / name for name in _MADE if (out / name).exists()]
+    others = [file for path in old if path.suffix == ".zarr" for file in not_zarr(path)]
+    files = ("model.json", "model.safetensors", "model.safetensors.new")
+    others += [file for file in out.glob("model/*") if (partial_of(file.name) or file.name) not in files]
+    if others:
+        raise FileExistsError(
+            f"{others[0]} was not made by the demo. It is left alone. Move it, or type --out NAME for a new folder."
+        )
     if old:
         console.print(f"What an earlier demo made is replaced: {', '.join(path.name for path in old)} in {out}/")
     for path in old:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text("Made by xdeepsd demo, which replaces " + ", ".join(_MADE) + " here when it runs again.\n")
 
 
 def _evaluate(out: Path, year: int, means: tuple[xr.DataArray, ...], console: Console) -> pd.DataFrame:

@@ -48,17 +48,16 @@ def open_file(path: str, **options: Any) -> Any:
         warnings.filterwarnings("ignore", "The specified chunks separate the stored chunks", UserWarning)
         try:
             return xr.open_dataset(path, **options)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
         except ImportError as error:
             raise ImportError(
                 f"{path} needs a package that is not installed ({error}). Type pip install s3fs for s3://, gcsfs for "
                 "gs://, adlfs for az://."
             ) from error
-        except (KeyError, FileNotFoundError) as error:
-            if options.get("group") is None:
-                raise
-            raise ValueError(f"{path} has no group {options['group']!r} ({error}). Type --group NAME.") from error
+        except Exception as error:  # libraries raise what a damaged byte makes them stumble over
+            if options.get("group") is not None and isinstance(error, KeyError | FileNotFoundError):
+                raise ValueError(f"{path} has no group {options['group']!r} ({error}). Type --group NAME.") from error
+            why = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} cannot be read: {why}") from error
 
 
 def open_static(path: str, names: tuple[str, ...], kinds: str = "fiu") -> Any:

@@ -43,7 +43,10 @@ def train(
         configs = settings.stage_configs(len(levels) - 1, stage)
         model_path, folder = settings.paths.model, settings.paths.checkpoints
         if stage is None and model_path.exists() and not resume:
-            raise FileExistsError(f"{model_path} exists. Remove it, or type --resume to go on and replace it.")
+            raise FileExistsError(
+                f"{model_path} exists. Type --resume to go on and replace it; or remove it, and the checkpoints in "
+                f"{folder}, to train anew."
+            )
         check_writable(folder)
         if stage is None:
             check_writable(model_path)

@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from xdeepsd.levels.pairs import chunk_edges
 from xdeepsd.models.files import load_model, save_model
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.stores.whole import write_whole
+from xdeepsd.training.checkpoints import remove_checkpoints
 from xdeepsd.training.config import FREE, TrainConfig, changed_fields
 from xdeepsd.training.ladder import Levels, check_levels
 from xdeepsd.training.stack import train_stacks
@@ -165,7 +165,7 @@ def _train_missing(
     for done, (i, (model, rows)) in enumerate(stacks, start=1):
         save_model(model, places[i] / "model", overwrite=True)
         _write(rows, places[i] / "validation.parquet")
-        shutil.rmtree(places[i] / "checkpoints", ignore_errors=True)
+        remove_checkpoints(places[i] / "checkpoints")
         left = datetime.timedelta(seconds=round((time.monotonic() - began) / done * (len(missing) - done)))
         logger.info("alpha %g, seed %d: %d of %d, about %s left", *missing[i], done, len(missing), left)
 
@@ -277,6 +277,12 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
     text = json.dumps(now, indent=2) + "\n"
     path = folder / _ABOUT
     if not path.exists():
+        others = [name for name in (TABLE, FIGURE, "runs") if (folder / name).exists()]
+        if others:
+            raise FileExistsError(
+                f"{folder} holds {others}, and no sweep says that they are its own. They are left alone. Give another "
+                "folder."
+            )
         write_whole(path, text.encode())
         return
     now, then = json.loads(text), json.loads(path.read_text())

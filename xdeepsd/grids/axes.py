@@ -197,10 +197,12 @@ def spacing(coord: xr.DataArray | np.ndarray, name: str) -> float:
     (float32 coordinates of a fine grid are off by a few thousandths).
     """
     values = np.asarray(coord, dtype=np.float64)
-    own = getattr(coord, "name", None) or name  # ``name`` may be words, "The lat of the input"
+    own, along = name, name  # may be words, "The lat of the input"
+    if isinstance(coord, xr.DataArray):
+        own, along = str(coord.name), str(coord.dims[0])
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{name} has NaN among its {values.size} values. Type ds.isel({own}=np.isfinite(ds[{own!r}].values))."
+            f"{name} has NaN among its {values.size} values. Type ds.isel({along}=np.isfinite(ds[{own!r}].values))."
         )
     if values.size < 2:
         raise ValueError(f"{name} has {values.size} value: its spacing is unknown. Needed: two cells or more.")

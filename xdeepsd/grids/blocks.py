@@ -15,6 +15,11 @@ def block_mean(field: np.ndarray, factor: int) -> np.ndarray:
     array([[3.]])
     """
     nlat, nlon = field.shape[-2:]
+    if min(nlat, nlon) < factor:
+        raise ValueError(
+            f"A field of {nlat} x {nlon} cells is smaller than a block of {factor}. Needed: a factor of at most "
+            f"{min(nlat, nlon)}."
+        )
     if nlat % factor or nlon % factor:
         raise ValueError(
             f"A field of {nlat} x {nlon} cells does not divide into blocks of {factor}. Needed: both sizes a multiple "

@@ -118,7 +118,7 @@ def _check_options(
     except RuntimeError:
         kind = None
     if kind not in ("cpu", "cuda", "mps", "xpu"):  # "meta", say, holds no numbers
-        raise ValueError(f"device {device!r}; needed: a device that computes. Type device='cuda', or leave it out.")
+        raise ValueError(f"device {device!r}; needed: one that computes, such as 'cuda'. Leave device out for the CPU.")
     if precision == "bfloat16" and kind == "cpu":
         if not has_bfloat16():
             raise ValueError(NO_BFLOAT16)

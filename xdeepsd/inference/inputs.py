@@ -17,7 +17,7 @@ import xarray as xr
 from xdeepsd.grids import align, axes
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.models.variable import Values, find_variable
+from xdeepsd.models.variable import Values, find_variable, without_fills
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ def prepare(
     given = choose_variable(ds, model, variable)
     check_values(str(given.name), given)
     coarse, names = axes.standardize(axes.chunk_unread(given, model.scale))
+    for dim, own in (("lat", names.lat), ("lon", names.lon)):
+        if given[own].size > 1:
+            axes.spacing(given[own], f"The {dim} of the input")
     values = Values.of(coarse, model.units, ds, model.kind)
     fields, coarse, turn = fit(target_fields(model, static), coarse, model)
     wanted = target_mask(model, mask, fields)
@@ -113,12 +116,14 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
     fields: dict[str, xr.DataArray] = {}
     for name in needed:
         # Scalars (a selected time, a band) would clash between fields and mean nothing to the network.
-        da, _ = axes.standardize(axes.as_map(static[name]))
+        da, found = axes.standardize(axes.as_map(without_fills(static[name])))
         if da.dims != ("lat", "lon"):
             raise ValueError(
                 f"The static field {name!r} has the dims {static[name].dims}; needed: latitude and longitude only. "
                 f"Type static[{name!r}].isel(...) or .mean(...) over the others."
             )
+        for dim, own in (("lat", found.lat), ("lon", found.lon)):
+            axes.spacing(static[own], f"The {dim} of the static fields")
         _check_static_units(name, da, model)
         fields[name] = da
     if not fields:  # a network of precipitation alone: the grid is all that is asked for
@@ -169,9 +174,6 @@ def fit(
     for dim in ("lat", "lon"):
         if dim not in fields.indexes or dim not in coarse.indexes:
             raise ValueError(f"{dim} has no coordinate values along its dim. Needed: cell centres in degrees.")
-        axes.spacing(fields[dim], f"The {dim} of the static fields")
-        if coarse.sizes[dim] > 1:
-            axes.spacing(coarse[dim], f"The {dim} of the input")
         reference = fields if model.static is None else model.static
         if _ascending(fields[dim]) != _ascending(reference[dim]):
             fields = fields.isel({dim: backwards})

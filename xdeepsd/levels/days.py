@@ -55,11 +55,13 @@ def each_once(da: xr.DataArray) -> np.ndarray:
         first = int(np.argmax(days == days[i]))
         a, b = dask.compute(da.isel(time=first).data, da.isel(time=i).data)
         if not np.array_equal(a, b, equal_nan=True):
+            twice = da["time"].values[first], da["time"].values[i]
+            later = "isel(time=~ds.indexes['time'].floor('D').duplicated(keep='last'))"
+            last = "drop_duplicates('time', keep='last')" if twice[0] == twice[1] else later
             raise ValueError(
-                f"The day {str(days[i])[:10]} occurs twice with different data (at {da['time'].values[first]} and "
-                f"{da['time'].values[i]}; they differ by up to {np.nanmax(np.abs(a - b)):.4g}). Needed: each day once. "
-                "Type ds.drop_duplicates('time', keep='last'), or ds.resample(time='1D').mean() for data of several "
-                "times a day."
+                f"The day {str(days[i])[:10]} occurs twice with different data (at {twice[0]} and {twice[1]}; they "
+                f"differ by up to {np.nanmax(np.abs(a - b)):.4g}). Needed: each day once. Type ds.{last}, or "
+                "ds.resample(time='1D').mean() for data of several times a day."
             )
     if again.any():
         logger.warning(

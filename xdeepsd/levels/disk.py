@@ -33,6 +33,7 @@ from xdeepsd.levels.store import (
     how_far,
     open_done,
     open_maps,
+    reading,
     write_days,
 )
 from xdeepsd.models.static import CLIMATOLOGY
@@ -219,7 +220,7 @@ def build_levels(
     root = find_store(path, "r+")
     if root is not None:
         check_store(root, path, wanted, described)
-    time = finest["time"] if root is None else _longer(path, finest["time"])
+    time = finest["time"] if root is None else _longer(root, path, finest["time"])
     missing = _missing(time, finest, empty, allow_missing)
     days = calendar_days(finest)
     where = np.where(calendar_days(time).isin(empty), -1, days.get_indexer(calendar_days(time)))
@@ -231,8 +232,8 @@ def build_levels(
         root = create(path, wanted, _days_in_chunk(finest, chunk_mb), described | sizes)
     else:
         renewed = _renewed(root, path, finest, where, announced)
+        grow(root, path, time, len(wanted))  # before attributes change, which takes the metadata out of the root
         _announce(root, time, renewed)
-        grow(root, path, time, len(wanted))
     _fill(root, path, wanted, where, renewed, announced, progress)
     unseen = days[np.isin(days, calendar_days(time)[~done_days(root)])].difference(missing)
     if len(unseen):
@@ -273,9 +274,9 @@ def _missing(time: xr.DataArray, finest: xr.DataArray, empty: Any, allow_missing
     return missing
 
 
-def _longer(path: PathLike, time: xr.DataArray) -> xr.DataArray:
+def _longer(root: zarr.Group, path: PathLike, time: xr.DataArray) -> xr.DataArray:
     """The days of the store and those of ``time`` that are later; ValueError where one of ``time`` is in between."""
-    held = open_maps(path, 0)["time"].load()
+    held = open_maps(path, 0)["time"].isel(time=slice(done_days(root).size)).load()  # not what is half grown
     days, held_days = calendar_days(time), calendar_days(held)
     between = days[(days <= held_days[-1]) & ~days.isin(held_days)]
     if len(between):
@@ -351,18 +352,19 @@ def open_levels(path: PathLike) -> list[xr.Dataset]:
     Days whose writing was interrupted are left out, with a warning in the log, and so is a climatology that is not the
     mean of the training years as they are in the store. Raises ValueError where ``path`` is no store of levels.
     """
-    root = find_store(path, "r") if Path(path).exists() else None
-    if root is None:
-        raise ValueError(
-            f"No store of levels at {path}. Needed: a folder that build_levels wrote. Type xdeepsd.build_levels(fine, "
-            "static, factors, path), or xdeepsd prepare."
-        )
-    levels = open_done(path, root)
-    years = root.attrs["climatology_years"]
-    if years is None:
-        return levels
-    if root.attrs.get("climatology_days") == within(levels[-1]["time"], str(years)).size:
-        return [level.assign({CLIMATOLOGY: level[CLIMATOLOGY].assign_attrs(years=years)}) for level in levels]
+    with reading(path):
+        root = find_store(path, "r") if Path(path).exists() else None
+        if root is None:
+            raise ValueError(
+                f"No store of levels at {path}. Needed: a folder that build_levels wrote. Type "
+                "xdeepsd.build_levels(fine, static, factors, path), or xdeepsd prepare."
+            )
+        levels = open_done(path, root)
+        years = root.attrs["climatology_years"]
+        if years is None:
+            return levels
+        if root.attrs.get("climatology_days") == within(levels[-1]["time"], str(years)).size:
+            return [level.assign({CLIMATOLOGY: level[CLIMATOLOGY].assign_attrs(years=years)}) for level in levels]
     logger.warning("%s: the climatology of %s is not computed from the days that are there; it is left out. The same "
                    "build_levels (xdeepsd prepare) goes on.", path, years)  # fmt: skip
     return [level.drop_vars(CLIMATOLOGY) for level in levels]

@@ -16,7 +16,7 @@ from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import coarsen
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.models.static import CLIMATOLOGY
-from xdeepsd.models.variable import PRECIPITATION, Values, clean, find_variable
+from xdeepsd.models.variable import PRECIPITATION, Values, clean, find_variable, without_fills
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
 
 def _on_grid(da: xr.DataArray, like: xr.DataArray, name: str) -> xr.DataArray:
     """A static map ``(lat, lon)`` on the grid of ``like``: its cells picked, in its order. Lazy."""
-    da, _ = axes.standardize(da.squeeze(drop=True))
+    da, _ = axes.standardize(without_fills(da.squeeze(drop=True)))
     if "time" in da.dims:
         raise ValueError(
             f"{name} has a time of {da.sizes['time']} steps. Needed: one map. Type ds[{name!r}].mean('time') or "

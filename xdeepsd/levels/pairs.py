@@ -23,6 +23,7 @@ from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.stage import interpolated_input
 from xdeepsd.models.static import CLIMATOLOGY, stage_channels
 from xdeepsd.models.transform import transform
+from xdeepsd.models.variable import PRECIPITATION, Values, fill_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,8 @@ class Pair:
     mask
         ``(lat, lon)`` bool of the fine grid, True where values are wanted.
     weights
-        ``(lat, lon)`` float32: what each fine cell counts in the mean of its coarse cell, see `cell_weights`.
+        ``(lat, lon)`` float32: what each fine cell counts in the mean of its coarse cell, see `cell_weights`; the mask
+        where ``config`` keeps no means.
     config
         The network to be trained on it.
     transform
@@ -127,7 +129,18 @@ def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
     if isinstance(block, dask.array.Array):
         # The threads of the loader are the parallelism; inside a Dask worker this must not ask the scheduler.
         block = block.compute(scheduler="synchronous")
-    return np.ascontiguousarray(np.asarray(block, np.float32)[days - first])
+    values = np.asarray(block, np.float32)[days - first]
+    if np.isinf(values).any():
+        raise ValueError(
+            f"The precipitation holds infinite values on days from {str(da['time'].values[first])[:10]} to "
+            f"{str(da['time'].values[last])[:10]}. Type ds['precipitation'].where(np.isfinite(ds['precipitation']))."
+        )
+    return values_of(da).clean(values)
+
+
+def values_of(da: xr.DataArray) -> Values:
+    """What the numbers of a level's precipitation mean."""
+    return Values(str(da.name), lowest=PRECIPITATION.lowest, fills=fill_values(da))
 
 
 def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_transform: str | None = None) -> Pair:
@@ -174,7 +187,8 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
         below[CLIMATOLOGY] = np.asarray(climatology, np.float64)
     static = stage_channels(maps, below, config.static, config.factor)
     mask = np.asarray(fine["mask"].transpose("lat", "lon"), bool)
-    return Pair(low, high, static, mask, _weights(fine, mask), config, target_transform)
+    weights = mask.astype(np.float32) if config.conserve is None else _weights(fine, mask)
+    return Pair(low, high, static, mask, weights, config, target_transform)
 
 
 def _weights(fine: xr.Dataset, mask: np.ndarray) -> np.ndarray:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from xdeepsd.grids import align
 from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
+from xdeepsd.stores.target import not_zarr
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,17 @@ _FORMAT = 1
 # Precipitation is mostly zeros: shuffled zstd packs it six times and unpacks twice as fast as zstd alone.
 COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=4)
 _TIME_ENCODING = {"units": "hours since 1900-01-01", "dtype": "int64", "chunks": (36525,)}
+
+
+@contextmanager
+def reading(path: PathLike) -> Iterator[None]:
+    """Turn what Zarr and xarray stumble over in a damaged store into a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def get_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -71,13 +85,15 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         )
     if root.attrs.get("ready"):
         return root
-    foreign = sorted(p.name for p in folder.iterdir() if p.name not in ("zarr.json", "done", "releases")
-                     and not p.name.startswith("level_"))  # fmt: skip
-    if foreign:
+    own = [p for p in folder.iterdir() if re.fullmatch(r"zarr\.json|done|releases|level_\d+|.*\.partial", p.name)]
+    foreign = [p.name for p in folder.iterdir() if p not in own]
+    foreign += [p.relative_to(folder).as_posix() for part in own for p in not_zarr(part)]
+    if foreign := sorted(foreign):
         raise ValueError(
             f"Creating {path} was interrupted, so it would be created anew, but it holds {foreign}, which build_levels "
             "did not write. Needed: no other files inside. Move them, or type another path."
         )
+    logger.info("Creating %s was interrupted: it is created anew.", path)
     return None
 
 
@@ -132,14 +148,27 @@ def consolidate(path: PathLike) -> None:
         zarr.consolidate_metadata(str(path), zarr_format=3)
 
 
+def _is_consolidated(path: PathLike) -> bool:
+    return zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
+
+
 def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
-    """Make room for the days of ``time`` at the end of each level. Called again after an interruption, it finishes."""
+    """Make room for the days of ``time`` at the end of each level. Called again after an interruption, it finishes.
+
+    Meanwhile readers go by the metadata in the root, which are those of before.
+    """
+    if not _is_consolidated(path):
+        consolidate(path)
     for k in range(levels):
         with open_maps(path, k) as held:
-            more, attrs = time.isel(time=slice(held.sizes["time"], None)), held.attrs
-        if more.size:
-            later = xr.Dataset(coords={"time": more}, attrs=attrs)  # xarray writes the attributes anew
-            later.to_zarr(path, group=f"level_{k}", append_dim="time", consolidated=False)
+            encoding = {name: held["time"].encoding[name] for name in ("units", "calendar", "dtype")}
+        encoded = xr.conventions.encode_cf_variable(xr.Variable("time", time.values, encoding=encoding))
+        if encoded.attrs["units"] != encoding["units"]:  # xarray takes finer ones where it must
+            raise ValueError(f"{path} keeps days in {encoding['units']}; now days in {encoded.attrs['units']} arrived.")
+        array = get_array(root, f"level_{k}/time")
+        array.resize((time.size,))
+        if not np.array_equal(array[:], encoded.values):  # an interrupted call may have left the room without the days
+            array[:] = encoded.values
         array = get_array(root, f"level_{k}/precipitation")
         array.resize((time.size, *array.shape[1:]))
     get_array(root, "done").resize((time.size,))
@@ -157,7 +186,7 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
     done = done_days(root)
     count = len(root.attrs["factors"]) + 1  # type: ignore[arg-type]
     # There is none where a change of attributes was interrupted.
-    consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
+    consolidated = _is_consolidated(path)
     levels = [xr.open_zarr(path, group=f"level_{k}", consolidated=consolidated, chunks={}) for k in range(count)]
     finished = np.flatnonzero(done[: min(level.sizes["time"] for level in levels)])
     if finished.size == max(level.sizes["time"] for level in levels):
@@ -176,7 +205,7 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
                 f"{path} was built with the {name} {root.attrs.get(key)!r}; now {described[key]!r} arrived. {new}"
             )
     finest = wanted[-1]
-    with open_maps(path, len(wanted) - 1) as held:
+    with open_maps(path, len(wanted) - 1) as held:  # precipitation may be shorter where growing was interrupted
         for dim in ("lat", "lon"):
             values, old = finest[dim].values, held[dim].values
             if not align.same(values, old, dim):

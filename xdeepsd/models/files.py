@@ -50,7 +50,8 @@ def _static_attrs(model: StackedSRCNN) -> dict[str, dict[str, Any]]:
 def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
     """Raise FileExistsError where `save_model` would refuse to write: before a training rather than after it."""
     path = Path(path)
-    begun = path.is_dir() and all(_NEW_TENSORS in (file.name, partial_of(file.name)) for file in path.iterdir())
+    names = {file.name for file in path.iterdir()} if path.is_dir() else {""}
+    begun = all(name == _NEW_TENSORS or partial_of(name) in (_NEW_TENSORS, _JSON) for name in names)
     if not path.exists() or begun:  # empty, or left by a first call that was interrupted
         return
     if not overwrite:

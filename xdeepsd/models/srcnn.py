@@ -66,8 +66,8 @@ class SRCNNConfig:
         check_conserve(self.conserve)
         if self.conserve == "softmax" and self.residual:
             raise ValueError(
-                "conserve='softmax' and residual=True: the network's output is exponents, and there is no interpolated "
-                "input in their space. Needed: one of the two. Type residual=False."
+                "conserve='softmax' and residual=True: with 'softmax' the network gives exponents, to which the "
+                "interpolated input cannot be added. Needed: one of the two. Type residual=False."
             )
 
     @property

@@ -142,10 +142,11 @@ def find_variable(
             found = {trained_on: found[trained_on]}
     if not found:
         described = {name: da.attrs.get("standard_name") for name, da in candidates.items()}
+        by_name = variable is None and not all(_named_something_else(da, kind) for da in candidates.values())
+        other = "Type variable=NAME for precipitation of another name. " if by_name else ""
         raise ValueError(
-            f"No precipitation among the variables (with their standard names) {described}. Needed: {wanted}. "
-            "Type variable=NAME for precipitation of another name; where the standard name is wrong, type "
-            "ds['NAME'].attrs['standard_name'] = 'precipitation_flux'."
+            f"No precipitation among the variables (with their standard names) {described}. Needed: {wanted}. {other}"
+            "Where the standard name is wrong, type ds['NAME'].attrs['standard_name'] = 'precipitation_flux'."
         )
     if len(found) > 1:
         names = sorted(map(str, found))
@@ -283,7 +284,7 @@ class Values:
         """Those of ``da``, to be turned into ``units``; arguments and errors as of `rate_factor`. Reads no values."""
         factor = rate_factor(da, units, ds)
         lowest = kind.lowest / precipitation_factor(da.attrs["units"], kind.units)
-        return cls(str(da.name), factor, lowest, _fill_values(da))
+        return cls(str(da.name), factor, lowest, fill_values(da))
 
     def clean(self, values: np.ndarray, dtype: Any = None) -> np.ndarray:
         """Precipitation as a network may see it: at least 0, NaN where missing; still in its own units.
@@ -316,11 +317,18 @@ class Values:
         return values
 
 
-def _fill_values(da: xr.DataArray) -> tuple[float, ...]:
+def fill_values(da: xr.DataArray) -> tuple[float, ...]:
     """Numbers that stand for missing by the attributes or the encoding of ``da``."""
     named = [a[key] for a in (da.attrs, da.encoding) for key in FILL_ATTRIBUTES if key in a]
     numbers = [np.asarray(value).ravel() for value in named]
     return tuple({float(n) for array in numbers if array.dtype.kind in "fiu" for n in array if np.isfinite(n)})
+
+
+def without_fills(da: xr.DataArray) -> xr.DataArray:
+    """NaN where a map holds numbers that stand for missing by its attributes. Lazy if it is."""
+    for fill in fill_values(da) if da.dtype.kind == "f" else ():
+        da = da.where(da != da.dtype.type(fill))
+    return da
 
 
 def clean(da: xr.DataArray, values: Values) -> xr.DataArray:

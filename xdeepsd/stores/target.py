@@ -94,7 +94,7 @@ def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[
     for file in (target.root / prefix).iterdir():
         if file.name in _METADATA or is_zarr_partial(file.name):
             continue
-        if file.name in half and _is_remains(file):
+        if file.name in half and not not_zarr(file):
             continue
         kind = None if file.is_symlink() or not file.is_dir() else _node_type(file)
         if kind == "group":
@@ -112,11 +112,10 @@ def _of_an_array(file_name: str) -> bool:
     return file_name in _METADATA or is_zarr_partial(file_name) or _CHUNKS.fullmatch(file_name) is not None
 
 
-def _is_remains(folder: Path) -> bool:
-    """Whether all files in a folder are named as Zarr names them."""
-    inside = [folder, *folder.rglob("*")]
-    files = [file for file in inside if file.is_symlink() or not file.is_dir()]
-    return all(not file.is_symlink() and _of_an_array(file.name) for file in files)
+def not_zarr(path: Path) -> list[Path]:
+    """Links, and files whose names are none that Zarr gives, among a path and all that is below it."""
+    files = [file for file in (path, *path.rglob("*")) if file.is_symlink() or not file.is_dir()]
+    return sorted(file for file in files if file.is_symlink() or not _of_an_array(file.name))
 
 
 def _node_type(folder: Path) -> str | None:
@@ -252,8 +251,7 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
         keys = await list_keys(layout.list())
         half = sorted({*there, *(key.partition("/")[0] for key in keys)})
         mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN, _HALF: half}}
-        above = list(Path(prefix).parents)
-        for parent in above[::-1] if len(above) > 1 else ():  # the groups that hold this one, each by one file
+        for parent in list(Path(prefix).parents)[::-1]:  # the groups that hold this one, each by one file
             name = ".zgroup" if zarr_format == 2 else "zarr.json"
             key = name if parent == Path() else f"{parent.as_posix()}/{name}"
             if not await target.exists(key):

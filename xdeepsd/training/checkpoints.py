@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from xdeepsd.stores.whole import partial_of, write_whole
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+METRICS = "metrics.parquet"
 KEEP = 2  # the newest, and the one before it in case the newest is damaged later
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
@@ -58,6 +61,20 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what trainings wrote into the folders below one, and those that are empty then; nothing else."""
+    for stage in folder.glob("stage_*"):
+        events = stage.glob("tensorboard/events.out.tfevents.*")
+        partial = (file for file in stage.glob("*.partial") if partial_of(file.name))
+        for file in (*checkpoints(stage), *partial, *events, *stage.glob(METRICS)):
+            file.unlink(missing_ok=True)
+        for empty in (stage / "tensorboard", stage):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     """State of the newest checkpoint that can be read; None where there is none.
 
@@ -67,6 +84,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                if (part := archive.testzip()) is not None:
+                    raise ValueError(f"{part} in it is damaged")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             logger.warning("%s cannot be read (%s): taking the one before it.", path, error)

@@ -19,7 +19,7 @@ import xarray as xr
 
 from xdeepsd.levels.climatology import with_climatology
 from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
-from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs
+from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs, values_of
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.splits import Split
 from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
@@ -28,7 +28,8 @@ from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.threads import torch_threads
-from xdeepsd.training.checkpoints import checkpoints, read_checkpoint
+from xdeepsd.models.variable import clean
+from xdeepsd.training.checkpoints import METRICS, checkpoints, read_checkpoint
 from xdeepsd.training.config import FREE, TrainConfig, changed_fields
 from xdeepsd.training.loop import Run, State, learn
 from xdeepsd.training.validation import LossFunction, Validation
@@ -61,8 +62,9 @@ def initialize(net: SRCNN, seed: Sequence[int]) -> None:
 
 def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeight:
     """Density weights of the wanted fine values of the training ``days``, computed chunk by chunk."""
-    observed = pair.fine.isel(time=days).where(xr.DataArray(pair.mask, dims=("lat", "lon")))
-    return config.dense_weight().fit(observed, scheduler="threads")  # this may run inside a task of a cluster
+    observed = clean(pair.fine.isel(time=days), values_of(pair.fine))
+    wanted = observed.where(xr.DataArray(pair.mask, dims=("lat", "lon")))
+    return config.dense_weight().fit(wanted, scheduler="threads")  # this may run inside a task of a cluster
 
 
 def loss_function(density: DenseWeight | None, device: torch.device) -> LossFunction:
@@ -136,9 +138,10 @@ def train_pair(
     unit = pair.config.factor if config.conserve else 1  # whole coarse cells, whose means can be kept
     side = (config.patch - 2 * pair.config.radius) // unit * unit
     if not side:
+        least = unit + 2 * pair.config.radius
         raise ValueError(
-            f"patch {config.patch} leaves {config.patch - 2 * pair.config.radius} cells of the output, less than a "
-            f"coarse cell of {unit}. Needed: {unit + 2 * pair.config.radius} or more. Type patch=38, or conserve=None."
+            f"patch {config.patch} leaves {config.patch - least + unit} cells of the output, less than a coarse cell "
+            f"of {unit}. Needed: {least} or more. Type patch={least}, or conserve=None."
         )
     output = min(side, pair.shape[0]), min(side, pair.shape[1])
     origins = patch_origins(pair.mask, output, config.stride, config.min_land, unit)
@@ -241,10 +244,22 @@ def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None
         raise FileExistsError(
             f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
         )
+    metrics = None if folder is None else folder / METRICS
+    if metrics is not None and metrics.exists() and not checkpoints(metrics.parent) and not _is_metrics(metrics):
+        raise FileExistsError(f"{metrics} is there, and no training wrote it. It is left alone: give another folder.")
     if folder is None and (resume or config.tensorboard):
         raise ValueError(
             f"{'resume' if resume else 'tensorboard'} is asked for without a folder. Type checkpoint_dir='FOLDER'."
         )
+
+
+def _is_metrics(path: Path) -> bool:
+    """Whether a file is what a training left that was stopped before its first checkpoint."""
+    try:
+        columns = set(pd.read_parquet(path).columns)
+    except (OSError, ValueError):  # of pyarrow, too
+        return False
+    return not columns or {"step", "epoch", "loss"} <= columns
 
 
 def _normalizers(saved: Mapping[str, Any]) -> Normalizers:

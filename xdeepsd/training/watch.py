@@ -13,7 +13,7 @@ import pandas as pd
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from xdeepsd.training.checkpoints import write_beside
+from xdeepsd.training.checkpoints import METRICS, write_beside
 
 _EVERY = 0.2  # seconds between two looks at the bar
 
@@ -22,7 +22,7 @@ def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
     """``metrics.parquet``: one row per validation."""
     content = io.BytesIO()
     pd.DataFrame(history).to_parquet(content, index=False)
-    write_beside(folder / "metrics.parquet", content.getvalue(), "metrics.parquet")
+    write_beside(folder / METRICS, content.getvalue(), METRICS)
 
 
 class Watch:
