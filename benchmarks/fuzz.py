@@ -24,10 +24,13 @@ def main() -> None:
     count = 200 if given.quick else given.cases
     print(f"seed {given.seed}, {count} cases of {', '.join(KINDS)}", flush=True)
     verdicts: collections.Counter[str] = collections.Counter()
-    for outcome in many(itertools.islice(rounds(given.seed), count)):
-        verdicts[outcome.verdict] += 1
-        if outcome.verdict != "ok":
-            print(outcome, flush=True)
+    try:
+        for outcome in many(itertools.islice(rounds(given.seed), count)):
+            verdicts[outcome.verdict] += 1
+            if outcome.verdict != "ok" or verdicts.total() % 1000 == 0:
+                print(verdicts.total(), outcome, flush=True)
+    except KeyboardInterrupt:  # what there is by now is reported, and fewer cases than wanted do not hold
+        print("stopped", flush=True)
     cases = verdicts.total()
     report(
         [
