@@ -233,6 +233,11 @@ def test_a_model_carries_what_holds_for_its_variable(tmp_path):
     coarse = xr.Dataset({"pr": rain, "speed": rain})
     coarse["speed"].attrs["standard_name"] = "wind_speed"
     of_wind = dataclasses.replace(model, kind=wind)
+    kept = make_stack(1, channels=(2,), kernels=(1, 1), conserve="additive")
+    with pytest.raises(ValueError, match=r"conserve='additive'\. Needed for wind: .* and no mean kept"):
+        dataclasses.replace(kept, kind=dataclasses.replace(wind, conserved=False))
+    with pytest.raises(ValueError, match=r"transform=None and .* Needed for wind: one of \('sqrt',\)"):
+        dataclasses.replace(model, kind=dataclasses.replace(wind, transforms=("sqrt",)))
     assert "speed" in xdeepsd.downscale(coarse, of_wind, static)
     with pytest.raises(ValueError, match="Needed: wind; the model was trained on 'wind'"):
         xdeepsd.downscale(coarse[["pr"]], of_wind, static)

@@ -52,6 +52,13 @@ class StackedSRCNN:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.stages:
             raise ValueError("A stack without stages. Needed: StackedSRCNN([stage, ...]), coarsest first.")
+        for stage in self.stages:
+            kept = stage.config.conserve
+            if stage.transform not in self.kind.transforms or (kept and not self.kind.conserved):
+                raise ValueError(
+                    f"A stage with transform={stage.transform!r} and conserve={kept!r}. Needed for {self.kind.name}: one "
+                    f"of {self.kind.transforms}, and {'any' if self.kind.conserved else 'no'} mean kept."
+                )
         for part in (self.static, self.mask):
             if part is not None and not {"lat", "lon"} <= set(part.coords):
                 raise ValueError(

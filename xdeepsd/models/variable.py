@@ -17,6 +17,7 @@ import xarray as xr
 
 from xdeepsd.grids import axes
 from xdeepsd.grids.units import is_amount, precipitation_factor
+from xdeepsd.models.transform import TRANSFORMS, Transform
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ class Variable:
     lowest
         In ``units``. The variable is at least 0: what lies between this and 0 is rounding and counts as 0, what lies
         below is refused.
+    transforms
+        Spaces in which its networks may work, see `xdeepsd.models.transform`.
+    conserved
+        Whether a coarse value is the mean of the fine ones inside, so that it may be kept.
     """
 
     name: str
@@ -46,6 +51,8 @@ class Variable:
     names: frozenset[str]
     parts: str
     lowest: float
+    transforms: tuple[Transform | None, ...]
+    conserved: bool
 
 
 PRECIPITATION = Variable(
@@ -65,6 +72,8 @@ PRECIPITATION = Variable(
     frozenset({"precipitation", "precip", "pr", "ppt", "prcp", "prec", "tp", "pre", "rain", "rainfall"}),
     parts="precipitation|rain",
     lowest=-0.1,  # the least that a rain gauge tells from nothing; rounding and packing stay far above it
+    transforms=TRANSFORMS,
+    conserved=True,
 )
 VARIABLES = {variable.name: variable for variable in (PRECIPITATION,)}
 
