@@ -87,7 +87,7 @@ def learn(run: Run, state: State, watch: Watch) -> None:
             batch = next(batches)
             waited += time.perf_counter() - asked
             rate = learning_rate(state.step, config)
-            unseen.append(_update(state, run, batch.to(device), rate))
+            unseen.append(_update(run, state, batch.to(device), rate))
             state.step += 1
             last = state.step == config.steps
             validating = last or state.step % config.validate_every == 0
@@ -112,7 +112,7 @@ def learn(run: Run, state: State, watch: Watch) -> None:
                 _save(run, state)
 
 
-def _update(state: State, run: Run, batch: Batch, rate: float) -> Tensor:
+def _update(run: Run, state: State, batch: Batch, rate: float) -> Tensor:
     """One step of Adam; returns the loss before it."""
     config = run.config
     for group in state.optimizer.param_groups:
