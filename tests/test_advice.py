@@ -1463,7 +1463,7 @@ def with_a_picture(tmp):
 
 
 CASES["sweep"] = [
-    case("no sweep says that they are its own", sweep.run_sweep, with_a_picture,
+    case("which no sweep wrote", sweep.run_sweep, with_a_picture,
          meaning("Give another folder", "folder = folder.with_name('b')"), machine=without_figures),
     case("days has an observed cell inside the mask", sweep.run_sweep,
          lambda tmp: to_sweep(tmp, levels=[LOW, HIGH.assign(

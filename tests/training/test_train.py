@@ -589,8 +589,8 @@ def test_nan_weights_of_a_finite_loss_are_no_checkpoint(tmp_path, monkeypatch):
     coarse, fine = pair_of_levels(days=12)
     update = loop._update
 
-    def overflow(state, *arguments):
-        loss = update(state, *arguments)
+    def overflow(run, state, *arguments):
+        loss = update(run, state, *arguments)
         if state.step == 9:
             with torch.no_grad():
                 state.net.layers[1].weight[0, 0] = torch.nan
@@ -651,10 +651,10 @@ def interrupted(coarse, fine, config, folder, monkeypatch, at=15):
     """A training that is killed at a step."""
     update = loop._update
 
-    def stop(state, *arguments):
+    def stop(run, state, *arguments):
         if state.step == at:
             raise KeyboardInterrupt
-        return update(state, *arguments)
+        return update(run, state, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_update", stop)
@@ -711,10 +711,10 @@ def test_data_that_change_while_they_are_trained_on(tmp_path, monkeypatch):
     changing = fine.assign(precipitation=fine["precipitation"].copy(data=lazy))
     update = loop._update
 
-    def renew(state, *arguments):
+    def renew(run, state, *arguments):
         if state.step == 12:
             values[7] += 1
-        return update(state, *arguments)
+        return update(run, state, *arguments)
 
     monkeypatch.setattr(loop, "_update", renew)
     with pytest.raises(ValueError, match=r"of 1 days has changed since this training began: 2001-01-08\."):

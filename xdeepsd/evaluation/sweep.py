@@ -280,8 +280,8 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
         others = [name for name in (TABLE, FIGURE, "runs") if (folder / name).exists()]
         if others:
             raise FileExistsError(
-                f"{folder} holds {others}, and no sweep says that they are its own. They are left alone. Give another "
-                "folder."
+                f"{folder} holds {others}, which no sweep wrote: there is no {_ABOUT}. They are left alone. Give "
+                "another folder."
             )
         write_whole(path, text.encode())
         return

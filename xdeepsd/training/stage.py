@@ -246,7 +246,7 @@ def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None
         )
     metrics = None if folder is None else folder / METRICS
     if metrics is not None and metrics.exists() and not checkpoints(metrics.parent) and not _is_metrics(metrics):
-        raise FileExistsError(f"{metrics} is there, and no training wrote it. It is left alone: give another folder.")
+        raise FileExistsError(f"{metrics} exists, and no training wrote it. It is left alone: give another folder.")
     if folder is None and (resume or config.tensorboard):
         raise ValueError(
             f"{'resume' if resume else 'tensorboard'} is asked for without a folder. Type checkpoint_dir='FOLDER'."
