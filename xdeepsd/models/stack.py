@@ -56,8 +56,8 @@ class StackedSRCNN:
             kept = stage.config.conserve
             if stage.transform not in self.kind.transforms or (kept and not self.kind.conserved):
                 raise ValueError(
-                    f"A stage with transform={stage.transform!r} and conserve={kept!r}. Needed for {self.kind.name}: one "
-                    f"of {self.kind.transforms}, and {'any' if self.kind.conserved else 'no'} mean kept."
+                    f"A stage with transform={stage.transform!r} and conserve={kept!r}. Needed for {self.kind.name}: "
+                    f"one of {self.kind.transforms}, and {'any' if self.kind.conserved else 'no'} mean kept."
                 )
         for part in (self.static, self.mask):
             if part is not None and not {"lat", "lon"} <= set(part.coords):
