@@ -38,6 +38,7 @@ class Mutant(NamedTuple):
 ALIGN = "tests/grids/test_align.py"
 AXES = "tests/grids/test_axes.py"
 MASKS = "tests/test_masks.py"
+KEPT = "tests/inference/test_kept_means.py tests/training/test_training_kept_means.py"
 THREADS = "tests/test_masks.py -k threads or thread or runs or leaves"
 
 TOLERANCES = {
@@ -96,6 +97,11 @@ MUTANTS += [
            MASKS),
     Mutant("training/validation.py", "mask = ~values.isnan()", "mask = ~values.isinf()", MASKS),
     Mutant("training/validation.py", "if empty.size == self.days.size:", "if False:", MASKS),
+    # Coarse means
+    Mutant("inference/windows.py", "None if counts is None else np.asarray(counts)", "None", KEPT),
+    Mutant("levels/patches.py", "            weights *= mask\n", "            pass\n", KEPT),
+    Mutant("training/loop.py", "own is None else (own + of_kept) / 2", "own is None else own", KEPT),
+    Mutant("models/conserve.py", "holds = mean > NOTHING * x", "holds = mean > 0", "tests/models/test_conserve.py"),
     # Threads
     Mutant("models/threads.py", "        if not _inside:\n", "        if _inside:\n", THREADS),
     Mutant("models/threads.py", "set_num_threads(outer or _outside)", "set_num_threads(_outside)", THREADS),
@@ -105,7 +111,9 @@ MUTANTS += [
     Mutant("models/threads.py", "if _inside and outer is None:", "if outer is None:", THREADS),
     Mutant("models/threads.py", "    if number is None:\n", "    if False:\n", THREADS),
     Mutant("models/threads.py", "            _inside -= 1\n", "", THREADS),
-    Mutant("inference/windows.py", "with torch_threads(1), torch", "with torch_threads(None), torch", THREADS),
+    Mutant("inference/windows.py", "with torch_threads(1), no_tf32()", "with torch_threads(None), no_tf32()", THREADS),
+    Mutant("inference/windows.py", "torch_threads(1), no_tf32()", "torch_threads(1)", "tests/models/test_tf32.py"),
+    Mutant("models/tf32.py", "            if not _inside:\n", "            if True:\n", "tests/models/test_tf32.py"),
     Mutant("training", "with torch_threads(config.threads):", "with torch_threads(None):", THREADS),
 ]  # fmt: skip
 
