@@ -203,9 +203,12 @@ def test_models_that_are_not_whole(tmp_path):
     description.write_text(json.dumps(newer))
     with pytest.raises(ValueError, match=r"written by a newer xdeepsd 9\.0.*pip install -U xdeepsd"):
         xdeepsd.load_model(path)
-    description.write_text(text.replace('"stages"', '"steps"'))
-    with pytest.raises(ValueError, match="is not a complete model"):
-        xdeepsd.load_model(path)
+    compact = json.dumps(json.loads(text))
+    for right, wrong in (('"stages"', '"steps"'), ('["elevation"]', '["elefation"]'), ('"kernels"', '"kerneln"')):
+        assert right in compact
+        description.write_text(compact.replace(right, wrong))
+        with pytest.raises(ValueError, match=f"{path} is not a complete model"):
+            xdeepsd.load_model(path)
     description.write_text(text)
     tensors.unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):

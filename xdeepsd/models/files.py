@@ -130,7 +130,7 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
     try:
         arrays = safetensors.numpy.load(content)
         return _build(description, arrays)
-    except (KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is not a complete model: {error}. {again}") from error
 
 
