@@ -873,3 +873,18 @@ def test_a_damaged_ladder_is_named(tmp_path, damage):
     file.write_bytes(file.read_bytes()[:-9] + b"\xf9" * 9)
     with pytest.raises(ValueError, match=str(path)):
         open_levels(path)[0].load()
+
+
+def test_an_array_of_the_users_in_a_level(tmp_path):
+    """One that xarray cannot open, for its dims have no names: it is named, and stays."""
+    path = tmp_path / "levels.zarr"
+    build_levels(fine(4), elevation(fine(4)), (2,), path)
+    mine = zarr.open_group(path)["level_0"].create_array("mine", shape=(3,), dtype="i4")
+    mine[:] = 7
+    assert open_levels(path)[0].sizes["time"] == 4
+    with pytest.raises(ValueError, match=r"holds the arrays \['mine'\] in level_0, .* Move them to another store"):
+        build_levels(fine(6), elevation(fine(6)), (2,), path)
+    assert zarr.open_group(path, use_consolidated=False)["level_0/mine"][:].tolist() == [7, 7, 7]
+    (path / "level_0" / "mine").rename(tmp_path / "mine")
+    build_levels(fine(6), elevation(fine(6)), (2,), path)
+    assert open_levels(path)[0].sizes["time"] == 6

@@ -177,7 +177,19 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
 
 
 def open_maps(path: PathLike, level: int) -> xr.Dataset:
-    """A level without its precipitation: static fields, mask and days, those that are not done included."""
+    """A level without its precipitation: static fields, mask and days, those that are not done included.
+
+    ValueError where the user keeps arrays in it that xarray cannot open.
+    """
+    group = zarr.open_group(path, mode="r", use_consolidated=False)[f"level_{level}"]
+    assert isinstance(group, zarr.Group)
+    names = {name: getattr(array.metadata, "dimension_names", None) for name, array in group.arrays() if array.ndim}
+    others = [name for name, dims in names.items() if dims is None]
+    if others:
+        raise ValueError(
+            f"{path} holds the arrays {others} in level_{level}, whose dims have no names, so xarray cannot open the "
+            "level. Needed: arrays that build_levels or xarray wrote. Move them to another store."
+        )
     return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks=None, drop_variables="precipitation")
 
 
