@@ -144,7 +144,9 @@ def compare_losses(
     rain, elevation, test = read(data, None)
     levels = load(rain, elevation, (2,))
     # Without the square root, which gives heavy rain less weight: just what DenseLoss is meant to undo.
-    base = dataclasses.replace(presets(test, steps, 0)["default"], validate_every=steps, target_transform=None)
+    base = dataclasses.replace(
+        presets(test, steps, 0)["default"], validate_every=steps, target_transform=None, conserve=None
+    )
     split = base.split(rain["day"])
     done = pd.read_parquet(out) if out.exists() else pd.DataFrame(columns=["name", "seed"])
     wanted = [
