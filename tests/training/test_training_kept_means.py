@@ -9,10 +9,10 @@ from builders import pair_of_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdeepsd import TrainConfig, downscale, load_model, save_model, train_stack, train_stage
+from xdeepsd import TrainConfig, downscale, load_model, masked_mse, save_model, train_stack, train_stage
 from xdeepsd.levels.normalizers import Normalizers
 from xdeepsd.levels.pairs import make_pair, slabs
-from xdeepsd.levels.patches import PatchLoader, patch_origins
+from xdeepsd.levels.patches import Batch, PatchLoader, patch_origins
 from xdeepsd.models.conserve import KINDS, cell_weights
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNNConfig
@@ -136,3 +136,30 @@ def test_what_cannot_be():
     assert dataclasses.replace(small(), conserve=None).network(2).conserve is None
     assert TrainConfig().conserve == "multiplicative"
     assert TrainConfig.paper().conserve is None
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_the_loss_is_that_of_the_output_and_of_what_is_kept(kind):
+    """Both, half and half; of exponents, that of what is kept alone."""
+    coarse, fine = pair_of_levels(days=12)
+    stage = train_stage(coarse, fine, small(conserve=kind, steps=1)).stage
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.rand(3, 2, 16, 16, generator=rng)
+    radius = stage.config.radius
+    side = 16 - 2 * radius
+    target = torch.rand(3, side, side, generator=rng)
+    mask = torch.rand(3, side, side, generator=rng) > 0.2
+    low = torch.rand(3, side // 2, side // 2, generator=rng)
+    batch = Batch(inputs, target, mask, None, low, mask.float())
+
+    def loss(prediction, target, mask, values):
+        return masked_mse(prediction, target, mask)
+
+    run = loop.Run(0, small(conserve=kind), stage, None, loss, None, None, {})
+    output = torch.rand(3, side, side, generator=rng)
+    inner = stage.precipitation.invert(inputs[:, 0, radius:-radius, radius:-radius])
+    kept = stage.normalized_target(stage.conserved(output, inner, low, mask.float()), inner)
+    expected = masked_mse(kept, target, mask)
+    if kind != "softmax":
+        expected = (expected + masked_mse(output, target, mask)) / 2
+    assert float(loop._loss(run, output, batch)) == pytest.approx(float(expected), rel=1e-6)
