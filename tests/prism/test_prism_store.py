@@ -224,3 +224,12 @@ def test_prepare_takes_the_days_that_were_fetched(tmp_path):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
     assert "2014-01-05" in result.output
+
+
+def test_an_axis_that_is_damaged_is_named(tmp_path):
+    """A day beyond what pandas holds, as a flipped bit makes one."""
+    out = tmp_path / "prism.zarr"
+    write(out, "ppt", DAYS[[0, 1]])
+    zarr.open_array(out / "time", mode="r+")[1] = 2**40
+    with pytest.raises(ValueError, match=r"prism\.zarr cannot be read as a store of xdeepsd fetch"):
+        prism.open_prism(out)

@@ -1150,3 +1150,20 @@ def test_a_damaged_input_of_a_command_is_named(tmp_path):
     zarr.open_array(path / "time", mode="r+")[:] = 2**62
     with pytest.raises(ValueError, match=f"{path} cannot be read: "):
         open_file(str(path))
+
+
+@pytest.mark.parametrize("what", ["an empty folder", "a link"])
+@pytest.mark.parametrize("group", [None, "g", "g/h"])
+def test_empty_folders_and_links_of_the_users_stay(tmp_path, what, group):
+    """A place that holds no file but a folder or a link is taken, too."""
+    place = tmp_path / "a.zarr" / (group or "")
+    place.mkdir(parents=True)
+    if what == "a link":
+        (tmp_path / "outside").mkdir()
+        (place / "thesis").symlink_to(tmp_path / "outside")
+    else:
+        (place / "thesis").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match=r"exists and is not a Zarr group\. It is left alone"):
+            xdeepsd.to_zarr(make_ds(), tmp_path / "a.zarr", group=group, overwrite=overwrite)
+    assert [file.name for file in place.iterdir()] == ["thesis"]

@@ -163,11 +163,11 @@ def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
         ds = xr.open_zarr(path)
         variables = [name for name in VARIABLES if f"{name}_release" in ds]
         there = {name: ds[f"{name}_release"].values > 0 for name in variables}
+        days = pd.DatetimeIndex(ds["time"].values if variables else [])
     if not variables and "elevation" not in ds:
         raise ValueError(f"{path} is no store of xdeepsd fetch: none of its variables has a release. Use xr.open_zarr.")
     if not variables:
         return ds
-    days = pd.DatetimeIndex(ds["time"].values)
     if not allow_missing:
         _refuse_gaps({name: days[mine] for name, mine in there.items() if mine.any()})
     return ds.isel(time=np.flatnonzero(np.any(list(there.values()), axis=0)))

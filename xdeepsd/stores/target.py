@@ -170,6 +170,16 @@ async def _any_key(store: Store, prefix: str) -> bool:
     return False
 
 
+def _holds_anything(store: Store, prefix: str) -> bool:
+    """Whether a place without a group is taken; on a disk, by an empty folder or a link, too."""
+    if icechunk_session(store) is not None:
+        return False  # it holds nothing but Zarr, and does not list where there is nothing
+    if isinstance(store, zarr.storage.LocalStore):
+        folder = store.root / prefix
+        return folder.exists() and (not folder.is_dir() or not all(is_zarr_partial(f.name) for f in folder.iterdir()))
+    return sync(_any_key(store, prefix))
+
+
 def open_group(store: Store, prefix: str) -> zarr.Group | None:
     """The group at ``prefix``; None where there is none."""
     with warnings.catch_warnings():  # while one of format 2 begins, both lie there
@@ -204,8 +214,7 @@ def begin_or_resume(
     where = f"{name_of(target)}/{prefix}".rstrip("/")
     group = open_group(target, prefix)
     if group is None:
-        # Icechunk holds nothing but Zarr, and does not list where there is nothing.
-        if icechunk_session(target) is None and sync(_any_key(target, prefix)):
+        if _holds_anything(target, prefix):
             raise FileExistsError(f"{where} exists and is not a Zarr group. It is left alone: type another path.")
         _begin(target, prefix, layout)
         return
