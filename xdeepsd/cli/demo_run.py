@@ -106,7 +106,7 @@ def _make_room(out: Path, console: Console) -> None:
 
 
 def _evaluate(out: Path, year: int, means: tuple[xr.DataArray, ...], console: Console) -> pd.DataFrame:
-    """Table and maps of the held-out year; ``means`` are those of the training years, fine and coarse."""
+    """Table and maps of the held-out year; ``means`` are the training years' means, fine and coarse."""
     truth = xr.open_zarr(out / "fine.zarr")["precipitation"].sel(time=str(year)).chunk(time=30)
     coarse = xr.open_zarr(out / "coarse.zarr")["precipitation"]
     model = xr.open_zarr(out / "downscaled.zarr")["precipitation"].assign_coords(lat=truth.lat, lon=truth.lon)

@@ -151,5 +151,5 @@ def meets(source: np.ndarray, nearest: np.ndarray, target: np.ndarray) -> bool:
     ``source`` is ``(ny, nx, 3)``, ``nearest`` ``(n, 3)``.
     """
     steps = [np.linalg.norm(np.diff(source, axis=axis), axis=-1) for axis in (0, 1)]
-    cell = max((float(step.max()) for step in steps if step.size), default=2.0 / OVERLAPS)  # a single one: any
+    cell = max((float(step.max()) for step in steps if step.size), default=2.0 / OVERLAPS)  # a single centre: any
     return bool(np.linalg.norm(target - nearest, axis=1).min() <= OVERLAPS * cell)

@@ -161,7 +161,7 @@ def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
     if not ((steps > 0).all() or (steps < 0).all()):
         at = int(np.argmax(np.sign(steps) != np.sign(steps[0])))
         before = ""
-        if turn and (np.diff(_unwrap(np.sort(given))) < 0).any():  # else sorting puts a jump inside the map
+        if turn and (np.diff(_unwrap(np.sort(given))) < 0).any():  # sorting alone would leave a jump
             up = np.sort(given % 360.0)
             gaps = np.diff(up, append=up[0] + 360.0)
             west = f"{(up + gaps / 2)[np.argmax(gaps)]:g}"
