@@ -1,4 +1,4 @@
-"""Parts of xdeepsd that may be missing: which packages each needs, and what to type."""
+"""Optional parts of xdeepsd: the packages each needs, and what to type to install them."""
 
 from importlib.util import find_spec
 
@@ -12,7 +12,7 @@ PACKAGES = {
 
 
 def require(extra: str, what: str) -> None:
-    """Raise ImportError with the line to type where a package of the ``extra`` is missing; ``what`` needs it."""
+    """Raise ImportError, with the command to type, if a package of the ``extra`` that ``what`` needs is missing."""
     missing = [name for name in PACKAGES[extra] if not _there(name)]
     if missing:
         raise ImportError(f"{what} needs {', '.join(missing)}. Type pip install 'xdeepsd[{extra}]'.", name=missing[0])
@@ -21,5 +21,5 @@ def require(extra: str, what: str) -> None:
 def _there(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ValueError:  # sys.modules says None: it is blocked
+    except ValueError:  # sys.modules holds None: the import is blocked
         return False

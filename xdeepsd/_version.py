@@ -1,3 +1,3 @@
-"""The version of xdeepsd, stated once: pyproject.toml reads it here."""
+"""The version of xdeepsd, defined only here: pyproject.toml reads it from this file."""
 
 __version__ = "0.1.0"

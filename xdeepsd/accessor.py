@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @xr.register_dataset_accessor("deepsd")
 @xr.register_dataarray_accessor("deepsd")
 class DeepSDAccessor:
-    """The functions of xdeepsd for a Dataset or DataArray. Stores the object and calls functions of the same names."""
+    """The functions of xdeepsd for a Dataset or DataArray: each method calls the function of the same name."""
 
     def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
         self._obj = obj
@@ -34,7 +34,7 @@ class DeepSDAccessor:
         batch_size: int | None = None,
         conserve: str | None = None,
     ) -> xr.Dataset | xr.DataArray:
-        """``xdeepsd.downscale(ds, model, static, ...)``: see there."""
+        """Same as ``xdeepsd.downscale(ds, model, static, ...)``, which documents the arguments."""
         from xdeepsd.inference.downscale import downscale
 
         options = {"device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve}
@@ -53,7 +53,7 @@ class DeepSDAccessor:
         storage_options: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """``xdeepsd.to_zarr(ds, store, ...)``: see there."""
+        """Same as ``xdeepsd.to_zarr(ds, store, ...)``, which documents the arguments."""
         from xdeepsd.stores.write import to_zarr
 
         how = {"group": group, "resume": resume, "overwrite": overwrite, "same_input": same_input, "progress": progress}

@@ -1,7 +1,7 @@
-"""The command line: one file a command; what commands share is in ``terminal`` and ``inputs``.
+"""The command line: one file per command; ``terminal`` and ``inputs`` hold what commands share.
 
-``toml`` and ``ini`` read configuration files, ``demo_run`` is the demo itself. Flags are named here and nowhere else in
-the package. May import everything; commands import inside their functions, so that ``xdeepsd --help`` is quick.
+``toml`` and ``ini`` read configuration files, ``demo_run`` is the demo itself. Flags are named only in this part of the
+package. It may import everything; commands import inside their functions, so that ``xdeepsd --help`` is quick.
 """
 
 import sys
@@ -12,7 +12,7 @@ from xdeepsd._extras import require
 try:
     require("cli", "The command line")
 except ImportError as error:
-    if Path(sys.argv[0]).stem == "xdeepsd":  # typed on a terminal: a sentence
+    if Path(sys.argv[0]).stem == "xdeepsd":  # typed in a terminal: one sentence, no traceback
         raise SystemExit(str(error)) from None
     raise
 

@@ -1,4 +1,4 @@
-"""``xdeepsd demo``: the whole path on a small generated climate, in a minute or so on a laptop."""
+"""``xdeepsd demo``: the whole workflow on a small generated climate, in a minute or so on a laptop."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stack import train_stack
 
 FACTORS = (2, 2, 2)
-# Everything that the demo writes, and the file that marks the folder as its own.
+# Everything the demo writes, and the file that marks a folder as made by the demo.
 _MADE = ("fine.zarr", "levels.zarr", "model", "coarse.zarr", "downscaled.zarr", "maps.png")
 _MARK = ".made-by-xdeepsd-demo"
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}
 
 
 def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd.DataFrame:
-    """Generate, write, coarsen, train, downscale and compare; everything ends up in the folder ``out``.
+    """Generate, write, coarsen, train, downscale and compare; everything goes into the folder ``out``.
 
     Returns the table of errors on the held-out year (rows: xdeepsd and every baseline).
     """
@@ -80,7 +80,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
 
 
 def _make_room(out: Path, console: Console) -> None:
-    """Make an empty folder, or clear one that a demo made: only what that demo wrote is removed."""
+    """Create the folder, or clear one that an earlier demo made: only what the demo wrote is removed."""
     mark = out / _MARK
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file. Needed: a folder. Type --out NAME.")
@@ -106,7 +106,7 @@ def _make_room(out: Path, console: Console) -> None:
 
 
 def _evaluate(out: Path, year: int, means: tuple[xr.DataArray, ...], console: Console) -> pd.DataFrame:
-    """Table and maps of the held-out year; ``means`` of the training years, fine and coarse."""
+    """Table and maps of the held-out year; ``means`` are the training years' means, fine and coarse."""
     truth = xr.open_zarr(out / "fine.zarr")["precipitation"].sel(time=str(year)).chunk(time=30)
     coarse = xr.open_zarr(out / "coarse.zarr")["precipitation"]
     model = xr.open_zarr(out / "downscaled.zarr")["precipitation"].assign_coords(lat=truth.lat, lon=truth.lon)

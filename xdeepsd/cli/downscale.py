@@ -94,7 +94,7 @@ def downscale(
 
 @contextlib.contextmanager
 def _naming(source: str) -> Iterator[None]:
-    """Name the input in what libraries say of damaged bytes, which they find only now and without its name."""
+    """Add the input's name to errors about damaged bytes: libraries notice them only now, and do not name the file."""
     try:
         yield
     except (RuntimeError, OSError) as error:
@@ -105,7 +105,7 @@ def _naming(source: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _computing(workers: int, scheduler: str | None, threads: int | None) -> Iterator[None]:
-    """On a cluster, or on threads of this process."""
+    """Compute on a cluster, or on threads of this process."""
     import dask
     from dask.system import CPU_COUNT
 
@@ -118,7 +118,7 @@ def _computing(workers: int, scheduler: str | None, threads: int | None) -> Iter
 
 @contextlib.contextmanager
 def _bar(console: Any, days: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar of days done and time left, shown once work has begun: until then the output may be refused."""
+    """A bar of days done and time left, shown only once work begins, because the output may be refused before that."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (

@@ -28,7 +28,7 @@ def fetch(
 ) -> None:
     """Fetch PRISM days into a Zarr store; run it again to resume, or for newer releases.
 
-    Data: PRISM Climate Group, Oregon State University. Exit status 1 where days are missing, which are listed.
+    Data: PRISM Climate Group, Oregon State University. Exit status 1 if days are missing; they are listed.
     """
     import logging
 

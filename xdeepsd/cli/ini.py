@@ -1,4 +1,4 @@
-"""The config.ini of deepsd and DenseLoss as a TOML file: what it says, what had to be repaired, what is not kept."""
+"""Convert a config.ini of deepsd or DenseLoss to a TOML file, with notes on what was repaired and what is not kept."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _OLD_KEYS = {
 
 
 def convert_ini(path: str | Path) -> tuple[str, list[str]]:
-    """An old config.ini (deepsd, DenseLoss) as a TOML file, and notes on what was repaired, added or not kept.
+    """Convert an old config.ini (deepsd, DenseLoss) to TOML, with notes on what was repaired, added or not kept.
 
-    A section that appears twice and a section header without its ``[`` (both in deepsd-large.ini) are repaired: the
-    models are taken in the order of the file.
+    A repeated section and a section header without its ``[`` (deepsd-large.ini has both) are repaired: the models are
+    taken in the order of the file.
 
     Returns
     -------
-    The text of the TOML file (it passes `parse_config`), and the notes, a sentence each.
+    The text of the TOML file (it passes `parse_config`), and the notes, one sentence each.
 
     Raises
     ------
     ValueError
-        The file is none of these, or a value in it cannot be used.
+        The file is not such a config.ini, or a value in it cannot be used.
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,7 +85,7 @@ def convert_ini(path: str | Path) -> tuple[str, list[str]]:
 
 
 def _read_ini(path: Path, notes: list[str]) -> list[tuple[str, dict[str, str]]]:
-    """Sections in the order of the file, repaired so that configparser takes them."""
+    """Sections in the order of the file, repaired so that configparser accepts them."""
     lines, names = [], []
     try:
         text = path.read_text()
@@ -232,7 +232,7 @@ def _factors(old: _Old, models: Sequence[Mapping[str, str]]) -> list[int]:
 
 
 def _network(old: _Old, training: dict[str, Any]) -> None:
-    """``[SRCNN]``: architecture, loss and loop."""
+    """``[SRCNN]``: architecture, loss and training loop."""
     notes = old.notes
     sizes, kernels = old.numbers("SRCNN", "layer_sizes"), old.numbers("SRCNN", "kernel_sizes")
     if sizes:
@@ -284,6 +284,6 @@ def _toml(
     lines = [f"# Converted from {source} by xdeepsd config from-ini. Relative paths count from this file.", ""]
     lines += ["# The levels are made first:", f"# {levels}", "", 'preset = "paper"', ""]
     for name, table in (("paths", paths), ("data", data), ("training", training)):
-        # TOML writes text, numbers and lists of them as JSON does.
+        # Strings, numbers and lists of them look the same in TOML and JSON.
         lines += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items() if v is not None), ""]
     return "\n".join(lines)

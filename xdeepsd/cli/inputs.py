@@ -1,4 +1,4 @@
-"""Files and stores that commands read."""
+"""Open the files and stores that commands read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def open_coarse(
     source: str, group: str | None, model: StackedSRCNN, variable: str | None, chunk_days: int | None
 ) -> tuple[Any, str, int]:
-    """The coarse Dataset, chunked along time only, the name of its precipitation, and its days."""
+    """The coarse Dataset, chunked only along time, the name of its precipitation, and its number of days."""
     from xdeepsd.grids import axes
     from xdeepsd.inference.inputs import choose_variable
     from xdeepsd.stores.layout import INCOMPLETE, STATUS
@@ -31,7 +31,7 @@ def open_coarse(
 
 
 def open_file(path: str, **options: Any) -> Any:
-    """A Dataset of a file or store; by absolute path, which is part of what a resumed output is compared by."""
+    """Open a file or store as a Dataset, by its absolute path, because resuming an output compares the path."""
     import xarray as xr
 
     if "://" not in path:
@@ -44,7 +44,7 @@ def open_file(path: str, **options: Any) -> Any:
         options.pop("group", None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata", RuntimeWarning)
-        # A coarse chunk that several tasks read costs little.
+        # It costs little if several tasks read the same coarse chunk.
         warnings.filterwarnings("ignore", "The specified chunks separate the stored chunks", UserWarning)
         try:
             return xr.open_dataset(path, **options)
@@ -53,7 +53,7 @@ def open_file(path: str, **options: Any) -> Any:
                 f"{path} needs a package that is not installed ({error}). Type pip install s3fs for s3://, gcsfs for "
                 "gs://, adlfs for az://."
             ) from error
-        except Exception as error:  # libraries raise what a damaged byte makes them stumble over
+        except Exception as error:  # libraries raise all kinds of errors on damaged bytes
             if options.get("group") is not None and isinstance(error, KeyError | FileNotFoundError):
                 raise ValueError(f"{path} has no group {options['group']!r} ({error}). Type --group NAME.") from error
             why = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
@@ -61,7 +61,7 @@ def open_file(path: str, **options: Any) -> Any:
 
 
 def open_static(path: str, names: tuple[str, ...], kinds: str = "fiu") -> Any:
-    """The named maps as a Dataset, or the only map with a dtype of ``kinds`` as a DataArray; in memory."""
+    """The named maps as a Dataset, or the only map whose dtype is of ``kinds`` as a DataArray; in memory."""
     ds = open_file(path).load()
     if names and set(names) <= set(ds.data_vars):
         return ds[list(names)]
@@ -74,7 +74,7 @@ def open_static(path: str, names: tuple[str, ...], kinds: str = "fiu") -> Any:
 
 
 def open_mask(path: str) -> Any:
-    """A bool map of a file or store, in memory."""
+    """A bool map from a file or store, in memory."""
     import xarray as xr
 
     mask = open_static(path, ("mask",), "biu")  # NetCDF has no bool

@@ -42,7 +42,7 @@ def prepare(
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Accept that days are missing.")] = False,
     chunk_mb: Annotated[float, typer.Option(help="Size of a chunk of the finest level, MB.", min=0.01)] = 64.0,
 ) -> None:
-    """Write the resolution ladder that training reads; run it again to resume, or with later days to append them."""
+    """Write the resolution ladder that training reads; run it again to resume, or with later days to append."""
     import xarray as xr
 
     from xdeepsd.levels.disk import build_levels
@@ -85,13 +85,13 @@ def _open(path: Path) -> xr.Dataset:
 
     if (path / "zarr.json").exists() or (path / ".zgroup").exists():
         store = xr.open_zarr(path)
-        # The axis of a store of fetch begins in 1981, whatever days were fetched.
+        # The axis of a store written by fetch begins in 1981, whichever days were fetched.
         return open_prism(path, allow_missing=True) if "prism_region" in store.attrs else store
     return xr.open_dataset(path) if path.suffix in _NETCDF else open_prism(path, allow_missing=True)
 
 
 def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.Dataset:
-    """One store or folder, NetCDF files put together in chunks of about ``chunk_mb``, or PRISM files."""
+    """Open one store or folder, NetCDF files combined in chunks of about ``chunk_mb``, or PRISM files."""
     import xarray as xr
 
     from xdeepsd.grids.axes import find
@@ -112,7 +112,7 @@ def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.D
 
 
 def _only_elevation(ds: xr.Dataset, path: Path) -> xr.DataArray:
-    """The variable ``elevation``, or the only one there is."""
+    """The variable ``elevation``, or the only variable there is."""
     if len(ds.data_vars) != 1 and "elevation" not in ds:
         raise ValueError(f"{path} holds {sorted(map(str, ds.data_vars))}. Needed: elevation alone.")
     return ds["elevation" if "elevation" in ds else next(iter(ds.data_vars))]

@@ -28,9 +28,9 @@ def sweep(
     workers: Annotated[int, typer.Option(min=-1, help="Processes that train at once; 0: none; -1: one a core.")] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to train on instead.")] = None,
 ) -> None:
-    """Train with DenseLoss at many alpha and seeds, choose alpha on the validation days, report the test days once.
+    """Train with DenseLoss for many alphas and seeds, choose alpha on the validation days, report the test days once.
 
-    Run it again to go on: what is done is not done again.
+    Run it again to resume: finished runs are not repeated.
     """
     import os
 
@@ -51,14 +51,14 @@ def sweep(
 
 
 def parse_alphas(text: str) -> list[float]:
-    """Alphas of ``start:stop:step``, both ends included, or of a list with commas.
+    """The alphas of ``start:stop:step``, both ends included, or of a comma-separated list.
 
     >>> parse_alphas("0:1:0.25")
     [0.0, 0.25, 0.5, 0.75, 1.0]
     >>> parse_alphas("0,2")
     [0.0, 2.0]
 
-    Raises ValueError where it is neither, or a number is below 0.
+    Raises ValueError if the text is neither, or a number is below 0.
     """
     message = f"alpha is {text!r}. Needed: start:stop:step such as 0:4:0.2, or a list such as 0,0.5,1; none below 0."
     try:
@@ -68,7 +68,7 @@ def parse_alphas(text: str) -> list[float]:
     if ":" in text:
         if len(parts) != 3 or not all(p.is_finite() for p in parts) or parts[2] <= 0 or parts[1] < parts[0]:
             raise ValueError(message)
-        # Decimals, so that 0:4:0.2 holds 0.6 and not 0.6000000000000001.
+        # Decimals, so that 0:4:0.2 gives 0.6 and not 0.6000000000000001.
         parts = [parts[0] + i * parts[2] for i in range(int((parts[1] - parts[0]) / parts[2]) + 1)]
     if not all(part.is_finite() and part >= 0 for part in parts):
         raise ValueError(message)
@@ -76,7 +76,7 @@ def parse_alphas(text: str) -> list[float]:
 
 
 def report(table: pd.DataFrame, folder: Path, choose: str, console: Console) -> None:
-    """Print what was chosen, and the test days: alpha 0, the chosen alpha and interpolation, bin by bin."""
+    """Print the choice and the results on the test days: alpha 0, the chosen alpha and interpolation, bin by bin."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -89,7 +89,7 @@ def report(table: pd.DataFrame, folder: Path, choose: str, console: Console) -> 
           "all": "the RMSE over all cells"}[choose]  # fmt: skip
     console.print(f"Chosen on the validation days by {by}, over {seeds} seeds: alpha {best:g}")
     for error in ("rmse", "mae"):
-        # Narrow enough for a terminal of 80 columns: a cut number is none.
+        # Narrow enough for a terminal of 80 columns: a truncated number would be useless.
         shown = Table(
             title=f"{error.upper()} on the test days, mean of {seeds} seeds", title_justify="left", box=SIMPLE_HEAD,
             padding=0,

@@ -1,4 +1,4 @@
-"""What the commands share: consoles, the log, errors in a sentence, a Dask client."""
+"""What the commands share: consoles, the log, errors as one sentence, a Dask client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def consoles() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def logged(console: Any) -> Iterator[None]:
-    """Show what xdeepsd logs, and nothing of what Dask does."""
+    """Show the log of xdeepsd, and nothing of Dask's."""
     from rich.logging import RichHandler
 
     log, handler = logging.getLogger("xdeepsd"), RichHandler(console=console, show_path=False, show_time=False)
@@ -39,7 +39,7 @@ def logged(console: Any) -> Iterator[None]:
 
 
 def with_flags(text: str) -> str:
-    """A message that names arguments of Python as one that names flags: ``resume=True`` is ``--resume``.
+    """Turn a message that names Python arguments into one that names flags: ``resume=True`` becomes ``--resume``.
 
     >>> with_flags("Type build_levels(..., climatology=slice('1981', '2005')), or allow_missing=True.")
     'Type xdeepsd prepare --climatology-years 1981 2005, or --allow-missing.'
@@ -58,7 +58,7 @@ def with_flags(text: str) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raise OSError, before any work, where a file or folder at ``path`` could not be written."""
+    """Raise OSError, before any work, if a file or folder at ``path`` could not be written."""
     there = path.expanduser().absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -70,9 +70,9 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less_memory: str = "") -> Iterator[None]:
-    """End the command with a sentence: exit status 1 for one of these errors, 130 where the user stops it.
+    """End the command with one sentence: exit status 1 for an error of these kinds, 130 if the user stops it.
 
-    Also where a cluster gives up; ``less_memory`` says which flags make its workers need less.
+    Also status 1 if a cluster gives up; ``less_memory`` says which flags reduce the memory of its workers.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less
         raise typer.Exit(130) from None
     except Exception as error:
         text = str(error)
-        if type(error).__name__ == "KilledWorker":  # by name: distributed may not be there
+        if type(error).__name__ == "KilledWorker":  # by name: distributed may not be installed
             text = f"Workers kept dying, probably out of memory: {less_memory}. {text}"
         elif isinstance(error, CancelledError):
             text = f"The scheduler is lost. What is done is kept. {text}"
@@ -93,7 +93,7 @@ def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less
 
 @contextlib.contextmanager
 def connected(workers: int, scheduler: str | None, threads: int = 1) -> Iterator[Any]:
-    """A Dask client of a running scheduler or of local processes; None for neither."""
+    """A Dask client of a running scheduler or of local processes; None if neither is asked for."""
     if scheduler is None and not workers:
         yield None
         return

@@ -1,4 +1,4 @@
-"""One TOML file for a whole training."""
+"""One TOML file that configures a whole training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRESETS = ("paper",)
 
 
 class Paths(BaseModel):
-    """``[paths]``: relative ones count from the folder of the TOML file."""
+    """``[paths]``: relative paths are taken from the folder of the TOML file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,8 +49,8 @@ class Data(BaseModel):
 class Config:
     """A whole TOML file, validated.
 
-    ``training`` is the configuration of every stage; ``stages`` those of single stages where the file has
-    ``[[stages]]``, else None.
+    ``training`` is the configuration of every stage; ``stages`` are those of single stages if the file has
+    ``[[stages]]``, otherwise None.
     """
 
     paths: Paths
@@ -61,7 +61,7 @@ class Config:
     def stage_configs(self, count: int, stage: int | None = None) -> list[TrainConfig]:
         """One `TrainConfig` for each of ``count`` stages.
 
-        Raises ValueError where the file describes another number, or where there is no ``stage``.
+        Raises ValueError if the file describes a different number of stages, or there is no such ``stage``.
         """
         if stage is not None and stage >= count:
             raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {count - 1}.")
@@ -76,7 +76,7 @@ class Config:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
-# What the old files called it, for the message about an unknown key.
+# The old files' names of our keys, for the message about an unknown key.
 _OLD_NAMES = {
     "layer_sizes": "channels", "kernel_sizes": "kernels", "training_iters": "steps", "batch_size": "batch",
     "training_input_size": "patch", "save_step": "checkpoint_every", "test_step": "validate_every",
@@ -86,18 +86,18 @@ _OLD_NAMES = {
 
 
 def load_config(path: str | Path) -> Config:
-    """Read and check a TOML file (docs/howto/config.md has all keys).
+    """Read and check a TOML file (docs/howto/config.md lists all keys).
 
-    ``[training]`` takes the fields of `TrainConfig`; those left out are its defaults, or those of ``preset = "paper"``.
-    It is one flat table, as `TrainConfig` is: a table of ``[[stages]]`` repeats any of its fields, and messages and
-    Python name a field alike.
+    ``[training]`` takes the fields of `TrainConfig`; any left out get its defaults, or those of ``preset = "paper"``.
+    It is one flat table, like `TrainConfig`: a table of ``[[stages]]`` may repeat any of its fields, and a field has
+    the same name in messages and in Python.
 
     Raises
     ------
     ValueError
-        The file is no TOML, has an unknown key (the nearest known one is named) or a value that makes no sense.
+        The file is not TOML, has an unknown key (the nearest known key is suggested) or a value that makes no sense.
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -114,7 +114,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -> Config:
-    """Check the content of a TOML file; ``path`` is named in errors, and relative paths count from its folder."""
+    """Check the content of a TOML file; ``path`` is named in errors, and relative paths are taken from its folder."""
     _known(content, ("preset", "paths", "data", "training", "stages"), f"{path}")
     preset = content.get("preset")
     if preset not in (None, *PRESETS):
@@ -146,7 +146,7 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
 
 
 def _training(given: Mapping[str, Any], preset: str | None, where: str) -> TrainConfig:
-    """`TrainConfig`, or its preset, with what a table gives: pydantic checks types, the dataclass what they mean."""
+    """`TrainConfig`, or its preset, with a table's values: pydantic checks the types, the dataclass the meaning."""
     _known(given, _FIELDS, where)
     start = TrainConfig() if preset is None else getattr(TrainConfig, preset)()
     values = {name: getattr(start, name) for name in _FIELDS}
@@ -158,7 +158,7 @@ def _training(given: Mapping[str, Any], preset: str | None, where: str) -> Train
 
 
 def _plain(value: Any) -> Any:
-    """Dates of TOML as text, as `TrainConfig` takes them; "none", which TOML has no word for, as None."""
+    """TOML dates as text, as `TrainConfig` takes them; "none" as None, which TOML cannot express."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if value == "none":
@@ -185,7 +185,7 @@ def _checked(model: type[Any], given: Mapping[str, Any], where: str) -> Any:
 
 
 def _message(error: ValidationError, where: str) -> str:
-    """What pydantic found, a line for each key."""
+    """What pydantic found, with one line per key."""
     found: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
     for item in error.errors():
@@ -201,9 +201,9 @@ def _message(error: ValidationError, where: str) -> str:
 
 
 def read_levels(config: Config) -> list[xr.Dataset]:
-    """The levels that a file names, lazily, cut to its years, the coarsest first.
+    """The levels that a file names, lazily, cut to its years, coarsest first.
 
-    Raises ValueError where there are none, where the factors are others, or where no day is left.
+    Raises ValueError if there are no levels, if their factors differ from the file's, or if no day is left.
     """
     levels = open_levels(config.paths.levels)
     factors = tuple(factor_between(coarse, fine) for coarse, fine in pairwise(levels))

@@ -13,7 +13,7 @@ from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, to
 if TYPE_CHECKING:
     from rich.table import Table
 
-# What may end a training, and is told in a sentence.
+# Errors that may end training and are reported in one sentence.
 STOPS = (ValueError, OSError, FloatingPointError, ImportError)
 LESS_MEMORY = "fewer --workers, or a smaller buffer under [training]"
 
@@ -27,8 +27,8 @@ def train(
 ) -> None:
     """Train a stack, all stages or one, and save it as a model.
 
-    With --stage no model is made: when every stage has been trained, train with --resume puts them together. Exit
-    status 2 where a stage does not beat interpolation on its validation days.
+    With --stage no model is saved: once every stage has been trained, train with --resume puts them together. Exit
+    status 2 if a stage does not beat interpolation on its validation days.
     """
     from xdeepsd.cli.toml import load_config, read_levels
     from xdeepsd.models.files import check_model_folder, save_model
@@ -75,7 +75,7 @@ def train(
 
 
 def _table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """The stages beside interpolation on their validation days."""
+    """Table of the stages against interpolation on their validation days."""
     from rich.table import Table
 
     table = Table("stage", "factor", "steps", "best at", "RMSE", "interpolation", "", title="Validation days, mm day-1")

@@ -1,5 +1,5 @@
-"""Where things lie: axes, units, cells and their bounds, alignment, missing cells, blocks, interpolation, regridding.
+"""Grids: axes, units, cells and their bounds, alignment, missing cells, blocks, interpolation, regridding.
 
-Plain functions on arrays and xarray objects. May import ``stores`` (for the sources of lazy arrays), never anything
-that knows of networks.
+Plain functions on arrays and xarray objects. May import ``stores`` (for the sources of lazy arrays), but nothing
+that knows about networks.
 """

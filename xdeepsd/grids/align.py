@@ -1,7 +1,7 @@
-"""Does this grid lie on that one? Every such question is asked here, with one tolerance for each kind of it.
+"""Do two grids match? Every such question is answered here, with one tolerance for each kind of question.
 
-Centres are one-dimensional, of latitude or longitude (``dim`` is "lat" or "lon"), degrees, ascending or descending;
-longitudes are compared modulo whole turns. Points are those of the unit sphere, ``(..., 3)``.
+Centres are one-dimensional latitudes or longitudes (``dim`` is "lat" or "lon") in degrees, ascending or descending;
+longitudes are compared modulo 360 degrees. Points ``(..., 3)`` lie on the unit sphere.
 """
 
 from __future__ import annotations
@@ -10,23 +10,26 @@ from typing import Any
 
 import numpy as np
 
-# Of a cell: two sets of centres are those of one grid. float32 longitudes are off by 0.2 % of a cell of 1/240 degree.
+# Fraction of a cell within which two sets of centres are the same grid. float32 longitudes are off by 0.2 % of a cell
+# of 1/240 degree.
 SAME = 0.01
-# Of a cell of the finer grid: a map lies on the cells of another one. Coordinates may be rounded to a few decimals.
+# Fraction of a cell of the finer grid within which a map lies on the cells of another. Coordinates may be rounded to a
+# few decimals.
 LIES_ON = 0.05
-# Of a step: the input has the spacing that a model was trained on.
+# Fraction of a step within which the input has the spacing that a model was trained on.
 SAME_STEP = 0.01
-# Of a cell: the bounds of neighbours are one edge, and a centre that far outside its bounds still lies in them.
+# Fraction of a cell within which the bounds of neighbours are one edge, and a centre outside its bounds still counts as
+# inside.
 SAME_EDGE = 1e-3
-# Of the smallest cell: edges are those half-way between the centres, so that they need not be written.
+# Fraction of the smallest cell within which edges are half-way between the centres, so they need not be written.
 INFERRED = 1e-6
-# Degrees: two edges, or an edge and a centre, are the same but for rounding: 35 roundings at 180 degrees.
+# Degrees within which two edges, or an edge and a centre, differ only by rounding: 35 roundings at 180 degrees.
 ROUNDING = 1e-12
-# Degrees: columns go round the earth, so that the last one is the neighbour of the first.
+# Degrees within which columns go round the earth, so that the last is the neighbour of the first.
 WHOLE_TURN = 1e-3
-# Of the largest step along a row of a curvilinear grid: the last column is the neighbour of the first.
+# In largest steps along a row of a curvilinear grid: how close the last column is to the first to be its neighbour.
 NEXT_COLUMN = 1.5
-# Of the largest step of the source: the nearest of its centres is still one that means something for the target.
+# In largest steps of the source: how far its nearest centre may be and still mean something for the target.
 OVERLAPS = 2.0
 
 
@@ -42,12 +45,12 @@ def _apart(a: np.ndarray, b: np.ndarray, dim: str) -> np.ndarray:
 
 
 def _cell(centres: np.ndarray, dim: str) -> float:
-    """The smallest step between neighbours, degrees; of a single cell, 1 degree."""
+    """The smallest step between neighbours, degrees; 1 degree for a single cell."""
     return float(_apart(centres[1:], centres[:-1], dim).min(initial=np.inf)) if centres.size > 1 else 1.0
 
 
 def same(a: Any, b: Any, dim: str) -> bool:
-    """Whether two sets of centres are the same cells in the same order, within `SAME` of a cell.
+    """Whether two sets of centres are the same cells in the same order, within `SAME` cells.
 
     >>> same([0.5, 1.5], [360.505, 361.505], "lon"), same([0.5, 1.5], [0.52, 1.52], "lon")
     (True, False)
@@ -57,7 +60,7 @@ def same(a: Any, b: Any, dim: str) -> bool:
 
 
 def cells_at(centres: Any, wanted: Any, dim: str) -> np.ndarray:
-    """Positions along ``centres`` of the cells at ``wanted``; -1 where there is none within `LIES_ON` of a cell.
+    """Positions along ``centres`` of the cells at ``wanted``; -1 where there is none within `LIES_ON` cells.
 
     >>> cells_at([2.5, 1.5, 0.5], [0.5, 1.52, 2.54, 3.56], "lat")
     array([ 2,  1,  0, -1])
@@ -75,9 +78,9 @@ def cells_at(centres: Any, wanted: Any, dim: str) -> np.ndarray:
 
 
 def off_blocks(fine: Any, coarse: Any, dim: str) -> float:
-    """How far the middles of blocks of ``fine`` cells lie from ``coarse`` centres at most, in fine cells.
+    """The largest distance between the middles of blocks of ``fine`` cells and ``coarse`` centres, in fine cells.
 
-    They lie on each other up to `LIES_ON`.
+    Up to `LIES_ON` the two grids match.
 
     >>> off_blocks([0.25, 0.75, 1.25, 1.75], [0.5, 1.5], "lat")
     0.0
@@ -97,7 +100,7 @@ def same_step(a: float, b: float) -> bool:
 
 
 def same_points(a: np.ndarray, b: np.ndarray) -> bool:
-    """`same` of the centres ``(ny, nx, 3)`` of curvilinear grids; a cell is as large as the median step along a dim."""
+    """`same` for centres ``(ny, nx, 3)`` of curvilinear grids; the median step along a dim is the size of a cell."""
     axis = 1 if b.shape[1] > 1 else 0
     steps = np.linalg.norm(np.diff(b, axis=axis), axis=-1)
     cell = float(np.median(steps)) if steps.size else np.deg2rad(1.0)
@@ -105,17 +108,17 @@ def same_points(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def same_edge(apart: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """Where edges or corners so far ``apart`` are one, within `SAME_EDGE` of a cell (in the same units)."""
+    """Where edges or corners this far ``apart`` are one, within `SAME_EDGE` cells (``cell`` in the same units)."""
     return np.asarray(apart <= SAME_EDGE * cell)
 
 
 def inferred(edges: np.ndarray, half_way: np.ndarray) -> bool:
-    """Whether edges are those half-way between the centres, within `INFERRED` of the smallest cell."""
+    """Whether ``edges`` are ``half_way`` between the centres, within `INFERRED` of the smallest cell."""
     return bool((np.abs(edges - half_way) <= INFERRED * np.abs(np.diff(edges)).min()).all())
 
 
 def snap(values: np.ndarray, onto: np.ndarray) -> np.ndarray:
-    """Move ``values`` onto the nearest of ``onto`` (ascending, two or more) where both are the same within `ROUNDING`.
+    """Move ``values`` onto the nearest of ``onto`` (ascending, two or more) where they are equal within `ROUNDING`.
 
     >>> snap(np.array([0.1 + 0.2, 0.4]), np.array([0.3, 0.5])).tolist()
     [0.3, 0.4]
@@ -126,7 +129,7 @@ def snap(values: np.ndarray, onto: np.ndarray) -> np.ndarray:
 
 
 def goes_round(edges: np.ndarray) -> bool:
-    """Whether columns between these edges of longitude, unwrapped, go round the earth, within `WHOLE_TURN`.
+    """Whether columns between these unwrapped longitude edges go round the earth, within `WHOLE_TURN`.
 
     >>> goes_round(np.array([0.0, 120.0, 240.0, 360.0005])), goes_round(np.array([0.0, 120.0, 240.0, 359.0]))
     (True, False)
@@ -135,7 +138,7 @@ def goes_round(edges: np.ndarray) -> bool:
 
 
 def rows_close(points: np.ndarray) -> bool:
-    """Whether each row of centres ``(ny, nx, 3)`` ends beside its first one, within `NEXT_COLUMN` of its steps."""
+    """Whether each row of centres ``(ny, nx, 3)`` ends next to its start, within `NEXT_COLUMN` of its largest step."""
     if points.shape[1] < 3:
         return False
     step = np.linalg.norm(np.diff(points, axis=1), axis=-1).max(axis=1)
@@ -148,5 +151,5 @@ def meets(source: np.ndarray, nearest: np.ndarray, target: np.ndarray) -> bool:
     ``source`` is ``(ny, nx, 3)``, ``nearest`` ``(n, 3)``.
     """
     steps = [np.linalg.norm(np.diff(source, axis=axis), axis=-1) for axis in (0, 1)]
-    cell = max((float(step.max()) for step in steps if step.size), default=2.0 / OVERLAPS)  # a single one: anywhere
+    cell = max((float(step.max()) for step in steps if step.size), default=2.0 / OVERLAPS)  # a single centre: any
     return bool(np.linalg.norm(target - nearest, axis=1).min() <= OVERLAPS * cell)

@@ -1,6 +1,6 @@
-"""Find latitude, longitude and time by their CF metadata; bring arrays into our order and back.
+"""Find latitude, longitude and time by their CF metadata; bring arrays into our order of dims and back.
 
-This is the only module that looks for coordinates. Everything after it may rely on the dims
+This is the only module that searches for coordinates. Everything downstream may rely on the dims
 ``(..., time, lat, lon)`` with one-dimensional ``lat`` and ``lon`` in degrees.
 """
 
@@ -18,7 +18,7 @@ from xdeepsd.stores import sources
 
 XarrayObject = TypeVar("XarrayObject", xr.Dataset, xr.DataArray)
 
-# Names that are taken without any CF attribute, in the order of preference.
+# Names accepted without any CF attribute, in order of preference.
 _PLAIN_NAMES = {"latitude": (("lat", "latitude"), ("y",)), "longitude": (("lon", "longitude"), ("x",))}
 _NOT_DEGREES = {"m", "km", "metre", "meter", "metres", "meters", "kilometre", "kilometer"}
 
@@ -42,7 +42,7 @@ class Axes:
 
 
 def _candidates(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"]) -> list[str]:
-    """Names of coordinates that may be ``kind``: by CF attributes, else by plain names, else by cf-xarray's guess."""
+    """Names of coordinates that may be ``kind``: by CF attributes, plain names or cf-xarray's guess, in that order."""
     names = [str(n) for n in obj.cf.coordinates.get(kind, []) if n in obj.coords]
     if names:
         return names
@@ -51,12 +51,12 @@ def _candidates(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longi
         if names:
             return names
     guessed = obj.cf.guess_coord_axis().cf.coordinates.get(kind, [])
-    # The guess goes by how a name begins, so that it takes bounds for coordinates too.
+    # The guess goes by how a name begins, so it also takes bounds for coordinates.
     return [str(n) for n in guessed if n in obj.coords and not str(n).endswith(("_bnds", "_bounds", "_vertices"))]
 
 
 def _least_likely(obj: xr.Dataset | xr.DataArray, names: list[str]) -> str:
-    """Of several candidates, the one to leave out: a map rather than an axis, then what is not its dim's own."""
+    """Which of several candidates to leave out: first one that is not 1-D, then one not named like its dim."""
     return min(reversed(names), key=lambda name: (obj[name].ndim == 1, name in obj.dims))
 
 
@@ -96,7 +96,7 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
 
 
 def days_since_first(values: Any) -> np.ndarray | None:
-    """Days ``(n,)`` since the first of some dates or lead times (numpy or cftime); None for anything else."""
+    """Days ``(n,)`` since the first of a series of dates or lead times (numpy or cftime); None for anything else."""
     values = np.asarray(values)
     if values.dtype.kind in "mM":
         return (values - values[:1]) / np.timedelta64(1, "D")
@@ -108,13 +108,13 @@ def days_since_first(values: Any) -> np.ndarray | None:
 def find(obj: xr.Dataset | xr.DataArray) -> Axes:
     """Find the latitude, longitude and time of ``obj`` by CF metadata, then by common names.
 
-    Reads coordinates' metadata only; never touches data. Raises ValueError, naming what is there, where no or more
-    than one candidate exists and where the coordinates are two-dimensional.
+    Reads only the metadata of coordinates, never data. Raises ValueError, naming what is there, if there is no
+    candidate or more than one, or if the coordinates are two-dimensional.
     """
     lat, lon = _one(obj, "latitude"), _one(obj, "longitude")
     times = [str(n) for n in (obj.cf.axes.get("T", []) or obj.cf.coordinates.get("time", [])) if n in obj.coords]
     times = [n for n in times if obj[n].dims == (n,)]
-    if not times:  # files without CF attributes, of any name: t, Time, valid_time, cfgrib's step
+    if not times:  # no CF attributes, any name: t, Time, valid_time, cfgrib's step
         dims = [n for n, index in obj.indexes.items() if obj[n].dims == (n,) and days_since_first(index) is not None]
         times = [n for n in ("time", "day", "date") if n in obj.coords and obj[n].dims == (n,)] or list(map(str, dims))
     time = times[0] if times else None
@@ -122,18 +122,18 @@ def find(obj: xr.Dataset | xr.DataArray) -> Axes:
 
 
 def _aside(name: str) -> str:
-    """Where a coordinate of the user's goes that has one of our names and another meaning."""
+    """Temporary name for a coordinate of the user's that has one of our names but another meaning."""
     return f"{name} of another kind"
 
 
 def as_map(da: xr.DataArray) -> xr.DataArray:
-    """Without dims of a single step and without single values (a selected time, a band): they mean nothing to a map."""
+    """Drop dims of length one and scalar coordinates (a selected time, a band): they mean nothing to a map."""
     da = da.squeeze()
     return da.drop_vars([name for name, coord in da.coords.items() if not coord.ndim])
 
 
 def standardize(da: xr.DataArray) -> tuple[xr.DataArray, Axes]:
-    """Rename to ``time, lat, lon`` and bring them last: ``(..., time, lat, lon)``. Lazy; values untouched."""
+    """Rename to ``time, lat, lon`` and move them last: ``(..., time, lat, lon)``. Lazy; values untouched."""
     axes = find(da)
     for name, dim in ((axes.lat, axes.lat_dim), (axes.lon, axes.lon_dim)):
         if dim != name:
@@ -145,7 +145,7 @@ def standardize(da: xr.DataArray) -> tuple[xr.DataArray, Axes]:
 
 
 def restore(da: xr.DataArray, axes: Axes) -> xr.DataArray:
-    """Undo `standardize`: the user's names and order of dims. Lazy."""
+    """Undo `standardize`: restore the user's names and order of dims. Lazy."""
     da = da.rename({new: old for old, new in axes.names.items() if new in da.coords or new in da.dims})
     da = da.rename({_aside(n): n for n in ("time", "lat", "lon") if _aside(n) in da.coords or _aside(n) in da.dims})
     for name, dim in ((axes.lat, axes.lat_dim), (axes.lon, axes.lon_dim)):
@@ -155,10 +155,10 @@ def restore(da: xr.DataArray, axes: Axes) -> xr.DataArray:
 
 
 def chunk_unread(da: xr.DataArray, scale: int = 1, days: int | None = None) -> xr.DataArray:
-    """Chunk along time what xarray opened without chunks and has not read yet, so that it is not read whole.
+    """Chunk along time an array that xarray opened without chunks and has not read yet, so that it is not read whole.
 
-    Chunks are of so many ``days``; by default ``scale`` times finer maps (along each axis) of a chunk take up to 128
-    MiB. What lies in memory, and Dask, stay.
+    Chunks have ``days`` days; by default, maps ``scale`` times finer (along each axis) take up to 128 MiB per chunk.
+    Arrays in memory and Dask arrays are returned as they are.
     """
     if da.chunks is not None or da.variable._in_memory:
         return da
@@ -166,17 +166,17 @@ def chunk_unread(da: xr.DataArray, scale: int = 1, days: int | None = None) -> x
     maps = {axes.lat_dim, axes.lon_dim}
     days = days or days_in_chunk(math.prod(da.sizes[dim] for dim in maps) * scale**2)
     chunks = {dim: -1 if dim in maps else days if dim == axes.time else 1 for dim in da.dims}
-    name = f"{da.name}-{sources.stamp(da.variable)}"  # the same in the next process, for a store to be resumed
+    name = f"{da.name}-{sources.stamp(da.variable)}"  # the same in the next process, so that a store can be resumed
     return da.chunk(chunks, name_prefix=f"{name}-", token=name)
 
 
 def days_in_chunk(cells: int) -> int:
-    """Days of maps of so many cells (float32) in a chunk: 30, fewer where that were more than 128 MiB."""
+    """Days per chunk for float32 maps of this many cells: 30, or fewer if that would exceed 128 MiB."""
     return max(1, min(30, 2**27 // (4 * cells)))
 
 
 def to_order(values: np.ndarray, name: str) -> str:
-    """What to type to put a coordinate in order: sorted, longitudes turned before where they jump by a turn.
+    """What to type to put a coordinate in order: sort it, after wrapping longitudes that jump by a turn.
 
     >>> to_order(np.array([-179.0, 178.0, 179.0]), "lon")
     "ds.assign_coords(lon=ds['lon'].copy(data=(ds['lon'].values +0.5) % 360 -0.5)).sortby('lon')"
@@ -185,7 +185,7 @@ def to_order(values: np.ndarray, name: str) -> str:
         return f"ds.sortby({name!r})"
     up = np.sort(values % 360.0)
     gaps = np.diff(up, append=up[0] + 360.0)
-    west = ((up + gaps / 2)[np.argmax(gaps)] + 180) % 360 - 180  # in the middle of what the map leaves out
+    west = ((up + gaps / 2)[np.argmax(gaps)] + 180) % 360 - 180  # in the middle of the widest gap in longitude
     turned = f"ds[{name!r}].copy(data=(ds[{name!r}].values {-west:+g}) % 360 {west:+g})"
     return f"ds.assign_coords({name}={turned}).sortby({name!r})"
 
@@ -193,11 +193,11 @@ def to_order(values: np.ndarray, name: str) -> str:
 def spacing(coord: xr.DataArray | np.ndarray, name: str) -> float:
     """Signed step of a regular one-dimensional coordinate, degrees.
 
-    Raises ValueError where values are missing, repeated, unordered or irregular by more than a hundredth of a step
+    Raises ValueError if values are missing, repeated, unordered or irregular by more than a hundredth of a step
     (float32 coordinates of a fine grid are off by a few thousandths).
     """
     values = np.asarray(coord, dtype=np.float64)
-    own, along = name, name  # may be words, "The lat of the input"
+    own, along = name, name  # name may be a phrase such as "The lat of the input"
     if isinstance(coord, xr.DataArray):
         own, along = str(coord.name), str(coord.dims[0])
     if not np.isfinite(values).all():
@@ -218,7 +218,7 @@ def spacing(coord: xr.DataArray | np.ndarray, name: str) -> float:
 
 
 def wrap_longitude(lon: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Shift ``lon`` (degrees) by whole turns so that its middle lies within half a turn of the middle of ``near``.
+    """Shift ``lon`` (degrees) by whole turns so that its mean lies within half a turn of the mean of ``near``.
 
     >>> wrap_longitude(np.array([235.0, 236.0]), near=np.array([-125.0, -124.0]))
     array([-125., -124.])

@@ -1,4 +1,4 @@
-"""Blocks of cells: a grid a whole factor coarser."""
+"""Block means: from a grid to one that is coarser by a whole factor."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def block_mean(field: np.ndarray, factor: int) -> np.ndarray:
-    """Mean of blocks of ``factor`` x ``factor`` cells, NaN left out; NaN where a block holds nothing else.
+    """Mean of blocks of ``factor`` x ``factor`` cells, NaN left out; NaN where the whole block is NaN.
 
-    ``(..., lat, lon)`` to ``(..., lat / factor, lon / factor)``, same units, float64. Raises ValueError where the
-    size does not divide.
+    ``(..., lat, lon)`` to ``(..., lat / factor, lon / factor)``, same units, float64. Raises ValueError if a
+    size is not a multiple of ``factor``.
 
     >>> block_mean(np.array([[1.0, 3.0], [np.nan, 5.0]]), 2)
     array([[3.]])

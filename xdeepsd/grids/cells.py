@@ -17,9 +17,9 @@ class Grid:
     """Centres and bounds in degrees, with the names under which they were found.
 
     Rectilinear: ``lat`` ``(nlat,)``, ``lon`` ``(nlon,)``, bounds ``(nlat + 1,)`` and ``(nlon + 1,)``; longitudes are
-    unwrapped (monotonic, perhaps beyond 180 or 360). Curvilinear: centres ``(ny, nx)``, bounds the four corners of
-    each cell ``(ny, nx, 4)``, in order around it (that of `_around` where neighbours share corners). Bounds are None
-    where there are none and a single cell along an axis has no neighbour to infer them from.
+    unwrapped (monotonic, possibly beyond 180 or 360). Curvilinear: centres ``(ny, nx)``; bounds ``(ny, nx, 4)`` are the
+    four corners of each cell, in order around it (in the order of `_around` if neighbours share corners). Bounds are
+    None if none are given and a single cell along an axis has no neighbour to infer them from.
     """
 
     lat: np.ndarray
@@ -32,7 +32,7 @@ class Grid:
 
     @property
     def rectilinear(self) -> bool:
-        """True where lat and lon are one-dimensional."""
+        """True if lat and lon are one-dimensional."""
         return self.lat.ndim == 1
 
     @property
@@ -46,7 +46,7 @@ class Grid:
         return self.shape[0] * self.shape[1]
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Latitude and longitude bounds; ValueError where they are unknown."""
+        """Latitude and longitude bounds; ValueError if they are unknown."""
         if self.lat_bounds is not None and self.lon_bounds is not None:
             return self.lat_bounds, self.lon_bounds
         if not self.rectilinear:
@@ -76,15 +76,15 @@ class Grid:
 
     @property
     def is_global(self) -> bool:
-        """True where the columns go round the earth, so that the last one is the neighbour of the first."""
+        """True if the columns go round the earth, so that the last is the neighbour of the first."""
         if self.rectilinear:
             return self.lon_bounds is not None and align.goes_round(self.lon_bounds)
         return align.rows_close(unit_vectors(self.lat, self.lon))
 
     def closed_centres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Latitude, longitude and number of every cell, each ``(ny, nx)``; on a global grid the first column once more.
+        """Latitude, longitude and number of every cell, each ``(ny, nx)``; a global grid repeats its first column.
 
-        So what lies between the last and the first column needs no case of its own.
+        This way the gap between the last and the first column needs no special case.
         """
         lat, lon = self.centres()
         number = np.arange(self.size).reshape(self.shape)
@@ -100,7 +100,7 @@ class Grid:
         return lat.reshape(-1, 4), lon.reshape(-1, 4)
 
     def shared_corners(self) -> tuple[np.ndarray, np.ndarray]:
-        """Latitude and longitude of the corners ``(ny + 1, nx + 1)``; ValueError where neighbours share none."""
+        """Latitude and longitude of the corners ``(ny + 1, nx + 1)``; ValueError if neighbours do not share them."""
         lat, lon = self.bounds()
         if self.rectilinear:
             lat, lon = np.meshgrid(lat, lon, indexing="ij")
@@ -129,7 +129,7 @@ def _around(*corners: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
-    """Points of the unit sphere ``(..., 3)`` from degrees."""
+    """Points on the unit sphere ``(..., 3)`` from degrees."""
     lat, lon = np.deg2rad(lat), np.deg2rad(lon)
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
@@ -139,9 +139,9 @@ def _unwrap(lon: np.ndarray) -> np.ndarray:
 
 
 def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
-    """The values as float64; ValueError where they are not finite and strictly monotonic.
+    """The values as float64; ValueError if they are not finite and strictly monotonic.
 
-    ``turn``: they are longitudes, which may jump by whole turns; the result does not.
+    ``turn``: the values are longitudes and may jump by whole turns; the result does not.
     """
     name, dim = str(coord.name), str(coord.dims[0])
     given = np.asarray(coord.values, np.float64)
@@ -161,7 +161,7 @@ def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
     if not ((steps > 0).all() or (steps < 0).all()):
         at = int(np.argmax(np.sign(steps) != np.sign(steps[0])))
         before = ""
-        if turn and (np.diff(_unwrap(np.sort(given))) < 0).any():  # sorted, they would jump in the middle of the map
+        if turn and (np.diff(_unwrap(np.sort(given))) < 0).any():  # sorting alone would leave a jump
             up = np.sort(given % 360.0)
             gaps = np.diff(up, append=up[0] + 360.0)
             west = f"{(up + gaps / 2)[np.argmax(gaps)]:g}"
@@ -174,7 +174,7 @@ def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
 
 
 def infer_edges(centres: np.ndarray) -> np.ndarray | None:
-    """Edges ``(n + 1,)`` half-way between centres ``(n,)``; the outermost cells reach as far out as in.
+    """Edges ``(n + 1,)`` half-way between centres ``(n,)``; the outermost cells extend as far outwards as inwards.
 
     None for a single cell.
     """
@@ -190,7 +190,7 @@ def _reach(points: np.ndarray) -> np.ndarray:
 
 
 def _neighbours_share(points: np.ndarray) -> bool:
-    """True where corners ``(ny, nx, 4, 3)``, in the order of `_around`, are those of the cells next to them."""
+    """True if corners ``(ny, nx, 4, 3)``, in the order of `_around`, coincide with those of neighbouring cells."""
     reach = _reach(points)
     pairs = (
         (points[:, :-1, [1, 2]], points[:, 1:, [0, 3]], reach[:, 1:]),
@@ -202,7 +202,7 @@ def _neighbours_share(points: np.ndarray) -> bool:
 def _infer_corners(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray | None, ...]:
     """Four corners of each cell ``(ny, nx, 4)``: means of the surrounding centres on the sphere.
 
-    None where a single cell along a dim has no neighbour.
+    None if there is only one cell along a dim, which then has no neighbour.
     """
     if min(lat.shape) < 2:
         return None, None
@@ -217,8 +217,8 @@ def _infer_corners(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray | None,
 def _edges_from_bounds(given: xr.DataArray, centres: np.ndarray, name: str, turn: bool) -> np.ndarray:
     """Edges ``(n + 1,)`` from CF bounds ``(n, 2)`` or from edges ``(n + 1,)``, in the order of ``centres``.
 
-    ``turn``: the values are longitudes and may be off by whole turns. ValueError where a centre lies outside its
-    cell, or cells overlap or leave gaps.
+    ``turn``: the values are longitudes and may be off by whole turns. ValueError if a centre lies outside its cell, or
+    cells overlap or leave gaps.
     """
     bounds = np.asarray(given.values, np.float64)
     n = centres.size
@@ -255,7 +255,7 @@ def _edges_from_bounds(given: xr.DataArray, centres: np.ndarray, name: str, turn
 
 
 def _find_bounds(obj: xr.Dataset | xr.DataArray, name: str) -> xr.DataArray | None:
-    """The CF bounds of the coordinate ``name``, or xESMF's ``NAME_b``; None where there are none."""
+    """The CF bounds of the coordinate ``name``, or xESMF's ``NAME_b``; None if there are none."""
     named = obj[name].attrs.get("bounds") or obj[name].encoding.get("bounds")
     there = obj.variables if isinstance(obj, xr.Dataset) else obj.coords
     for candidate in (named, f"{name}_b"):
@@ -265,7 +265,7 @@ def _find_bounds(obj: xr.Dataset | xr.DataArray, name: str) -> xr.DataArray | No
 
 
 def _two_dimensional(obj: xr.Dataset | xr.DataArray) -> tuple[str, str] | None:
-    """Names of 2-D latitude and longitude coordinates by CF metadata or common names; None where lat is not 2-D."""
+    """Names of 2-D latitude and longitude coordinates, by CF metadata or common names; None if they are not 2-D."""
     names = []
     for kind in ("latitude", "longitude"):
         found = obj.cf.coordinates.get(kind) or [name for name in (kind, kind[:3]) if name in obj.coords]
@@ -314,7 +314,7 @@ def _read_curvilinear(obj: xr.Dataset | xr.DataArray, lat_name: str, lon_name: s
             f"{lat[j, i]:g}, {lon[j, i]:g} and its corners at {given[0][j, i].tolist()}, {given[1][j, i].tolist()} "
             f"({np.count_nonzero(outside)} of {lat.size} cells). Needed: every centre inside its cell. {drop}"
         )
-    # Files begin at any corner and go either way round: neighbours tell which corner is which.
+    # Files start at any corner and go either way round: only the neighbours show which corner is which.
     order = next((list(o) for o in permutations(range(4)) if _neighbours_share(points[:, :, o])), [0, 1, 2, 3])
     return Grid(lat, lon, given[0][..., order], given[1][..., order], lat_name, lon_name, dims)
 
@@ -330,24 +330,24 @@ def _check_latitude(lat: np.ndarray, name: str) -> None:
 
 
 def read_grid(obj: xr.Dataset | xr.DataArray) -> Grid:
-    """The horizontal grid of a Dataset or DataArray: 1-D or 2-D latitude and longitude, bounds by CF or inferred.
+    """The horizontal grid of a Dataset or DataArray: 1-D or 2-D latitude and longitude, with CF or inferred bounds.
 
-    Reads coordinates only. Latitude bounds are clipped at the poles. Raises ValueError where coordinates are missing,
+    Reads coordinates only. Latitude bounds are clipped at the poles. Raises ValueError if coordinates are missing,
     not monotonic, repeated, or disagree with their bounds.
     """
-    # Bounds may be coordinates too, and by name they would pass for latitudes.
+    # Bounds may be coordinates too, and their names would pass for latitudes.
     named = {c.attrs.get("bounds", c.encoding.get("bounds")) for c in obj.coords.values()} | {
         f"{name}_b" for name in obj.coords
     }
     centres_only = obj.drop_vars([name for name in obj.coords if name in named])
     if not {"latitude", "longitude"} & set(centres_only.cf.coordinates):
         plain = [pair for pair in (("lat", "lon"), ("latitude", "longitude")) if set(pair) <= set(centres_only.coords)]
-        if len(plain) == 1:  # guessing would find the same, some ten milliseconds later
+        if len(plain) == 1:  # guessing would find the same but take some ten milliseconds
             attrs = dict(zip(plain[0], ({"standard_name": "latitude"}, {"standard_name": "longitude"}), strict=True))
             named_so = {name: centres_only[name].assign_attrs(more) for name, more in attrs.items()}
             centres_only = centres_only.assign_coords(named_so)
         else:
-            centres_only = centres_only.cf.guess_coord_axis()  # once for all that follows
+            centres_only = centres_only.cf.guess_coord_axis()  # once, for everything below
     curvilinear = _two_dimensional(centres_only)
     if curvilinear is not None:
         return _read_curvilinear(obj, *curvilinear)

@@ -1,4 +1,4 @@
-"""The sums of regridding, compiled (numba)."""
+"""The weighted sums of regridding, compiled with numba."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 @numba.njit(nogil=True)
 def sum_axes(values, lat_start, lat_col, lat_share, lon_start, lon_col, lon_share, skipna, least, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """``out[n, i, j] = sum lat[i, a] * lon[j, b] * values[n, a, b]``, over lat first: whole rows, one after another.
+    """``out[n, i, j] = sum lat[i, a] * lon[j, b] * values[n, a, b]``, over lat first, one whole row after another.
 
-    With ``skipna`` the sum is over values that are not NaN and is divided by their weight; NaN where that is below
-    ``least``.
+    With ``skipna`` the sum runs over the values that are not NaN and is divided by their weight; NaN where that weight
+    is below ``least``.
     """
     nlon = values.shape[2]
     total = np.empty(nlon)

@@ -1,4 +1,4 @@
-"""Weights between grids of any kind, whose cells are bounded by great circles as in ESMF (numpy, scipy, spherely)."""
+"""Weights between grids of any kind, with cells bounded by great circles as in ESMF (numpy, scipy, spherely)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from scipy.spatial import cKDTree
 from xdeepsd._extras import require
 from xdeepsd.grids.cells import Grid, unit_vectors
 
-# Weights below this are 0, and points nearer than this share of a cell to its edge are on it.
+# Weights below this count as 0, and points closer to an edge than this fraction of a cell lie on it.
 _ON_EDGE = 1e-9
-# Target cells that are looked at at a time: bounds the pairs of cells in memory to some 100 MB.
+# Target cells processed at a time: limits the pairs of cells in memory to some 100 MB.
 _BLOCK = 1024
 
 
 def csr(row: np.ndarray, col: np.ndarray, share: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
-    """Sum of the shares by row and column; zeros are left out, so that NaN there does not count."""
+    """Sum of the shares by row and column; zeros are left out so that NaN values there do not count."""
     matrix = sparse.coo_array((share, (row, col)), shape=shape).tocsr()
     matrix.eliminate_zeros()
     return matrix
 
 
 def _polygons(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
-    """Spherical polygons from corners ``(n, 4)``; corners that coincide (at a pole) are taken once."""
+    """Spherical polygons from corners ``(n, 4)``; corners that coincide (at a pole) count once."""
     import spherely
 
     polygons = []
@@ -49,7 +49,7 @@ def _balls(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore"):
         middle /= np.linalg.norm(middle, axis=1, keepdims=True)
     radius = np.linalg.norm(corners - middle[:, None], axis=-1).max(axis=1)
-    # The ball of a cell as wide as a hemisphere need not hold its edges, and these may go either way round the earth.
+    # The ball of a cell as wide as a hemisphere need not contain its edges, which may go either way round the earth.
     wide = np.count_nonzero(~(radius < 1.4142))
     if wide:
         raise ValueError(
@@ -62,9 +62,9 @@ def _balls(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _near(
     source: tuple[np.ndarray, np.ndarray], target: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of target and source cells whose balls touch, (target index, source index), a block of targets at a time.
+    """Pairs of target and source cells whose balls overlap, (target index, source index), a block of targets at a time.
 
-    Without the pairs that share no more than a point of their balls: cells inside have no area in common.
+    Pairs whose balls share only a point are left out: their cells have no area in common.
     """
     (source_middle, source_radius), (target_middle, target_radius) = source, target
     tree = cKDTree(source_middle)
@@ -82,7 +82,7 @@ def _near(
 def intersections(source: Grid, target: Grid) -> sparse.csr_array:
     """Share of each target cell's area in each source cell; edges are great circles, as in ESMF.
 
-    Candidates come from a tree of cell centres, areas from S2 (spherely), a block of the target at a time.
+    A tree of cell centres finds the candidates and S2 (spherely) computes areas, a block of target cells at a time.
     """
     require("regrid", "Conservative regridding between these grids")
     import spherely
@@ -110,7 +110,8 @@ def bilinear(source: Grid, target: Grid) -> sparse.csr_array:
     """Bilinear weights within the quadrilaterals of four source centres, as ESMF computes them.
 
     A target point p lies in the quadrilateral a, b, c, d (unit vectors) where some u and v in [0, 1] put
-    ``(1-u)(1-v) a + u(1-v) b + uv c + (1-u)v d`` on the line through p. On an edge between two it takes the first.
+    ``(1-u)(1-v) a + u(1-v) b + uv c + (1-u)v d`` on the line through p. On an edge between two quadrilaterals, the
+    first is taken.
     """
     lat, lon, number = source.closed_centres()
     corner = [(slice(None, -1), slice(None, -1)), (slice(None, -1), slice(1, None)),
@@ -134,9 +135,10 @@ def bilinear(source: Grid, target: Grid) -> sparse.csr_array:
 
 
 def _place(goal: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``u`` and ``v`` in [0, 1] of the place in quadrilaterals nearest to points ``(n, 3)``, and how far off it is.
+    """``u`` and ``v`` in [0, 1] of the place in each quadrilateral nearest to its point ``(n, 3)``, and the distance.
 
-    Seen from the centre of the sphere along the point, the quadrilateral is flat, and v the root of a quadratic.
+    Projected along the line from the centre of the sphere to the point, the quadrilateral is flat and v is the root of
+    a quadratic.
     """
     flat = quads - (quads * goal[:, None]).sum(axis=-1, keepdims=True) * goal[:, None]
     a, b, c, d = np.moveaxis(flat, 1, 0)
@@ -153,7 +155,7 @@ def _place(goal: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray,
         for v in (none / half, half / second):
             v = np.clip(np.nan_to_num(v), 0.0, 1.0)[:, None]
             across = along_u + v * twist
-            # Where an edge is a point (at a pole), every u is as good.
+            # If an edge is a single point (at a pole), any u will do.
             u = np.clip(np.nan_to_num(-((a + v * along_v) * across).sum(axis=-1) / (across**2).sum(axis=-1)), 0.0, 1.0)
             miss = np.linalg.norm(a + u[:, None] * across + v * along_v, axis=-1)
             better = miss < found[2]

@@ -1,4 +1,4 @@
-"""Interpolation to a grid a whole factor finer: the baselines, and (bilinear) the first step of every stage."""
+"""Interpolation to a grid finer by a whole factor: the baselines, and (bilinear) the first step of every stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xdeepsd.grids.missing import fill_nearest
 
 
 def _weights(size: int, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Left index, right index and weight of the right one, for every fine cell along an axis of ``size`` cells."""
+    """Left index, right index and weight of the right, for each fine cell along an axis of ``size`` coarse cells."""
     position = (np.arange(size * factor) + 0.5) / factor - 0.5
     left = np.floor(position).astype(np.intp)
     right_weight = position - left
@@ -22,7 +22,7 @@ def upsample(field: np.ndarray, factor: int) -> np.ndarray:
     """Bilinear interpolation with half-pixel centres, edges replicated.
 
     ``(..., lat, lon)`` to ``(..., factor * lat, factor * lon)``, same units and dtype; NaN spreads to the fine cells
-    it touches. The same numbers as `xdeepsd.models.srcnn.upsample_tensor`, without torch.
+    it touches. Gives the same numbers as `xdeepsd.models.srcnn.upsample_tensor`, without torch.
 
     >>> upsample(np.array([[0.0, 4.0]]), 2)
     array([[0., 1., 3., 4.],
@@ -39,9 +39,9 @@ def upsample(field: np.ndarray, factor: int) -> np.ndarray:
 def upsample_cubic(field: np.ndarray, factor: int) -> np.ndarray:
     """Bicubic interpolation with half-pixel centres, edges replicated: cubic convolution with a = -0.75.
 
-    ``(..., lat, lon)`` to ``(..., factor * lat, factor * lon)``, same units and dtype. The numbers of torch's
-    ``interpolate(mode="bicubic", align_corners=False)`` and of OpenCV's INTER_CUBIC (Keys 1981, equation 4, leaves
-    ``a`` free). It overshoots: rain may become negative.
+    ``(..., lat, lon)`` to ``(..., factor * lat, factor * lon)``, same units and dtype. Gives the numbers of
+    torch's ``interpolate(mode="bicubic", align_corners=False)`` and of OpenCV's INTER_CUBIC (Keys 1981, equation 4,
+    leaves ``a`` free). It overshoots: precipitation may come out negative.
 
     >>> upsample_cubic(np.array([[0.0, 4.0]]), 2).round(3)
     array([[-0.422,  0.906,  3.094,  4.422],
@@ -66,23 +66,23 @@ def upsample_cubic(field: np.ndarray, factor: int) -> np.ndarray:
 def interpolate(
     coarse: xr.DataArray, like: xr.DataArray, reach: int = 8, method: Literal["linear", "cubic"] = "linear"
 ) -> xr.DataArray:
-    """Bilinear or bicubic interpolation of a coarse map to the grid of ``like``, a whole factor finer: the baselines.
+    """Bilinear or bicubic interpolation of coarse maps to the grid of ``like``, finer by a whole factor: the baselines.
 
     Parameters
     ----------
     coarse
-        ``(..., lat, lon)``, any units; NaN = missing. Its map must be one chunk.
+        ``(..., lat, lon)``, any units; NaN = missing. Each map must be in one chunk.
     like
-        ``(..., lat, lon)`` on the fine grid, in the same order of latitude and longitude.
+        ``(..., lat, lon)`` on the fine grid, with latitude and longitude in the same order.
     reach
-        Missing cells are filled from the nearest observed one within so many cells, as for a model.
+        Missing cells are filled from the nearest observed one within this many cells, as for a model.
     method
-        "linear" (`upsample`), or "cubic" (`upsample_cubic`, clipped at 0 as a model's output is).
+        "linear" (`upsample`) or "cubic" (`upsample_cubic`, clipped at 0 like a model's output).
 
     Returns
     -------
     ``(..., lat, lon)`` on the coordinates of ``like``, dtype of ``coarse``, NaN inside missing coarse cells; lazy if
-    ``coarse`` is. Raises ValueError where the sizes are not a whole multiple.
+    ``coarse`` is. Raises ValueError if the fine sizes are not one whole multiple of the coarse ones.
     """
     if method not in ("linear", "cubic"):
         raise ValueError(f"method is {method!r}. Needed: 'linear' or 'cubic'.")

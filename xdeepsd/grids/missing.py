@@ -21,13 +21,13 @@ def nearest_observed(missing: np.ndarray, reach: int) -> np.ndarray:
     missing
         ``(lat, lon)`` bool, True where the cell is missing.
     reach
-        Cells looked at on each side. A missing cell without an observed one within ``reach`` keeps its own index:
-        it cannot reach any valid output (docs/method.md, "Missing is not dry").
+        How many cells to search on each side. A missing cell without an observed one within ``reach`` keeps its own
+        index: it cannot affect any valid output (docs/method.md, "Missing is not dry").
 
     Returns
     -------
-    ``(lat, lon)`` intp. The distance is Euclidean in cells; ties go to the first cell in row order, so that any
-    window that holds the neighbourhood gives the same choice.
+    ``(lat, lon)`` intp. The distance is Euclidean in cells; ties go to the first cell in row order, so any window
+    that contains the neighbourhood gives the same choice.
     """
     nlat, nlon = missing.shape
     source = np.arange(missing.size).reshape(missing.shape)
@@ -47,15 +47,15 @@ def nearest_observed(missing: np.ndarray, reach: int) -> np.ndarray:
 def fill_nearest(values: np.ndarray, reach: int) -> np.ndarray:
     """Fill NaN in each map from the nearest observed cell within ``reach``.
 
-    ``(n, lat, lon)`` in and out, same units and dtype. Cells without an observed cell in reach become 0: they can
-    reach no valid output, and a NaN would spread through the network. Returns the input itself if nothing is missing.
+    ``(n, lat, lon)`` in and out, same units and dtype. Cells without an observed cell in reach become 0: they cannot
+    affect any valid output, and a NaN would spread through the network. Returns the input itself if nothing is missing.
     """
     missing = np.isnan(values)
     if not missing.any():
         return values
     filled = values.copy()
     flat = filled.reshape(len(values), -1)
-    # Maps with the same cells missing (the ocean, every day) share one search.
+    # Maps with the same missing cells (the ocean, on every day) share one search.
     patterns: dict[bytes, list[int]] = {}
     for day, pattern in enumerate(np.packbits(missing.reshape(len(values), -1), axis=1)):
         patterns.setdefault(pattern.tobytes(), []).append(day)

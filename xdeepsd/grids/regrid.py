@@ -1,4 +1,4 @@
-"""Regrid xarray objects lazily: conservative, bilinear, nearest; coarsen by whole factors."""
+"""Regrid xarray objects lazily (conservative, bilinear or nearest), and coarsen them by whole factors."""
 
 from __future__ import annotations
 
@@ -34,44 +34,43 @@ def regrid(
     weights: Weights | str | os.PathLike[str] | None = None,
     unmapped_to_nan: bool = True,
 ) -> XarrayObject:
-    """Regrid to another latitude-longitude grid. Lazy over Dask, chunked over anything but the horizontal dims.
+    """Regrid to another latitude-longitude grid. Lazy over Dask; chunks may split any but the horizontal dims.
 
     Parameters
     ----------
     obj
-        Dataset or DataArray with 1-D latitude and longitude (ascending or descending, any convention of longitude) or
-        2-D ones (rotated pole, Lambert ...), under any names. In a Dataset every variable on the grid is regridded,
-        variables without either dim are kept, others are left out. Cells are bounded by the CF bounds (or xESMF's
-        ``lat_b``, ``lon_b``) where a Dataset has them, else half-way between the centres.
+        Dataset or DataArray with 1-D latitude and longitude (ascending or descending, any longitude convention) or
+        2-D latitude and longitude (rotated pole, Lambert ...), under any names. In a Dataset every variable on the grid
+        is regridded, variables with neither horizontal dim are kept, and the rest are left out. Cells are bounded by
+        the CF bounds (or xESMF's ``lat_b``, ``lon_b``) if a Dataset has them, otherwise half-way between the centres.
     target
-        Anything with the coordinates of the target grid, 1-D or 2-D. None: that of ``weights``.
+        Anything with the coordinates of the target grid, 1-D or 2-D. None: the target grid of ``weights``.
     method
-        ``"conservative"``: means of the source weighted by area; a cell that the source covers in part gets that part
-        only (so totals are conserved), unless ``skipna``. ``"conservative_normed"``: divided by the part covered.
-        ``"bilinear"``: between the four surrounding centres; nothing beyond the outermost ones. ``"nearest"``: the
-        nearest centre, beyond the source too.
+        ``"conservative"``: area-weighted means of the source; a cell that the source covers only in part gets only
+        that part (so totals are conserved), unless ``skipna``. ``"conservative_normed"``: divided by the covered part.
+        ``"bilinear"``: between the four surrounding centres; nothing beyond the outermost centres. ``"nearest"``: the
+        nearest centre, also beyond the source.
     skipna
-        Leave NaN out and divide by the weight of the rest. False: one NaN makes all cells NaN that take from it.
+        Leave NaN out and divide by the weight of the rest. False: a NaN makes every cell that takes from it NaN.
     na_thres
-        With ``skipna``: NaN where the weight of what is missing (not observed, or beyond the source) exceeds this: 1
-        keeps every cell that takes anything, 0 only those without a gap. As in xESMF, the least weight is clipped to
+        With ``skipna``: NaN where the missing weight (not observed, or beyond the source) exceeds this: 1 keeps every
+        cell that takes anything, 0 only cells with nothing missing. As in xESMF, the least weight is clipped to
         [1e-6, 1 - 1e-6].
     engine
-        None: exact product weights between 1-D grids (cells bounded by latitude circles), intersections of spherical
-        polygons (edges are great circles) otherwise. ``"spherely"``: polygons in any case, which gives the numbers of
-        ESMF, at the cost of seconds to minutes for large grids. ``"xesmf"``: weights from xESMF itself, which comes
-        with conda.
+        None: exact product weights between 1-D grids (cells bounded by latitude circles), otherwise intersections of
+        spherical polygons (edges are great circles). ``"spherely"``: polygons in any case, which gives ESMF's numbers
+        but takes seconds to minutes for large grids. ``"xesmf"``: weights from xESMF itself, which conda installs.
     weights
-        From `regrid_weights`, or a file that it was saved to; must belong to the two grids.
+        From `regrid_weights`, or a file they were saved to; they must belong to the two grids.
     unmapped_to_nan
-        Without ``skipna``: NaN in target cells that take nothing from the source. False: 0 there, as xESMF does.
+        Without ``skipna``: NaN in target cells that take nothing from the source. False: 0 there, as in xESMF.
 
     Returns
     -------
     The same dims in the same order, names, attributes and dtype (integers become float64), on the target's
-    coordinates. Where one of the grids is curvilinear, its horizontal dims and coordinates are those of the target.
-    Weights are computed at once, from coordinates only; values are accumulated in float64. Raises ValueError where the
-    grids do not overlap, coordinates are no grid, or the horizontal dims are chunked.
+    coordinates. If either grid is curvilinear, the horizontal dims and coordinates are named as in the target.
+    Weights are computed immediately, from coordinates only; values are accumulated in float64. Raises ValueError if the
+    grids do not overlap, the coordinates do not form a grid, or the horizontal dims are chunked.
 
     Examples
     --------
@@ -89,7 +88,7 @@ def regrid(
         weights = _build(source, read_grid(target), method, engine)
     else:
         _check_weights(weights, source, None if target is None else read_grid(target), method)
-    weights = replace(weights, source=source)  # its names are those of obj
+    weights = replace(weights, source=source)  # with the names of obj
     unmapped = int(np.count_nonzero(~weights.mapped()))
     if unmapped:
         logger.info("%d of %d target cells lie beyond the source.", unmapped, np.prod(weights.target.shape))
@@ -103,7 +102,7 @@ def regrid_weights(
     method: str = "conservative",
     engine: str | None = None,
 ) -> Weights:
-    """Weights for `regrid`, to be used for many datasets on the same grids, or saved.
+    """Weights for `regrid`, to save or to use for many datasets on the same grids.
 
     ``regrid_weights(ds, target).save("weights.npz")``, then ``regrid(ds, weights="weights.npz")``. Reads coordinates
     only; arguments as in `regrid`.
@@ -123,10 +122,10 @@ def _build(source: Grid, target: Grid, method: str, engine: str | None) -> Weigh
 
 @contextlib.contextmanager
 def _without_esmf_logs() -> Iterator[None]:
-    """Remove the logs that ESMF leaves in the working directory, but none that was there before.
+    """Remove the logs that ESMF leaves in the working directory, but none that were there before.
 
-    esmpy cannot be told to write none, or to another folder; changing the folder would do so for all threads.
-    What a log says is added to the error that it belongs to.
+    esmpy has no way to turn them off or write them elsewhere, and changing directory would affect all threads.
+    If an error occurs, the end of the log is added to it.
     """
     before = set(Path().glob("PET*.ESMF_LogFile"))
     try:
@@ -137,12 +136,12 @@ def _without_esmf_logs() -> Iterator[None]:
         raise
     finally:
         for log in set(Path().glob("PET*.ESMF_LogFile")) - before:
-            with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            with contextlib.suppress(OSError):  # Windows cannot delete an open file
                 log.unlink()
 
 
 def _xesmf_weights(source: Grid, target: Grid, method: str) -> Weights:
-    """Weights that xESMF computes, to be applied here like any others."""
+    """Weights computed by xESMF, to be applied here like any others."""
     try:
         import xesmf
     except ImportError as error:
@@ -160,7 +159,7 @@ def _xesmf_weights(source: Grid, target: Grid, method: str) -> Weights:
 
     lat, lon = source.centres()
     number = np.arange(lat.size)
-    if method == "bilinear":  # closed here: periodic=True would also fill all that lies beyond the outermost rows
+    if method == "bilinear":  # closed here: periodic=True would also fill everything beyond the outermost rows
         lat, lon, number = source.closed_centres()
     regridder = xesmf.Regridder(
         dataset(source, lat, lon),
@@ -174,7 +173,7 @@ def _xesmf_weights(source: Grid, target: Grid, method: str) -> Weights:
 
 
 def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: str) -> None:
-    """ValueError where the weights are of other grids or another method."""
+    """ValueError if the weights are for other grids or another method."""
     for side, given, grid in (("source", source, weights.source), ("target", target, weights.target)):
         if given is None:
             continue
@@ -190,7 +189,7 @@ def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: 
                 f"{given.spans} arrived. Needed: the same cells in the same order. Type "
                 "weights=xdeepsd.regrid_weights(ds, target)."
             )
-    if method not in (weights.method, "conservative"):  # "conservative" is what is not said
+    if method not in (weights.method, "conservative"):  # "conservative" is the default, so perhaps not asked for
         raise ValueError(
             f"The weights are {weights.method}, the method is {method!r}. Needed: the same. Type "
             f"method={weights.method!r}, or weights=xdeepsd.regrid_weights(ds, target, {method!r})."
@@ -198,7 +197,7 @@ def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: 
 
 
 def _bounds_coordinate(centres: np.ndarray, edges: np.ndarray | None, dim: str, polar: bool) -> xr.DataArray | None:
-    """CF bounds of an axis where they cannot be inferred from its centres; None where they can."""
+    """CF bounds of an axis if they cannot be inferred from its centres; None if they can."""
     if edges is None:
         return None
     inferred = infer_edges(centres)
@@ -210,7 +209,7 @@ def _bounds_coordinate(centres: np.ndarray, edges: np.ndarray | None, dim: str, 
 def _coordinates(
     obj: xr.Dataset | xr.DataArray, weights: Weights, target: xr.Dataset | xr.DataArray | None
 ) -> dict[str, xr.DataArray]:
-    """Coordinates of the output: named like the source between 1-D grids, else like the target.
+    """Coordinates of the output: between 1-D grids named like the source, otherwise like the target.
 
     Bounds are added (to a Dataset) only where they cannot be inferred from the centres.
     """
@@ -236,7 +235,7 @@ def _coordinates(
         if bounds is not None:
             coords[f"{name}_bnds"] = bounds
             attrs["bounds"] = f"{name}_bnds"
-        # The target's own values: the grid holds its longitudes unwrapped.
+        # The target's own values, because the grid holds its longitudes unwrapped.
         values = centres if target is None else np.asarray(target[wanted].values)
         coords[name] = xr.DataArray(values, dims=dim, attrs=attrs)
     return coords
@@ -255,7 +254,7 @@ def _apply(
     na_thres: float,
     unmapped_to_nan: bool,
 ) -> xr.DataArray:
-    """Regrid one array that holds both dims of the source. Lazy if it is."""
+    """Regrid one array that has both dims of the source. Lazy if the array is."""
     dims, new = weights.source.dims, _output_dims(weights)
     split = [dim for dim in dims if len(da.chunksizes.get(dim, ())) > 1]
     if split:
@@ -285,7 +284,7 @@ def _apply(
     kept = {n: c for n, c in da.coords.items() if not set(c.dims) & set(dims)}
     out = xr.DataArray(data, dims=(*moved.dims[:-2], *new), coords=kept, attrs=attrs, name=da.name)
     order = [dict(zip(dims, new, strict=True)).get(str(d), d) for d in da.dims]
-    # A DataArray cannot hold bounds: their second dim is none of its own.
+    # A DataArray cannot hold bounds: it does not have their second dim.
     return out.transpose(*order).assign_coords({n: c for n, c in coords.items() if set(c.dims) <= set(new)})
 
 
@@ -297,7 +296,7 @@ def _map(
     na_thres: float,
     unmapped_to_nan: bool,
 ) -> XarrayObject:
-    """`_apply` to a DataArray, or to each variable of a Dataset that lies on the grid; others are kept or left out."""
+    """`_apply` to a DataArray, or to each variable of a Dataset on the grid; the rest are kept or left out."""
     if isinstance(obj, xr.DataArray):
         return _apply(obj, weights, coords, skipna, na_thres, unmapped_to_nan)
     dims = set(weights.source.dims)
@@ -346,15 +345,15 @@ def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
     ----------
     obj
         Dataset or DataArray with 1-D latitude and longitude under any names, in any order of dims. Variables of a
-        Dataset without both are kept as they are.
+        Dataset with neither are kept as they are.
     factor
         Fine cells per coarse cell along each axis.
 
     Returns
     -------
     The same names, dims, attributes and dtype (integers become float64), lazy if ``obj`` is; the coordinates are the
-    centres of the blocks. NaN where a block holds nothing else. Raises ValueError where the sizes do not divide, or
-    where latitude or longitude is chunked.
+    centres of the blocks. NaN where a whole block is NaN. Raises ValueError if the sizes are not multiples of
+    ``factor``, or if latitude or longitude is chunked.
 
     Examples
     --------
@@ -371,7 +370,7 @@ def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
         )
     weights = block_weights(source, factor)
     coords = _coordinates(obj, weights, None)
-    # Where the longitudes jump at the date line, the blocks do too.
+    # If the longitudes jump at the date line, those of the blocks must jump there too.
     lon, edges = weights.target.lon, source.bounds()[1]
     west = float(obj[source.lon_name].min()) - abs(float(edges[1] - edges[0])) / 2
     wrapped = np.where((lon < west) | (lon >= west + 360.0), west + (lon - west) % 360.0, lon)

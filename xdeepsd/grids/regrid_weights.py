@@ -26,8 +26,8 @@ METHODS = ("conservative", "conservative_normed", "bilinear", "nearest")
 class Weights:
     """Weights from one grid to another: two small matrices along lat and lon, or one over all cells.
 
-    ``lat`` ``(target nlat, source nlat)`` and ``lon`` ``(target nlon, source nlon)`` where the weights are a product,
-    else ``matrix`` ``(target cells, source cells)`` in row-major order of the cells. float64 CSR.
+    ``lat`` ``(target nlat, source nlat)`` and ``lon`` ``(target nlon, source nlon)`` if the weights are a product,
+    otherwise ``matrix`` ``(target cells, source cells)``, cells in row-major order. float64 CSR.
     """
 
     method: str
@@ -38,7 +38,7 @@ class Weights:
     matrix: sparse.csr_array | None = None
 
     def mapped(self) -> np.ndarray:
-        """``(ny, nx)`` bool of the target: True where a cell takes anything from the source."""
+        """``(ny, nx)`` bool on the target grid: True where a cell takes anything from the source."""
         if self.matrix is not None:
             return (np.diff(self.matrix.indptr) > 0).reshape(self.target.shape)
         assert self.lat is not None
@@ -46,9 +46,9 @@ class Weights:
         return np.logical_and.outer(np.diff(self.lat.indptr) > 0, np.diff(self.lon.indptr) > 0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a NumPy ``.npz`` file, exactly; `load` reads it back.
+        """Write to a NumPy ``.npz`` file without loss; `load` reads it back.
 
-        The file is whole or not there. Raises FileExistsError where something else than weights has its name.
+        The file is written whole or not at all. Raises FileExistsError if ``path`` exists and does not hold weights.
         """
         content: dict[str, np.ndarray] = {"method": np.array(self.method)}
         for side, grid in (("source", self.source), ("target", self.target)):
@@ -79,7 +79,7 @@ def _holds_weights(path: str | os.PathLike[str]) -> bool:
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
-    """Weights that `Weights.save` wrote; ValueError where the file is something else, or damaged."""
+    """Read weights that `Weights.save` wrote; ValueError if the file is anything else, or damaged."""
     try:
         with np.load(path) as file:
             content = {name: file[name] for name in file}
@@ -116,13 +116,13 @@ def _from_content(content: dict[str, np.ndarray]) -> Weights:
 
 
 def check_method(method: str) -> None:
-    """ValueError where the method is none of `METHODS`."""
+    """ValueError if the method is not one of `METHODS`."""
     if method not in METHODS:
         raise ValueError(f"The method is {method!r}. Needed: one of {', '.join(METHODS)}. Type method='conservative'.")
 
 
 def need_two(source: Grid) -> None:
-    """ValueError where there is nothing to interpolate between."""
+    """ValueError if an axis has fewer than two cells to interpolate between."""
     if min(source.shape) < 2:
         raise ValueError(
             f"Bilinear interpolation between {source.shape[0]} x {source.shape[1]} cells. Needed: two or more along "
@@ -131,7 +131,7 @@ def need_two(source: Grid) -> None:
 
 
 def check_overlap(weights: Weights) -> Weights:
-    """The weights; ValueError where no target cell takes anything, or the nearest centre is cells away from all."""
+    """Return the weights; ValueError if no target cell takes anything, or all lie cells away from the source."""
     source, target = weights.source, weights.target
     apart = not weights.mapped().any()
     if weights.method == "nearest" and weights.matrix is not None and not apart:
@@ -148,10 +148,10 @@ def check_overlap(weights: Weights) -> Weights:
 
 
 def build(source: Grid, target: Grid, method: str, great_circles: bool = False) -> Weights:
-    """Weights of one of `METHODS`. ValueError where the grids do not overlap.
+    """Build the weights of one of `METHODS`. ValueError if the grids do not overlap.
 
-    Between rectilinear grids they are a product of weights along lat and lon, unless ``great_circles`` asks for the
-    cells of ESMF, whose edges are great circles, as between other grids.
+    Between rectilinear grids they are a product of weights along lat and lon. Between other grids, or with
+    ``great_circles``, the edges of cells are great circles, as in ESMF.
     """
     check_method(method)
     flat = source.rectilinear and target.rectilinear and not great_circles
@@ -180,7 +180,7 @@ def _normalized(matrix: sparse.csr_array) -> sparse.csr_array:
 def _overlaps(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Where the intervals of two partitions meet: (target index, source index, low, high) of each common piece.
 
-    Both are edges, ascending or descending; indices are those of the intervals in the order given.
+    Both arguments are edges, ascending or descending; the indices count the intervals in the order given.
     """
     source_up, target_up = np.sort(source), np.sort(target)
     source_up = align.snap(source_up, target_up)
@@ -198,22 +198,22 @@ def _overlaps(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _turns(source: np.ndarray, target: np.ndarray) -> list[float]:
-    """Whole turns by which source longitudes may be shifted to meet the target."""
+    """Whole turns, in degrees, by which source longitudes may be shifted to meet the target."""
     nearest = np.round((np.mean(target) - np.mean(source)) / 360.0)
     return [360.0 * (nearest + turn) for turn in (-1, 0, 1)]
 
 
 def _sin_between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """``sin(high) - sin(low)`` of degrees, without the cancellation of thin cells near the poles."""
+    """``sin(high) - sin(low)`` of degrees, without the cancellation that thin cells near the poles would cause."""
     low, high = np.deg2rad(low), np.deg2rad(high)
     return 2 * np.cos((low + high) / 2) * np.sin((high - low) / 2)
 
 
 def conservative_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Share of each target interval that lies in each source interval, by sin(lat) and by lon.
+    """Share of each target interval that lies in each source interval, in sin(lat) and in lon.
 
-    The product is the share of each target cell's area in each source cell, exactly, where cells are bounded by
-    latitude circles and meridians.
+    The product is exactly the share of each target cell's area in each source cell when cells are bounded by latitude
+    circles and meridians.
     """
     (source_lat, source_lon), (target_lat, target_lon) = source.bounds(), target.bounds()
     row, col, low, high = _overlaps(source_lat, target_lat)
@@ -226,7 +226,7 @@ def conservative_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, spa
 
 
 def _linear(source: np.ndarray, target: np.ndarray) -> sparse.csr_array:
-    """Linear interpolation between centres; rows of targets beyond the outermost centres are empty."""
+    """Linear interpolation between centres; rows for targets beyond the outermost centres are empty."""
     order = np.argsort(source)
     up = source[order]
     target = align.snap(target, up)
@@ -238,7 +238,7 @@ def _linear(source: np.ndarray, target: np.ndarray) -> sparse.csr_array:
 
 
 def _bilinear_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Linear interpolation along lat and along lon (round the earth where the source is global)."""
+    """Linear interpolation along lat and along lon (round the earth if the source is global)."""
     columns = np.arange(source.lon.size)
     lon = source.lon
     if source.is_global:
@@ -247,7 +247,7 @@ def _bilinear_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, sparse
     along = sparse.csr_array((target.lon.size, lon.size))
     for turn in _turns(lon, target.lon):
         more = _linear(lon + turn, target.lon)
-        # A target on the seam is met twice: once is enough.
+        # A target on the seam turns up twice; it must count only once.
         free = sparse.diags_array((np.diff(along.indptr) == 0).astype(float))
         along = (along + free @ more).tocsr()
     fold = csr(np.arange(columns.size), columns, np.ones(columns.size), (columns.size, source.lon.size))
@@ -257,17 +257,17 @@ def _bilinear_axes(source: Grid, target: Grid) -> tuple[sparse.csr_array, sparse
 
 
 def _nearest(source: Grid, target: Grid) -> sparse.csr_array:
-    """The nearest source centre by great-circle distance; every target cell has one, within or without the source."""
+    """The nearest source centre by great-circle distance; every target cell has one, inside the source or beyond it."""
     tree = cKDTree(unit_vectors(*source.centres()).reshape(-1, 3))
     _, col = tree.query(unit_vectors(*target.centres()).reshape(-1, 3))
     return csr(np.arange(len(col)), col, np.ones(len(col)), (len(col), source.size))
 
 
 def apply(values: np.ndarray, weights: Weights, skipna: bool, na_thres: float, unmapped_to_nan: bool) -> np.ndarray:
-    """Weighted sums of ``(..., lat, lon)`` on the target grid, accumulated in float64, in the dtype of ``values``.
+    """Weighted sums of ``(..., lat, lon)`` on the target grid: accumulated in float64, returned in ``values``' dtype.
 
-    ``skipna`` and ``na_thres`` are those of xESMF: the sum over what is not NaN, divided by its weight; NaN where this
-    weight is below ``clip(1 - na_thres, 1e-6, 1 - 1e-6)``.
+    ``skipna`` and ``na_thres`` work as in xESMF: the sum over values that are not NaN is divided by their weight; NaN
+    where this weight is below ``clip(1 - na_thres, 1e-6, 1 - 1e-6)``.
     """
     least = float(np.clip(1.0 - na_thres, 1e-6, 1.0 - 1e-6))
     flat = np.ascontiguousarray(values).reshape(-1, *values.shape[-2:])
@@ -293,7 +293,7 @@ def _sum_compiled(days: np.ndarray, weights: Weights, skipna: bool, least: float
 
 
 def _sum_plain(days: np.ndarray, weights: Weights, skipna: bool, least: float, out: np.ndarray) -> None:
-    """The same by scipy, where there is no numba."""
+    """The same with scipy, for when numba is not installed."""
 
     def product(day: np.ndarray) -> np.ndarray:
         if weights.matrix is not None:

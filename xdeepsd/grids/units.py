@@ -1,4 +1,4 @@
-"""Units of precipitation, through the pint registry of cf-xarray."""
+"""Units of precipitation, by the pint registry of cf-xarray."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 import pint
 
-# The registry redefines a few units on purpose; pint would warn of each wherever logging is set up.
+# The registry redefines a few units on purpose; pint would log a warning for each.
 _log = logging.getLogger("pint.util")
 _level = _log.level
 _log.setLevel(logging.ERROR)
@@ -24,7 +24,7 @@ _WATER = _ureg.Quantity(1000.0, "kg m-3")
 
 
 def is_amount(units: str) -> bool:
-    """True for units of an amount (``mm``, ``kg m-2``), which daily data alone turns into a rate.
+    """True for units of an amount (``mm``, ``kg m-2``), which make a rate only in daily data.
 
     >>> is_amount("mm"), is_amount("mm day-1")
     (True, False)
@@ -34,7 +34,7 @@ def is_amount(units: str) -> bool:
 
 
 def _as_rate(units: str) -> pint.Quantity:
-    """One ``units`` as a quantity of length per time. Amounts are those of a day."""
+    """One unit of ``units`` as a length per time; amounts are taken as daily."""
     quantity = _ureg.Quantity(1.0, _ureg.parse_units(units))
     if quantity.check("[mass] / [length] ** 2") or quantity.check("[mass] / [length] ** 2 / [time]"):
         quantity = quantity / _WATER
@@ -44,10 +44,10 @@ def _as_rate(units: str) -> pint.Quantity:
 
 
 def precipitation_factor(source: str | None, target: str = "mm day-1") -> float:
-    """Number to multiply precipitation in ``source`` units with to get ``target`` units.
+    """The number by which to multiply precipitation in ``source`` units to get ``target`` units.
 
-    A kilogram of water on a square metre is a millimetre. ``mm``, ``inch``, ``m`` and ``kg m-2`` mean the amount of
-    a day. Raises ValueError where the units are missing, unknown or not of precipitation.
+    A kilogram of water per square metre is a millimetre. ``mm``, ``inch``, ``m`` and ``kg m-2`` are taken as daily
+    amounts. Raises ValueError if the units are missing, unknown or not units of precipitation.
 
     >>> round(precipitation_factor("kg m-2 s-1"))
     86400

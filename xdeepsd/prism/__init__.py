@@ -1,6 +1,7 @@
-"""PRISM: the names of its files, reading them, the store that ``fetch`` fills, and the web service.
+"""PRISM: names of its files, reading them, the store that ``fetch`` fills, and the web service.
 
-Knows nothing of networks and grids, and imports nothing of the package but its version, parts and ``stores``.
+Knows nothing about networks or grids; from the rest of the package it imports only ``_version``, ``_extras`` and
+``stores``.
 """
 
 from xdeepsd._extras import require

@@ -1,4 +1,4 @@
-"""Fetch PRISM days from the web service: politely, one after the other, and only what the store does not hold."""
+"""Fetch PRISM days from the web service: politely, one at a time, and only what the store does not hold."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from xdeepsd.prism.store import Release
 
 logger = logging.getLogger(__name__)
 
-# So many days in a row without an answer mean that the service, or the way to it, is down.
+# This many days in a row without an answer mean that the service, or the connection to it, is down.
 _GIVE_UP = 5
 
 
 @dataclass
 class FetchReport:
-    """What a call of `fetch_prism` did: days written, days held before, and what is missing and why."""
+    """What a call of `fetch_prism` did: days written, days already held, and what is missing and why."""
 
     fetched: list[pd.Timestamp] = field(default_factory=list)
     held: list[pd.Timestamp] = field(default_factory=list)
@@ -44,7 +44,7 @@ class FetchReport:
 
     @property
     def complete(self) -> bool:
-        """Whether the store now holds everything that was asked for, in the current release."""
+        """Whether the store now holds everything requested, in the current release."""
         return not (self.unpublished or self.failed or self.not_tried or self.stopped)
 
 
@@ -63,32 +63,32 @@ def fetch_prism(
 ) -> FetchReport:
     """Fetch the days of a period that a store does not hold in their current release.
 
-    The release dates come first, in one request; then one request per day, one after the other. After a 5xx answer or
-    none the request is repeated with growing pauses, after a broken transfer once (the service gives out a file twice
-    in 24 hours). A day whose zip, grid, variable or date is not what was asked never enters the store; it is in the
-    report. When the service refuses (a text in place of a zip), the call stops at once.
+    One request fetches the release dates; then each day has its own request, one after the other. After a 5xx answer or
+    no answer, a request is repeated with growing pauses; after a broken transfer, once (the service serves a file at
+    most twice in 24 hours). A day whose zip, grid, variable or date is not the one requested never enters the store and
+    is listed in the report. If the service refuses (a text instead of a zip), the call stops at once.
 
     Parameters
     ----------
     out : path
-        Zarr v3 store (a local folder), made if it is not there. It holds one region and resolution, and any number
-        of variables, on one axis of every day from 1981-01-01 to the last that was asked for. Days not held take no
-        room, are NaN and have ``{variable}_release`` 0 (a call that is killed may leave one whole map without its
-        release; the next call writes both). `open_prism` gives the days that are held. Groups and arrays of your own
-        may be in the store; nothing of them is ever touched.
+        Zarr v3 store (a local folder), created if it does not exist. It holds one region and resolution, and any number
+        of variables, on an axis of every day from 1981-01-01 to the last one requested. Days not held take no space,
+        are NaN and have ``{variable}_release`` 0 (a call that is killed may leave one whole map without its release;
+        the next call writes both). `open_prism` opens the days that are held. You may keep groups and arrays of your
+        own in the store; they are never touched.
     variable : str
-        One of ppt, tmin, tmax, tmean, tdmean, vpdmin, vpdmax; or elevation, which needs no period.
+        One of ppt, tmin, tmax, tmean, tdmean, vpdmin, vpdmax; or elevation, which takes no period.
     start, end : date
-        First and last day, from 1981-01-01.
+        First and last day, 1981-01-01 or later.
     resolution, region : str
         4km, 800m or 400m; us, ak, hi or pr.
     pace, timeout : float
-        Seconds between an answer and the next request; seconds without a byte after which a transfer is broken off
-        (ten times as long for the whole of it).
+        Seconds between an answer and the next request; seconds without a byte after which a transfer is aborted (ten
+        times as long for the whole transfer).
     base_url : str
         Address of the service.
     progress : bool
-        Show days, megabytes and the time left.
+        Show a progress bar with days, megabytes and time left.
 
     Returns
     -------
@@ -97,12 +97,12 @@ def fetch_prism(
     Raises
     ------
     ValueError
-        Before any request: unknown names, a period that is none, a store that holds something else. Before any day is
-        asked for: a list of releases that is not understood; an array of your own in the way.
+        Before any request: unknown names, an invalid period, a store that holds something else. Before any day is
+        requested: a list of releases that cannot be parsed; an array of your own in the way.
     OSError
         Nothing can be written at ``out``.
     httpx.HTTPError, PermissionError
-        The service does not say which releases there are: nothing is done.
+        The service does not list its releases: nothing is done.
     """
     days = _check(variable, start, end, resolution, region)
     if "://" in str(out):
@@ -117,7 +117,7 @@ def fetch_prism(
 
 
 def _check(variable: str, start: Any, end: Any, resolution: str, region: str) -> pd.DatetimeIndex:
-    """The days asked for. Raises ValueError for anything that cannot be asked."""
+    """The days requested. Raises ValueError for anything that cannot be requested."""
     for value, allowed, name in (
         (variable, (*prism_names.VARIABLES, "elevation"), "variable"),
         (resolution, tuple(prism_names.RESOLUTIONS), "resolution"),
@@ -192,7 +192,7 @@ def _fetch_days(
 
 
 def _bar(variable: str, shown: bool) -> Progress:
-    """Of days, with their megabytes and the time left."""
+    """A progress bar of days, with megabytes and the time left."""
     return Progress(
         TextColumn(f"{variable} {{task.fields[day]}}"),
         BarColumn(),
@@ -226,7 +226,7 @@ def _fetch_elevation(service: Service, path: Path, store: Any) -> FetchReport:
 
 @contextmanager
 def _unpacked(content: bytes, name: str) -> Iterator[list[Source]]:
-    """The rasters of a zip, to be read while the context lasts."""
+    """The rasters of a zip, which can be read inside the context."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(content)
@@ -239,7 +239,7 @@ def _unpacked(content: bytes, name: str) -> Iterator[list[Source]]:
 def _read_day(
     content: bytes, service: Service, variable: str, day: pd.Timestamp, release: Release, grid: PrismGrid | None
 ) -> tuple[np.ndarray, PrismGrid]:
-    """The map in a zip if it is the one that was asked for, on ``grid``; ValueError otherwise."""
+    """The map in a zip if it is the one requested, on ``grid``; ValueError otherwise."""
     with _unpacked(content, f"{variable}_{day:%Y%m%d}.zip") as sources:
         asked = (variable, day, service.region, service.resolution)
         there = [

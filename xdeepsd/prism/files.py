@@ -1,4 +1,4 @@
-"""PRISM files as they lie on disk, of every form, to one lazy Dataset."""
+"""Open PRISM files of every format, as they are on disk, as one lazy Dataset."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ADVICE = "Leave it out of paths; fetch it again if it is broken."
 
 
 def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Source]:
-    """Every map in files, folders (searched to the bottom) and glob patterns, in the order of their names.
+    """Every map in files, folders (searched recursively) and glob patterns, in the order of their names.
 
-    Text and header files beside rasters are passed over; a raster or zip of another kind is passed over in a folder
-    (with a warning) and is an error where it is named itself. Raises ValueError listing every file that is bad.
+    Text and header files beside rasters are skipped. A raster or zip that is not PRISM's is skipped in a folder (with a
+    warning), but is an error if it is given by name. Raises ValueError listing every bad file.
     """
     given = [paths] if isinstance(paths, str | PathLike) else list(paths)
-    files: dict[Path, bool] = {}  # and whether the file was named itself
+    files: dict[Path, bool] = {}  # and whether the file was given by name
     for item in map(str, given):
         path = Path(item).expanduser()
         if path.is_dir():
@@ -83,35 +83,35 @@ def _raise_all(problems: list[str]) -> None:
 def open_prism(
     paths: str | PathLike[str] | Iterable[str | PathLike[str]], *, allow_missing: bool = False
 ) -> xr.Dataset:
-    """Open PRISM files as they lie on disk, lazily, one task per map.
+    """Open PRISM files as they are on disk, lazily, with one task per map.
 
-    Zips (of BIL, ASCII grid, GeoTIFF or NetCDF, one map or several in a zip) are read in place; unpacked BIL, ASCII,
-    GeoTIFF and NetCDF too, in any mixture. A NetCDF file of many days needs variables named as PRISM names them and a
-    time axis.
+    Zips (of BIL, ASCII grid, GeoTIFF or NetCDF, with one or several maps) are read in place; so are unpacked BIL,
+    ASCII, GeoTIFF and NetCDF files, in any mixture. A NetCDF file of many days needs PRISM's variable names and a time
+    axis.
 
     Parameters
     ----------
     paths : path, folder, glob pattern, or several of them
-        Folders are searched to the bottom. Or the store of `xdeepsd fetch`, of which the days that are there come.
+        Folders are searched recursively. Or a store of `xdeepsd fetch`, which gives the days that it holds.
     allow_missing : bool
-        Go on where days between the first and the last are missing. With one variable these days are not in the
-        result; with several, days that one of them lacks are NaN there, and its release is 0.
+        Continue when days between the first and the last are missing. With one variable these days are not in the
+        result; with several, a variable is NaN, and its release 0, on days that it lacks but another has.
 
     Returns
     -------
     xarray.Dataset
         Each variable (``ppt`` in mm day-1; ``tmin``, ``tmax``, ``tmean``, ``tdmean`` in degC; ``vpdmin``, ``vpdmax``
-        in hPa) is ``(time, lat, lon)``, float32, lazy, a chunk per day; NaN is nodata (ocean), whatever number the
-        file has for it. ``lat`` (descending) and ``lon`` are cell centres, whole parts of a degree to the last bit.
-        ``time`` is the date; ``time_bnds`` the 24 hours that end at 12 UTC of it. ``ppt_release`` ``(time)`` is 1
-        (early) to 8 (stable), 0 if not known. ``elevation`` ``(lat, lon)``, m, where a file of it is given.
+        in hPa) is ``(time, lat, lon)``, float32, lazy, one chunk per day; NaN is nodata (ocean), whatever number the
+        file uses for it. ``lat`` (descending) and ``lon`` are cell centres, exact fractions of a degree to the last
+        bit. ``time`` is the date; ``time_bnds`` the 24 hours that end at 12 UTC on it. ``ppt_release`` ``(time)`` is 1
+        (early) to 8 (stable), 0 if not known. ``elevation`` ``(lat, lon)``, m, if a file of it is given.
 
     Raises
     ------
     ValueError
-        For normals, monthly grids, broken files and zips (all of them are listed), grids that differ, a day that two
-        files of the same release have with different data, and missing days. Where two files have the same day, the
-        more final release is taken; only such files are read at this point.
+        For normals, monthly grids, broken files and zips (all are listed), grids that differ, a day on which two files
+        of the same release have different data, and missing days. If two files have the same day, the later release
+        is taken; no other files are read at this point.
     """
     if isinstance(paths, str | PathLike) and (Path(paths) / "zarr.json").is_file():
         return _open_store(Path(paths), allow_missing)
@@ -137,8 +137,8 @@ def open_prism(
 
 
 def _on_one_grid(sources: list[Source]) -> tuple[dict[tuple[str, pd.Timestamp | None], list[Source]], PrismGrid]:
-    """The sources of each variable and day, and the grid of all; ValueError for bad files and for several grids."""
-    # Opening a header takes about a millisecond, and GDAL does it without the lock of the interpreter.
+    """The sources of each variable and day, and their common grid; ValueError for bad files or more than one grid."""
+    # Opening a header takes about a millisecond, and GDAL does it without holding the interpreter lock.
     with ThreadPoolExecutor(8) as pool:
         opened = list(pool.map(_grid_or_error, sources))
     _raise_all([str(item) for item in opened if isinstance(item, ValueError)])
@@ -158,7 +158,7 @@ def _on_one_grid(sources: list[Source]) -> tuple[dict[tuple[str, pd.Timestamp | 
 
 
 def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
-    """The days that a store of `xdeepsd fetch` holds; its axis also has those that are not fetched."""
+    """The days that a store of `xdeepsd fetch` holds; its axis also has days that were not fetched."""
     with reading(f"{path} cannot be read as a store of xdeepsd fetch"):
         ds = xr.open_zarr(path)
         variables = [name for name in VARIABLES if f"{name}_release" in ds]
@@ -174,7 +174,7 @@ def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
 
 
 def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
-    """ValueError where a variable lacks days between the first and the last of all."""
+    """ValueError if a variable lacks days between the first and the last day of all variables."""
     days = pd.DatetimeIndex([]).append(list(held.values()))
     if len(days) == 0:
         return
@@ -198,7 +198,7 @@ def _grid_or_error(source: Source) -> tuple[PrismGrid, Source] | ValueError:
 
 
 def _most_final(sources: list[Source], grid: PrismGrid) -> Source:
-    """The source to take of several for the same map; reads them where their releases cannot decide."""
+    """Which of several sources for the same map to take; reads them if their releases do not decide it."""
     final, *others = sorted(sources, key=lambda source: -source.release)
     for other in others:
         known = 0 < other.release < final.release
@@ -215,7 +215,7 @@ def _most_final(sources: list[Source], grid: PrismGrid) -> Source:
 
 
 def _lazy(sources: list[Source | None], grid: PrismGrid) -> da.Array:
-    """Maps of the sources, ``(time, lat, lon)``, a chunk and a task for each; None gives NaN."""
+    """Maps of the sources, ``(time, lat, lon)``, with a chunk and a task for each; None gives NaN."""
     items = np.empty((len(sources), 1, 1), dtype=object)
     items[:, 0, 0] = sources
     name = f"open-prism-{dask_token(sources, grid)}"
@@ -226,7 +226,7 @@ def _lazy(sources: list[Source | None], grid: PrismGrid) -> da.Array:
 
 
 def dask_token(sources: list[Source | None], grid: PrismGrid) -> str:
-    """A name for the same maps, so that Dask knows them again: paths, members, sizes and times of change."""
+    """A token by which Dask recognizes the same maps: from paths, members, sizes and modification times."""
     from dask.base import tokenize
 
     stats = [s and (str(s), s.variable, s.index, s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in sources]

@@ -1,6 +1,6 @@
-"""What PRISM is: names of variables and files, addresses of the web service, grids, CF metadata.
+"""Facts about PRISM: names of variables and files, addresses of the web service, grids, CF metadata.
 
-Source of the data: PRISM Climate Group, Oregon State University. A PRISM day ends at 12 UTC of its date.
+Source of the data: PRISM Climate Group, Oregon State University. A PRISM day ends at 12 UTC on its date.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ DOWNLOADS = "https://prism.oregonstate.edu/downloads/data"
 ATTRIBUTION = "PRISM Climate Group, Oregon State University, https://prism.oregonstate.edu"
 FIRST_DAY = pd.Timestamp("1981-01-01")
 REGIONS = ("us", "ak", "hi", "pr")
-# How the present service names a resolution in its files: 2.5 arc minutes, 30 and 15 arc seconds.
+# How the current service writes a resolution in file names: 2.5 arc minutes, 30 and 15 arc seconds.
 RESOLUTIONS = {"4km": "25m", "800m": "30s", "400m": "15s"}
 _VPD = "water_vapor_saturation_deficit_in_air"
 VARIABLES: dict[str, dict[str, str]] = {
-    # The amount of a day is its mean rate in mm day-1, the unit of precipitation everywhere in xdeepsd.
+    # A daily amount equals the mean rate in mm day-1, the unit of precipitation everywhere in xdeepsd.
     "ppt": {"long_name": "precipitation", "standard_name": "lwe_precipitation_rate", "units": "mm day-1",
             "cell_methods": "time: mean"},
     "tmin": {"long_name": "minimum temperature", "standard_name": "air_temperature", "units": "degC",
@@ -40,7 +40,7 @@ VARIABLES: dict[str, dict[str, str]] = {
                "cell_methods": "time: maximum"},
 }  # fmt: skip
 ELEVATION = {"long_name": "elevation", "standard_name": "surface_altitude", "units": "m"}
-# A day is modelled anew up to seven times in half a year: releases 1 to 8. The names of old files say less.
+# A day is remodelled up to seven times within half a year: releases 1 to 8. The names of old files say less.
 RELEASES = {"early": 1, "provisional": 2, "stable": 8}
 RELEASE_ATTRS = {
     "units": "1",
@@ -78,8 +78,8 @@ _NORMAL_NAME = re.compile(r"prism_.*(_normal_|_avg_30y)", re.IGNORECASE)
 class PrismGrid:
     """A regular north-up grid of ``shape`` (lat, lon) with ``per_degree`` cells per degree.
 
-    ``north`` and ``west`` are the centres of the first row and column in half cells, so that every centre is a whole
-    number over a whole number and comes out as the nearest float64, whatever a file's header was rounded to.
+    ``north`` and ``west`` are the centres of the first row and column in half cells, so every centre is a ratio of
+    whole numbers and comes out as the nearest float64, however a file's header was rounded.
 
     >>> GRIDS["us", "4km"].lon[:3] * 24
     array([-3000., -2999., -2998.])
@@ -113,27 +113,27 @@ GRIDS = {
     ("us", "4km"): PrismGrid(24, 2396, -6000, (621, 1405)),
     ("us", "800m"): PrismGrid(120, 11984, -30004, (3105, 7025)),
 }
-# No map has more cells than that of CONUS, the largest region.
+# No map has more cells than one of CONUS, the largest region.
 MOST_CELLS = {"4km": 621 * 1405, "800m": 3105 * 7025, "400m": 6210 * 14050}
 
 
 def most_bytes(resolution: str | None) -> int:
-    """More than a file of one map needs: 16 bytes a cell, whatever its format, and 16 MiB for the texts beside it."""
+    """More than any file of one map needs: 16 bytes per cell, whatever the format, plus 16 MiB for texts beside it."""
     return 16 * MOST_CELLS[resolution or "400m"] + 2**24
 
 
 def snap(lat: float, lon: float, lat_step: float, lon_step: float, shape: tuple[int, int], where: str) -> PrismGrid:
     """The grid whose first (north-west) cell centre is ``lat, lon``, snapped to whole half cells.
 
-    ``lat_step`` is negative. Raises ValueError, naming ``where``, where the steps are not one whole part of a degree,
-    the centre is off by more than 1/40 of a cell, or there are more cells than any map of PRISM has.
+    ``lat_step`` is negative. Raises ValueError, naming ``where``, if the steps are not the same whole fraction of a
+    degree, the centre is off by more than 1/40 of a cell, or there are more cells than in any PRISM map.
     """
     if shape[0] * shape[1] > max(MOST_CELLS.values()):
         raise ValueError(
             f"{where} has {shape[0]} x {shape[1]} cells. Needed: a PRISM grid; the largest has "
             f"{max(MOST_CELLS.values())}."
         )
-    known = abs(lat) <= 360 and abs(lon) <= 360 and lon_step > 1e-6  # not so where a damaged header says anything
+    known = abs(lat) <= 360 and abs(lon) <= 360 and lon_step > 1e-6  # a damaged header may hold any number
     per_degree = round(1 / lon_step) if known else 0
     steps_fit = per_degree > 0 and all(
         abs(abs(step) * per_degree - 1) * cells < 0.025 for step, cells in zip((lat_step, lon_step), shape, strict=True)
@@ -150,7 +150,7 @@ def snap(lat: float, lon: float, lat_step: float, lon_step: float, shape: tuple[
 
 @dataclass(frozen=True)
 class Source:
-    """One map of one day in one file. ``day`` is None for the elevation; ``index`` is the place along its time."""
+    """One map of one day in one file. ``day`` is None for the elevation; ``index`` is the position along time."""
 
     path: Path
     member: str | None
@@ -166,12 +166,12 @@ class Source:
 
     @property
     def uri(self) -> str:
-        """What GDAL opens; zips are read where they are."""
+        """The path that GDAL opens; zips are read in place."""
         return f"/vsizip/{{{self.path}}}/{self.member}" if self.member else str(self.path)
 
 
 def parse_name(path: Path, member: str | None = None) -> Source | None:
-    """What the name of a raster says: variable, day, release, region, resolution; None if it is no name of PRISM.
+    """Variable, day, release, region and resolution from the name of a raster; None if it is not a PRISM name.
 
     Raises ValueError for normals and for monthly and annual grids.
 
@@ -217,18 +217,18 @@ def day_url(variable: str, day: pd.Timestamp, region: str, resolution: str, base
 def release_url(
     variable: str, start: pd.Timestamp, end: pd.Timestamp, region: str, resolution: str, base_url: str = SERVICE
 ) -> str:
-    """Address of the list of release dates and numbers of the days from ``start`` to ``end``."""
+    """Address of the list of release dates and numbers for the days from ``start`` to ``end``."""
     days = f"{start:%Y%m%d}" if start == end else f"{start:%Y%m%d}/{end:%Y%m%d}"
     return f"{base_url}/releaseDate/{region}/{resolution}/{variable}/{days}?json=true"
 
 
 def elevation_url(region: str, resolution: str, base_url: str = SERVICE) -> str:
-    """Address of the zip with the elevation that PRISM used; another host than that of the days."""
+    """Address of the zip with the elevation that PRISM used, on a different host from the daily grids."""
     return f"{DOWNLOADS if base_url == SERVICE else base_url}/PRISM_{region}_dem_{resolution}_bil.zip"
 
 
 def days_text(days: Iterable[pd.Timestamp]) -> str:
-    """Days as a short text, runs of days as first and last.
+    """Days as a short text; runs of consecutive days are shortened to their first and last.
 
     >>> days_text(pd.to_datetime(["2011-01-01", "2011-01-02", "2011-01-03", "2011-02-01"]))
     '2011-01-01 to 2011-01-03 (3 days), 2011-02-01'

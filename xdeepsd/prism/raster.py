@@ -1,4 +1,4 @@
-"""One PRISM file, of any form: its maps, their grid and their values. A damaged file raises ValueError."""
+"""One PRISM file of any format: its maps, their grid and their values. A damaged file raises ValueError."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ import xarray as xr
 from xdeepsd.prism.names import VARIABLES, PrismGrid, Source, most_bytes, parse_name, snap
 
 RASTERS = {".tif", ".bil", ".asc", ".nc"}
-_MOST_TEXT = 2**20  # bytes; PRISM's own have some hundred
+_MOST_TEXT = 2**20  # bytes; PRISM's own texts have a few hundred
 
 
 @contextmanager
 def reading(what: str, advice: str = "") -> Iterator[None]:
-    """Turn any error of reading a file into a ValueError that begins with ``what``, the file and the fault.
+    """Turn any error while reading a file into a ValueError that begins with ``what``: the file and what is wrong.
 
-    The libraries for zips, rasters, NetCDF and Zarr raise what a damaged byte makes them stumble over: KeyError,
-    RuntimeError, NotImplementedError, zlib.error and more.
+    The libraries for zips, rasters, NetCDF and Zarr raise all kinds of errors on damaged bytes: KeyError, RuntimeError,
+    NotImplementedError, zlib.error and more.
     """
     try:
         yield
@@ -40,7 +40,7 @@ def reading(what: str, advice: str = "") -> Iterator[None]:
 def zip_sources(path: Path) -> list[Source]:
     """The rasters in a zip, by the names of its members.
 
-    Raises ValueError where the file is no zip (quoting what it says), has no members, or a BIL in it is cut.
+    Raises ValueError if the file is not a zip (quoting its first bytes), has no members, or holds a truncated BIL.
     """
     with reading(f"{path} cannot be read"), path.open("rb") as file:
         start = file.read(200)
@@ -62,14 +62,14 @@ def zip_sources(path: Path) -> list[Source]:
                 sources.append(_with_facts(source, archive, member))
         with reading(f"{path} is a broken zip"):
             for member in others:
-                archive.open(member).close()  # a name that is not what it was is seen here
+                archive.open(member).close()  # this detects a damaged name
     return sources
 
 
 def check_zip(file: Path | BytesIO, most: int, stem: str = "") -> None:
     """Read every member whose name begins with ``stem`` to its end, in pieces.
 
-    Raises whatever `zipfile` does for a wrong checksum (GDAL looks at none), and ValueError beyond ``most`` bytes.
+    Raises whatever `zipfile` raises for a wrong checksum (GDAL checks none), and ValueError beyond ``most`` bytes.
     """
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if member.filename.startswith(stem)]
@@ -84,13 +84,13 @@ def check_zip(file: Path | BytesIO, most: int, stem: str = "") -> None:
 
 def _open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # zipfile bounds what it inflates of no other kind, and GDAL reads none.
+        # zipfile limits how much it unpacks at a time only for these, and GDAL reads no others.
         raise ValueError(f"{member.filename} is compressed in another way than by deflate")
     return archive.open(member)
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
-    """A member of a zip, whole; ValueError where it has more than ``most`` bytes."""
+    """A whole member of a zip; ValueError if it has more than ``most`` bytes."""
     with _open_member(archive, member) as content:
         found = content.read(most + 1)
     if len(found) > most:
@@ -99,7 +99,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -
 
 
 def _with_facts(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Source:
-    """Check the length of a BIL and take release and day from the text files beside a raster in its zip."""
+    """Check the length of a BIL; take the release from, and check the day against, the text files beside a raster."""
     stem = member.filename.rpartition(".")[0].lower()
     beside = {other.filename.lower(): other for other in archive.infolist()}
     header, info = beside.get(f"{stem}.hdr"), beside.get(f"{stem}.info.txt")
@@ -122,7 +122,7 @@ def _key_values(text: bytes, separator: str | None) -> dict[str, str]:
 
 
 def _apply_tags(source: Source, tags: dict[str, str]) -> Source:
-    """Release number from PRISM's tags; ValueError where they name another day than the file."""
+    """Take the release number from PRISM's tags; ValueError if they name a different day from the file name."""
     dates = set(re.findall(r"(?<!\d)(\d{8})(?!\d)", tags.get("PRISM_DATASET_FILENAME", "")))
     if source.day is not None and dates and f"{source.day:%Y%m%d}" not in dates:
         raise ValueError(
@@ -134,9 +134,9 @@ def _apply_tags(source: Source, tags: dict[str, str]) -> Source:
 
 
 def raster_grid(source: Source) -> tuple[PrismGrid, Source]:
-    """The grid of a raster from its header, and the source with what its tags say. Reads no map.
+    """The grid of a raster from its header, and the source completed from its tags. Reads no map.
 
-    Raises ValueError, naming the file, where it cannot be opened or is not on a PRISM grid.
+    Raises ValueError, naming the file, if it cannot be opened or is not on a PRISM grid.
     """
     if _is_netcdf(source):
         with reading(f"{source} cannot be read as NetCDF"), _open_netcdf(source) as ds:
@@ -149,13 +149,13 @@ def raster_grid(source: Source) -> tuple[PrismGrid, Source]:
             raise ValueError(f"{source}: its lat or lon is {off:g} degrees off regular steps. Needed: {grid}.")
         return grid, source
     if source.member and source.uri.lower().endswith(".asc"):
-        _check_member(source)  # before GDAL counts lines for minutes, in a text whose numbers are damaged
+        _check_member(source)  # or GDAL may count lines for minutes in a text with damaged numbers
     with reading(f"{source} cannot be read"), rasterio.open(source.uri) as raster:
         transform, shape, tags = raster.transform, raster.shape, raster.tags()
         needed = raster.count * shape[0] * shape[1] * np.dtype(raster.dtypes[0]).itemsize
     if not source.member and source.path.suffix.lower() == ".bil" and source.path.stat().st_size < needed:
         raise ValueError(f"{source} is cut: {source.path.stat().st_size} bytes of {needed}.")
-    # GDAL's transform is that of the outer corner, also for BIL, whose header names the centre (ULXMAP).
+    # GDAL's transform refers to the outer corner, even for BIL, whose header gives the centre (ULXMAP).
     grid = snap(
         transform.f + transform.e / 2, transform.c + transform.a / 2, transform.e, transform.a, shape, str(source)
     )
@@ -163,7 +163,7 @@ def raster_grid(source: Source) -> tuple[PrismGrid, Source]:
 
 
 def _check_member(source: Source) -> None:
-    """ValueError where a raster in a zip, or a text beside it, is not what its checksum says."""
+    """ValueError if a raster in a zip, or a text beside it, does not match its checksum."""
     with reading(f"{source.path} is a broken zip"):
         check_zip(source.path, most_bytes(source.resolution), f"{str(source.member).rpartition('.')[0]}.")
 
@@ -173,7 +173,7 @@ def _is_netcdf(source: Source) -> bool:
 
 
 def _open_netcdf(source: Source) -> xr.Dataset:
-    """A NetCDF file, also inside a zip (in memory, nothing is unpacked), with ``lat`` and ``lon``. Lazy."""
+    """Open a NetCDF file, also inside a zip (in memory, without unpacking to disk), with ``lat`` and ``lon``. Lazy."""
     file: Path | BytesIO = source.path
     if source.member:
         with zipfile.ZipFile(source.path) as archive:
@@ -189,7 +189,7 @@ def _open_netcdf(source: Source) -> xr.Dataset:
 def read_map(source: Source, grid: PrismGrid) -> np.ndarray:
     """The map of a source, ``(lat, lon)`` from north to south, float32; NaN where there is no value.
 
-    Raises ValueError, naming the file, where it cannot be read, is not on ``grid``, or a checksum of its zip is wrong.
+    Raises ValueError, naming the file, if it cannot be read, is not on ``grid``, or a checksum of its zip is wrong.
     """
     if source.member and not _is_netcdf(source):
         _check_member(source)
@@ -204,13 +204,13 @@ def read_map(source: Source, grid: PrismGrid) -> np.ndarray:
             raster: Any = rioxarray.open_rasterio(source.uri, masked=True, cache=False)
             with raster:
                 values = _values(raster.isel(band=0), grid)
-    # Some files hold a nodata value that their header does not name.
+    # Some files use a nodata value that their header does not give.
     values[~np.isfinite(values) | (values <= -9990) | (values >= 1e20)] = np.nan
     return values
 
 
 def _values(array: xr.DataArray, grid: PrismGrid) -> np.ndarray:
-    if array.shape != grid.shape:  # before anything of that size is in memory
+    if array.shape != grid.shape:  # before an array of that size is in memory
         raise ValueError(f"it has {' x '.join(map(str, array.shape))} cells; needed: {grid}")
     return array.values.astype(np.float32)
 
@@ -220,7 +220,7 @@ def _time_dim(array: xr.DataArray) -> str | None:
 
 
 def netcdf_sources(path: Path) -> list[Source]:
-    """Sources of a NetCDF file whose name is not PRISM's: its variables that are named as PRISM names them."""
+    """Sources in a NetCDF file without a PRISM file name: its variables that have PRISM's names."""
     timeless: list[str] = []
     sources: list[Source] = []
     with reading(f"{path} cannot be read as NetCDF"), _open_netcdf(Source(path, None, "", None)) as ds:

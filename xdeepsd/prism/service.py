@@ -1,4 +1,4 @@
-"""PRISM's web service: asked politely, one request at a time, and its answers checked."""
+"""PRISM's web service: polite requests, one at a time, and checks of the answers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from xdeepsd.prism.store import Release
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_QUOTED = 500  # bytes of what the service says in place of a zip
+_QUOTED = 500  # bytes quoted of the text that the service sends in place of a zip
 
 
 class Service:
-    """One connection to the web service: paces, retries, and tells a refusal from a zip."""
+    """One connection to the web service: paces requests, retries, and tells a refusal from a zip."""
 
     def __init__(self, base_url: str, region: str, resolution: str, pace: float, timeout: float) -> None:
         self.base_url, self.region, self.resolution = base_url.rstrip("/"), region, resolution
@@ -37,7 +37,7 @@ class Service:
         self._client = httpx.Client(
             headers={
                 "User-Agent": f"xdeepsd/{__version__} (python-httpx/{httpx.__version__})",
-                "Accept-Encoding": "identity",  # so that what is counted is what comes
+                "Accept-Encoding": "identity",  # so that the bytes counted are those sent
             },
             timeout=timeout,
         )
@@ -59,7 +59,7 @@ class Service:
                 rows = json.loads(content)
             except (ValueError, RecursionError):
                 text = _text(content)
-                # What is said of a range that reaches beyond the newest day, which is not known: step back to it.
+                # The answer to a range that ends after the newest day, whose date we do not know: step back to it.
                 if text.startswith("Invalid date") and today - end < pd.Timedelta(days=14):
                     end -= pd.Timedelta(days=1)
                     continue
@@ -68,11 +68,11 @@ class Service:
         return {}
 
     def day(self, variable: str, day: pd.Timestamp) -> bytes:
-        """The zip of one day, whole."""
+        """The whole zip of one day."""
         return self._zip(names.day_url(variable, day, self.region, self.resolution, self.base_url))
 
     def elevation(self) -> bytes:
-        """The zip of the elevation, whole."""
+        """The whole zip of the elevation."""
         return self._zip(names.elevation_url(self.region, self.resolution, self.base_url))
 
     def _zip(self, url: str) -> bytes:
@@ -80,17 +80,17 @@ class Service:
         return self._get(url, most, lambda content: _whole_zip(content, most))
 
     def _get(self, url: str, most: int, accept: Callable[[bytes], T]) -> T:
-        """``accept`` of what the service answers, asked again where that makes sense."""
+        """The result of ``accept`` on the service's answer; the request is repeated where that makes sense."""
         retrying = tenacity.Retrying(
             retry=_again,
-            reraise=True,  # the error itself comes out, not tenacity's
+            reraise=True,  # raise the error itself, not tenacity's
             wait=tenacity.wait_exponential(multiplier=2 * self.pace, max=120) + tenacity.wait_random(0, self.pace),
             before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
         )
         return retrying(lambda: accept(self._get_once(url, most)))
 
     def _get_once(self, url: str, most: int) -> bytes:
-        """The answer, of at most ``most`` bytes; where it was sent on to is followed, and nothing else of that read."""
+        """The answer, of at most ``most`` bytes; redirects are followed without reading their bodies."""
         time.sleep(max(0.0, self._answered + self.pace - time.monotonic()))
         request = self._client.build_request("GET", url)
         try:
@@ -127,13 +127,13 @@ class Service:
 
 
 def _again(state: tenacity.RetryCallState) -> bool:
-    """Whether to ask again: five times where nothing was given out, twice where a file was (the service's limit)."""
+    """Whether to try again: up to five times if no file was served, twice if one was (the service's limit)."""
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 and state.attempt_number < 5
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return state.attempt_number < 5
-    # An empty zip is what the service has; a broken one may be the way to us.
+    # An empty zip is all the service has; a broken one may have been damaged on the way.
     return isinstance(error, httpx.TransportError | EOFError) and state.attempt_number < 2
 
 
@@ -144,7 +144,7 @@ def _text(content: bytes | bytearray) -> str:
 def _whole_zip(content: bytes, most: int) -> bytes:
     """``content`` if it is a whole zip of no more than ``most`` bytes unpacked.
 
-    Raises PermissionError for a refusal, ValueError for what the service has not, EOFError for a broken zip.
+    Raises PermissionError for a refusal, ValueError for something the service does not have, EOFError for a broken zip.
     """
     if content.startswith(b"PK\x05\x06"):
         raise ValueError("an empty zip")
@@ -165,7 +165,7 @@ def _whole_zip(content: bytes, most: int) -> bytes:
 
 
 def _parse_releases(rows: Any, variable: str, url: str) -> dict[pd.Timestamp, Release]:
-    """Rows of day, release date, variable, release number, address; one row alone is not in a list of rows."""
+    """Parse rows of day, release date, variable, release number, address; a single row comes without an outer list."""
     found: dict[pd.Timestamp, Release] = {}
     with reading(f"The list of releases at {url} is not understood", "It may have changed."):
         if not isinstance(rows, list):
@@ -173,7 +173,7 @@ def _parse_releases(rows: Any, variable: str, url: str) -> dict[pd.Timestamp, Re
         for day, date, element, number, *_ in rows if not rows or isinstance(rows[0], list) else [rows]:
             if element != variable:
                 raise ValueError(f"it lists {element!r}")
-            if date and number:  # neither where a day is not published
+            if date and number:  # both are empty if a day is not published
                 if int(number) not in range(1, 9):
                     raise ValueError(f"release {number!r} of {day!r}")
                 found[_date(day)] = (_date(date), int(number))

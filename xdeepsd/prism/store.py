@@ -1,13 +1,13 @@
-"""The Zarr store of `xdeepsd fetch`: knows which days it holds, in which release, and survives any interruption.
+"""The Zarr store of `xdeepsd fetch`: records which days it holds, in which release, and survives any interruption.
 
 It is plain Zarr v3 on a daily axis from 1981-01-01, with one chunk per day; a day without a chunk reads as missing.
-Zarr replaces a file as a whole when it writes one, and two orders of writing make every moment a good one to be killed:
+Zarr replaces each file as a whole, and things are written in an order that makes it safe to be killed at any moment:
 
 * A day's release is written after its map, so a day whose release is not 0 is whole.
-* Readers go by the metadata of all arrays that the file of the root holds (consolidated metadata). It is written last,
-  so a longer axis or a new variable is seen when all of it is there.
+* Readers use the consolidated metadata, which one file at the root holds for all arrays. It is written last, so a
+  longer axis or a new variable becomes visible only when all of it is there.
 
-What else is in the store is the user's: it is never written to.
+Anything else in the store is the user's and is never written to.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ logger = logging.getLogger(__name__)
 Release = tuple[pd.Timestamp, int]
 
 _EPOCH = pd.Timestamp("1970-01-01")
-# Ninety years in one chunk: of all that lies along time, only the maps have several.
+# Ninety years in one chunk: of the arrays along time, only the maps have more than one.
 _SPAN = 2**15
 
 
 def _arrays(variable: str) -> dict[str, dict[str, Any]]:
-    """The arrays of a variable, in the order in which they are made, and the attributes that tell whose they are."""
+    """The arrays of a variable, in the order of creation, with the attributes that identify them as fetch's own."""
     release = f"{variable}_release"
     return {
         release: RELEASE_ATTRS | {"valid_range": [0, 8], "long_name": f"release of {variable}"},
@@ -81,9 +81,9 @@ for _variable in VARIABLES:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of the store; the system releases it even when the process is killed.
+    """Hold the lock of the store; the system releases it even if the process is killed.
 
-    Raises OSError with the reason where nothing can be written, ValueError where another call holds the lock.
+    Raises OSError with the reason if nothing can be written, ValueError if another call holds the lock.
     """
     lock = path.with_name(f".{path.name}.lock")
     try:
@@ -105,7 +105,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def open_store(path: Path, region: str, resolution: str) -> Any:
-    """The store at ``path`` as readers see it, or None; ValueError where it is not ours or does not fit."""
+    """The store at ``path`` as readers see it, or None; ValueError if it is not ours or does not fit."""
     if not path.exists() or (path.is_dir() and all(is_zarr_partial(file.name) for file in path.iterdir())):
         return None
     advice = "Needed: a new path, or a store that fetch wrote; type another out."
@@ -127,7 +127,7 @@ def open_store(path: Path, region: str, resolution: str) -> Any:
 
 
 def store_grid(store: Any) -> PrismGrid | None:
-    """The grid of a store, from its coordinates; None where it has none yet."""
+    """The grid of a store, from its coordinates; None if it has none yet."""
     if store is None or "lat" not in store:
         return None
     with reading(f"{store.store.root} is damaged: its grid cannot be read"):
@@ -137,7 +137,7 @@ def store_grid(store: Any) -> PrismGrid | None:
 
 
 def _first_day(store: Any) -> pd.Timestamp:
-    """The first day of the axis: 1981-01-01, but a later one in stores of early states of xdeepsd."""
+    """The first day of the axis: 1981-01-01, or a later day in stores of early versions of xdeepsd."""
     if store is None or "time" not in store:
         return FIRST_DAY
     return FIRST_DAY + pd.Timedelta(hours=int(store["time"][0]))
@@ -157,7 +157,7 @@ def marks(store: Any, variable: str) -> dict[pd.Timestamp, Release]:
 
 
 def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestamp] = ()) -> None:
-    """ValueError where the store has no room for these days of a variable beside what is not fetch's own."""
+    """ValueError if arrays in the store that are not fetch's own leave no room for these days of a variable."""
     if store is None:
         return
     first = _first_day(store)
@@ -184,7 +184,7 @@ def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestam
 
 
 def _sorted(path: Path, group: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays of the root that fetch made, and the others: an array is its own if it has the attributes it gives."""
+    """The arrays at the root that fetch made, recognized by the attributes it gives them, and all other arrays."""
     with _walking(path):
         arrays = dict(group.arrays())
         own = {
@@ -193,7 +193,7 @@ def _sorted(path: Path, group: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             if name in _OWN and all(array.attrs.get(key) == value for key, value in _OWN[name].items())
         }
     for name in own.keys() & VARIABLES:
-        # It is made after its releases, and with a chunk per day.
+        # fetch makes it after its releases, and with one chunk per day.
         if not _arrays(name).keys() <= own.keys() or own[name].chunks != (1, *own[name].shape[1:]):
             del own[name]
     return own, {name: array for name, array in arrays.items() if name not in own}
@@ -208,15 +208,15 @@ def make_room(
     last: pd.Timestamp | None = None,
     elevation: np.ndarray | None = None,
 ) -> Any:
-    """Make the store hold ``variable`` on an axis that reaches ``last``; the group to write to.
+    """Make the store hold ``variable`` on an axis that reaches ``last``; returns the group to write to.
 
-    Nothing is taken away or replaced, and what an earlier call was killed in is finished.
+    Nothing is removed or replaced, and whatever an earlier, killed call left unfinished is completed.
     """
     attributes: Any = GLOBAL_ATTRS | {"prism_region": region, "prism_resolution": resolution}
     group: Any = zarr.open_group(path, mode="a", zarr_format=3, use_consolidated=False, attributes=attributes)
     seen: Any = zarr.open_group(path, mode="r", zarr_format=3)
     if seen.metadata.consolidated_metadata is None:
-        _publish(path)  # in a new store no array, until they are whole
+        _publish(path)  # a new store shows no array until they are whole
         seen = zarr.open_group(path, mode="r", zarr_format=3)
     own, _ = _sorted(path, group)
     first = _first_day(seen)
@@ -247,7 +247,7 @@ def make_room(
 
 
 def _array(group: Any, name: str, dims: Sequence[str], shape: tuple[int, ...], dtype: Any, fill: float = 0) -> Any:
-    """The array of this name, made where it is not there and lengthened where it is shorter."""
+    """The array of this name, created if it does not exist and lengthened if it is shorter."""
     if name not in group:
         chunks = (1 if len(shape) == 3 else _SPAN, *shape[1:]) if dims[0] == "time" else shape
         return group.create_array(
@@ -257,27 +257,27 @@ def _array(group: Any, name: str, dims: Sequence[str], shape: tuple[int, ...], d
     before = array.shape[0]
     if before < shape[0]:
         array.resize(shape)
-        if array.ndim == 1 and array.fill_value != fill:  # in stores of early states of xdeepsd
+        if array.ndim == 1 and array.fill_value != fill:  # in stores of early versions of xdeepsd
             array[before:] = fill
     return array
 
 
 def _publish(path: Path) -> None:
-    """Show readers what is there: the arrays, and the groups of the user's."""
+    """Make everything visible to readers: the arrays, and the user's own groups."""
     with _walking(path):
         zarr.consolidate_metadata(path, zarr_format=3)
 
 
 @contextmanager
 def _walking(path: Path) -> Iterator[None]:
-    """Zarr warns of folders that hold no Zarr, and that its specification does not know consolidated metadata yet."""
+    """Silence Zarr's warnings about folders that are not Zarr and about consolidated metadata, not yet in its spec."""
     with warnings.catch_warnings(), reading(f"{path} is damaged: what is in it cannot be read"):
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 def write_day(path: Path, group: Any, day: pd.Timestamp, variable: str, values: np.ndarray, release: Release) -> None:
-    """Write the map, see that it is on disk, then the mark that says so. Each file is replaced as a whole."""
+    """Write the map, make sure it is on disk, then write its release as the mark. Each file is replaced as a whole."""
     index = (day - _first_day(group)).days
     group[variable][index] = values
     with (path / variable / "c" / str(index) / "0" / "0").open("rb") as file:

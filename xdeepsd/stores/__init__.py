@@ -1,4 +1,4 @@
 """Zarr stores that survive any interruption, and files that are written whole or not at all.
 
-Knows nothing of networks or grids, and imports nothing else of the package.
+Knows nothing about networks or grids, and imports nothing else from the package.
 """

@@ -1,6 +1,6 @@
-"""What a Zarr store will hold, before anything is computed: encodings, chunks, metadata; and in what two stores differ.
+"""What a Zarr store will hold, before anything is computed: encodings, chunks, metadata; and how two stores differ.
 
-The whole layout is made in a store in memory. `write` copies it, or compares a store to be resumed with it.
+The whole layout is built in an in-memory store. `write` copies it, or compares it with a store to be resumed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ATTRIBUTES = {
     "xdeepsd_options": "options",
     "xdeepsd_version": "version of xdeepsd",
 }
-# Attributes that may differ between the first command and the one that resumes: those of the first one stay.
+# Attributes that may differ between the first command and the one that resumes it; those of the first are kept.
 _FREE = {"history", STATUS, INPUT}
 _STORAGE = {"chunks", "shards", "compressors", "filters", "serializer", "fill_value", "chunk_key_encoding"}
 PACKING = {"dtype", "scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned"}
@@ -38,7 +38,7 @@ _OTHER = {"units", "calendar", "coordinates", "grid_mapping"}
 
 
 def as_dataset(ds: xr.Dataset | xr.DataArray) -> xr.Dataset:
-    """A Dataset of what came; raises where it is nothing of xarray, or has no name."""
+    """The argument as a Dataset; raises if it is not an xarray object, or is a DataArray without a name."""
     if isinstance(ds, xr.DataArray):
         if ds.name is None:
             raise ValueError("The DataArray has no name. Needed: the variable's name. Type da.rename('precipitation').")
@@ -49,7 +49,7 @@ def as_dataset(ds: xr.Dataset | xr.DataArray) -> xr.Dataset:
 
 
 def chunk_unread(ds: xr.Dataset) -> xr.Dataset:
-    """Chunk what xarray opened without chunks and has not read yet, so that it is not read whole."""
+    """Chunk variables that xarray opened without chunks and has not read yet, so that they are not read whole."""
     unread = [
         name
         for name, v in ds.variables.items()
@@ -71,7 +71,7 @@ def load_small(ds: xr.Dataset) -> xr.Dataset:
 def encodings_of(
     ds: xr.Dataset, lazy: Mapping[str, xr.Variable], given: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Encoding of each variable: what the user gave, over what the variable carries, over the chunks of Dask."""
+    """Encoding of each variable: the user's first, then what the variable carries, then the Dask chunks."""
     for name, options in given.items():
         if name not in ds.variables:
             raise ValueError(f"encoding is for {name!r}; the variables are {sorted(map(str, ds.variables))}.")
@@ -82,7 +82,7 @@ def encodings_of(
     encodings: dict[str, dict[str, Any]] = {}
     for key, variable in ds.variables.items():
         name, carried = str(key), dict(variable.encoding)
-        if "preferred_chunks" in carried:  # set by xarray where it opens a store: how that one was stored, not this one
+        if "preferred_chunks" in carried:  # set by xarray on opening a store: describes that store, not this one
             carried = {k: v for k, v in carried.items() if k not in _STORAGE}
         merged = {**carried, **given.get(name, {})}
         encodings[name] = merged
@@ -95,7 +95,7 @@ def encodings_of(
 
 
 def _dask_chunks(name: str, variable: xr.Variable) -> tuple[int, ...]:
-    """Chunks of Dask as chunks of Zarr: all equal, but for a smaller last one."""
+    """Dask chunks as Zarr chunks: all equal, except that the last may be smaller."""
     for dim, sizes in zip(variable.dims, variable.data.chunks, strict=True):
         if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]:
             raise ValueError(
@@ -123,17 +123,17 @@ def _check_packing(name: str, variable: xr.Variable, encoding: Mapping[str, Any]
 def lay_out(
     ds: xr.Dataset, lazy: Mapping[str, xr.Variable], encodings: Mapping[str, Mapping[str, Any]], zarr_format: int
 ) -> zarr.storage.MemoryStore:
-    """Everything but the regions, in memory: what is written first, and what a store to be resumed is compared with."""
+    """Everything but the regions, in memory: written first, or compared with a store to be resumed."""
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format is {zarr_format!r}; needed: 2 or 3.")
     template = ds.copy()
     for name, encoding in encodings.items():
         variable = template.variables[name]
-        if name in lazy:  # of one chunk: building the graph of all chunks would take most of the time here
+        if name in lazy:  # as one chunk: building the graph of all chunks would take most of the time here
             zeros = dask.array.zeros(variable.shape, dtype=variable.dtype, chunks=variable.shape)
             template[name] = variable = variable.copy(data=zeros)
             if zarr_format == 3 and encoding.get("_FillValue") is not None:
-                # What a reader gets where a region is not written yet: missing, and not 0, dry.
+                # A reader should see a region that is not written yet as missing, not as 0, which would be dry.
                 encoding = {"fill_value": encoding["_FillValue"], **encoding}
         template[name].encoding = dict(encoding)
     template.attrs = {**ds.attrs, STATUS: INCOMPLETE, INPUT: _input_identity(ds, lazy)}
@@ -144,13 +144,13 @@ def lay_out(
 
 
 def _input_identity(ds: xr.Dataset, lazy: Mapping[str, xr.Variable]) -> str:
-    """JSON, so that the attribute fits into a netCDF file as well."""
+    """Where the data comes from, as JSON, so that the attribute also fits into a netCDF file."""
     arrays = {name: v.data.name for name, v in sorted(lazy.items())}
     return json.dumps({"source": ds.encoding.get("source"), "arrays": arrays})
 
 
 def check_aligned(layout: Store, lazy: Mapping[str, xr.Variable]) -> None:
-    """Raise unless every Dask chunk holds whole Zarr chunks (whole shards): never two writers on one."""
+    """Raise unless every Dask chunk holds whole Zarr chunks (whole shards), so that no two tasks write to one."""
     for name, variable in lazy.items():
         array = zarr.open_array(layout, path=name, mode="r")
         what = "chunks" if array.shards is None else "shards"
@@ -164,7 +164,7 @@ def check_aligned(layout: Store, lazy: Mapping[str, xr.Variable]) -> None:
 
 
 def write_unit(array: zarr.Array) -> tuple[int, ...]:
-    """Shape of what is written at once: a shard, or a chunk."""
+    """Shape of the unit that is written at once: a shard, or a chunk."""
     return array.chunks if array.shards is None else array.shards
 
 
@@ -178,7 +178,7 @@ def _short(sizes: Sequence[int]) -> str:
 def differences(
     there: zarr.Group, now: zarr.Group, lazy: Mapping[str, xr.Variable], same_input: bool
 ) -> dict[str, tuple[Any, Any]]:
-    """What the store was begun with and what it would be begun with now, by name, where they differ."""
+    """What differs, by name: the value the store was begun with, and the one it would be begun with now."""
     found: dict[str, tuple[Any, Any]] = {}
 
     def compare(name: str, a: Any, b: Any) -> None:
@@ -197,7 +197,7 @@ def differences(
             found[f"{name}: values"] = (_ends(a), _ends(b))
     if not same_input:
         begun, given = (json.loads(str(group.attrs[INPUT])) for group in (there, now))
-        if begun["source"] != given["source"] or not found:  # the names of Dask change with all of the above, too
+        if begun["source"] != given["source"] or not found:  # Dask's names also change with any of the above
             was, is_now = (
                 f"{x['source'] or 'data'} ({', '.join(f'{k} {v[-12:]}' for k, v in x['arrays'].items())})"
                 for x in (begun, given)

@@ -1,4 +1,4 @@
-"""Regions: a Dask chunk of one variable each, encoded and written by one task, whole Zarr chunks only."""
+"""Regions: each is a Dask chunk of one variable, made of whole Zarr chunks, encoded and written by one task."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def regions_of(array: zarr.Array, chunks: Sequence[Sequence[int]]) -> Iterator[R
 def unfinished(
     target: Store, arrays: Mapping[str, zarr.Array], regions: Mapping[str, Sequence[Region]]
 ) -> dict[str, list[Region]]:
-    """Regions of each variable that miss a chunk."""
+    """Regions of each variable that lack a chunk."""
     todo = {}
     for name, array in arrays.items():
         there = set(sync(list_keys(target.list_prefix(f"{array.path}/"))))
         if isinstance(target, zarr.storage.LocalStore):
-            # A chunk is never empty: after a power failure, a file system may keep its name without its bytes.
+            # A chunk is never empty, but after a power failure the file system may keep its name without its bytes.
             there = {key for key in there if (target.root / key).stat().st_size}
         todo[name] = [region for region in regions[name] if not there.issuperset(region[1])]
     return todo
@@ -62,19 +62,19 @@ def _write(
     encoding: Mapping[str, Any],
     fork: bool,
 ) -> Any:
-    """Encode and write one region; returns the fork of an Icechunk session that holds it, else None."""
+    """Encode and write one region; returns the fork of the Icechunk session that holds it, or None."""
     dtype = np.dtype(encoding.get("dtype") or block.dtype)
     if dtype.kind in "iu" and block.dtype.kind == "f":
         _check_fits(block, array.path, dtype, encoding)
     encoded = xr.conventions.encode_cf_variable(xr.Variable(dims, block, encoding=encoding)).values
-    if fork:  # a copy of its own, so that only this region's changes are sent back
+    if fork:  # a separate copy, so that only this region's changes are sent back
         array = pickle.loads(pickle.dumps(array))
     array[where] = encoded
     return array.store.session if fork else None  # type: ignore[attr-defined]
 
 
 def _check_fits(block: np.ndarray, name: str, dtype: np.dtype, encoding: Mapping[str, Any]) -> None:
-    """Raise where packing would wrap around, or turn a value into the one that means missing."""
+    """Raise if packing would overflow, or turn a value into the fill value that means missing."""
     scale, offset = encoding.get("scale_factor", 1), encoding.get("add_offset", 0)
     finite = block[~np.isnan(block)]
     if not finite.size:
@@ -98,7 +98,7 @@ def graph_of(
     encodings: Mapping[str, Mapping[str, Any]],
     fork: bool,
 ) -> tuple[dict[Any, Any], list[Any]]:
-    """Tasks of the regions to do, culled and fused by Dask, and their keys."""
+    """The tasks of the unfinished regions, culled and fused by Dask, and their keys."""
     layers, keys = [], []
     for name, variable in lazy.items():
         written = dask.array.map_blocks(
@@ -109,7 +109,7 @@ def graph_of(
             variable.dims,
             {k: v for k, v in encodings[name].items() if k in PACKING},
             fork,
-            name=f"write-{name}-{uuid.uuid4().hex}",  # never the same: a cluster must not take an old result
+            name=f"write-{name}-{uuid.uuid4().hex}",  # always new: a cluster must not reuse an old result
             meta=np.empty((0,) * variable.ndim, object),
         )
         keys += [(written.name, *index) for index, _ in todo[name]]
@@ -118,13 +118,13 @@ def graph_of(
 
 
 def client_in_force() -> Any:
-    """The `distributed.Client` in force, None for any other scheduler."""
+    """The active `distributed.Client`, or None for any other scheduler."""
     client = getattr(dask.base.get_scheduler(), "__self__", None)
     return client if hasattr(client, "scheduler_info") else None
 
 
 def compute(graph: dict[Any, Any], keys: list[Any], client: Any, advance: Callable[[Any], None]) -> None:
-    """Compute; call ``advance`` with the result of each region as soon as it is written."""
+    """Compute the graph; call ``advance`` with the result of each region as soon as it is written."""
     if not keys:
         return
     if client is None:

@@ -1,4 +1,4 @@
-"""Which files and Zarr stores lazy values are read from: the paths in what a graph would take along to a worker."""
+"""Which files and Zarr stores lazy values are read from: the paths in everything a graph would send to a worker."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dask.base import tokenize
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, StorePath
 
-_LONGEST = 4096  # of a path
+_LONGEST = 4096  # characters in a path
 
 
 class _Search(cloudpickle.Pickler):
-    """Visits everything that an object refers to, as pickling does; collects stores and texts, writes nothing."""
+    """Visit everything that an object refers to, as pickling does; collect stores and strings, write nothing."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO(), protocol=5, buffer_callback=lambda _: None)  # no copies of arrays
@@ -27,7 +27,7 @@ class _Search(cloudpickle.Pickler):
         self.texts: set[str] = set()
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Record what is looked for, without looking inside it."""
+        """Record a store, string or path, without looking inside it."""
         if isinstance(obj, StorePath):
             self.stores.append(obj)
         elif isinstance(obj, str | PurePath):
@@ -37,13 +37,13 @@ class _Search(cloudpickle.Pickler):
         return "seen"
 
     def reducer_override(self, obj: Any) -> Any:
-        """Skip what cannot be pickled (a lock, an open file)."""
+        """Skip objects that cannot be pickled (a lock, an open file)."""
         reduced = super().reducer_override(obj)
-        named = isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)  # by their names
+        named = isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)  # pickled by name
         if reduced is NotImplemented and not named and type(obj) not in copyreg.dispatch_table:
             try:
                 return obj.__reduce_ex__(5)
-            except Exception:  # any class may raise anything here
+            except Exception:  # a class may raise any exception here
                 return object, ()
         return reduced
 
@@ -55,7 +55,7 @@ def _search(values: Any) -> _Search:
 
 
 def _file(text: str) -> Path | None:
-    """A path on this machine, without links; None for a text that cannot be one."""
+    """A path on this machine, with links resolved; None for a string that cannot be a path."""
     text = text.removeprefix("file://")
     if not text or len(text) > _LONGEST or "\0" in text or "\n" in text or "://" in text:
         return None
@@ -72,10 +72,10 @@ def _same_store(a: Store, b: Store) -> bool:
 
 
 def reads(values: Any, target: Store, prefix: str) -> Iterator[str]:
-    """Names of the sources of ``values`` that lie in the group ``prefix`` of the store ``target``, or hold it.
+    """Names of the sources of ``values`` that lie in the group ``prefix`` of the store ``target``, or contain it.
 
-    ``values`` is anything that refers to lazy arrays: a Dask graph, a variable. A path is found even where it is only
-    an argument of some function. Nothing is read but names.
+    ``values`` is anything that refers to lazy arrays: a Dask graph, a variable. A path is found even if it is only an
+    argument of some function. Only names are read, no data.
     """
     search = _search(values)
     place = Path(os.path.realpath(target.root)) / prefix if isinstance(target, LocalStore) else None
@@ -95,7 +95,7 @@ def reads(values: Any, target: Store, prefix: str) -> Iterator[str]:
 
 
 def stamp(values: Any) -> str:
-    """A name that changes with the paths that ``values`` are read from and with the time of their last change."""
+    """A token that changes with the paths that ``values`` are read from and with their modification times."""
     search = _search(values)
     local = {str(Path(s.store.root) / s.path) for s in search.stores if isinstance(s.store, LocalStore)}
     remote = {str(s) for s in search.stores if not isinstance(s.store, LocalStore)}

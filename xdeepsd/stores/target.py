@@ -1,4 +1,4 @@
-"""The Zarr store that is written to: opened, begun or resumed, and finished; and Icechunk's sessions."""
+"""The Zarr store to write to: open it, begin or resume it, and finish it; also Icechunk's sessions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ StoreLike = str | Path | Store
 
 _METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 _CHUNKS = re.compile(r"c|c?[\d./]+")
-# Of a group that is begun: what is deleted from it, and what is written.
+# Attribute of a group that is being laid out: names of what is deleted from it or written to it.
 _HALF = "xdeepsd_half"
 
 
 def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> Store:
-    """A Zarr store that writes a chunk wholly or not at all, and can be listed."""
+    """A Zarr store that writes each chunk whole or not at all, and can be listed."""
     if isinstance(store, str) and "://" in store and not store.startswith("file://"):
         try:
             return zarr.storage.FsspecStore.from_url(store, storage_options=dict(storage_options or {}))
@@ -52,7 +52,7 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
                 f"The codec pipeline {pipeline} may write local files in place: a kill would leave half a chunk. "
                 "Needed: Zarr's own. Type zarr.config.reset()."
             )
-        # Absolute: workers of a cluster may run in another folder.
+        # Absolute, because workers of a cluster may run in another folder.
         return zarr.storage.LocalStore(Path(str(store).removeprefix("file://")).expanduser().resolve())
     if not isinstance(store, Store):
         raise TypeError(f"store is a {type(store).__name__}; needed: a path, a URL or a zarr store.")
@@ -72,12 +72,12 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
 
 
 def name_of(target: Store) -> str:
-    """The store in messages: its folder, or how it prints itself."""
+    """The name of the store in messages: its folder, or its string form."""
     return str(target.root) if isinstance(target, zarr.storage.LocalStore) else str(target)
 
 
 def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
-    """Raise where the output would replace what it is computed from."""
+    """Raise if the output would replace what it is computed from."""
     found = sorted(set(reads(graphs, target, prefix)))
     if found:
         where = f"{name_of(target)}/{prefix}".rstrip("/")
@@ -85,9 +85,9 @@ def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
 
 
 def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[str] = ()) -> None:
-    """Raise FileExistsError where a group holds anything that is not Zarr: the user's files are never deleted.
+    """Raise FileExistsError if a group holds anything that is not Zarr: the user's files are never deleted.
 
-    ``half``: names of what a killed call had begun to delete or to write, of which metadata may be missing.
+    ``half``: names of what a killed call had begun to delete or write, whose metadata may be missing.
     """
     if not isinstance(target, zarr.storage.LocalStore):
         return  # other stores are not folders in which people keep files
@@ -113,13 +113,13 @@ def _of_an_array(file_name: str) -> bool:
 
 
 def not_zarr(path: Path) -> list[Path]:
-    """Links, and files whose names are none that Zarr gives, among a path and all that is below it."""
+    """Links, and files with names that Zarr does not use, at a path and anywhere below it."""
     files = [file for file in (path, *path.rglob("*")) if file.is_symlink() or not file.is_dir()]
     return sorted(file for file in files if file.is_symlink() or not _of_an_array(file.name))
 
 
 def _node_type(folder: Path) -> str | None:
-    """ "group" or "array" where the folder is one of Zarr, of format 2 or 3."""
+    """ "group" or "array" if the folder is one of Zarr's, of format 2 or 3; otherwise None."""
     for name, kind in ((".zgroup", "group"), (".zarray", "array")):
         if (folder / name).exists():
             return kind
@@ -130,13 +130,13 @@ def _node_type(folder: Path) -> str | None:
 
 
 def icechunk_session(store: Store) -> Any:
-    """The session of an Icechunk store; None for any other. Icechunk is never imported for this."""
+    """The session of an Icechunk store; None for any other store. This never imports Icechunk."""
     icechunk = sys.modules.get("icechunk")
     return store.session if icechunk is not None and isinstance(store, icechunk.IcechunkStore) else None
 
 
 def fork(session: Any) -> Any:
-    """The store of a fork of an Icechunk session, which can go to workers; ValueError where it cannot be forked."""
+    """The store of a fork of an Icechunk session, which can be sent to workers; ValueError if it cannot be forked."""
     import icechunk
 
     if isinstance(session, icechunk.ForkSession):
@@ -150,7 +150,7 @@ def fork(session: Any) -> Any:
 
 
 def merge(session: Any, target: Any, results: Sequence[Any]) -> None:
-    """Bring what the workers wrote into the session, also after an error: it may be committed and resumed."""
+    """Merge what the workers wrote into the session, even after an error, so that it can be committed and resumed."""
     fork = target.session
     fork.merge(*results)
     if type(session) is not type(fork):
@@ -163,7 +163,7 @@ async def list_keys(keys: AsyncIterator[T]) -> list[T]:
 
 
 async def _any_key(store: Store, prefix: str) -> bool:
-    """True if there is anything but the temporary files of killed writes."""
+    """True if there is anything other than the temporary files of killed writes."""
     async for key in store.list_prefix(prefix):
         if not key.endswith(".partial"):
             return True
@@ -181,8 +181,8 @@ def _holds_anything(store: Store, prefix: str) -> bool:
 
 
 def open_group(store: Store, prefix: str) -> zarr.Group | None:
-    """The group at ``prefix``; None where there is none."""
-    with warnings.catch_warnings():  # while one of format 2 begins, both lie there
+    """The group at ``prefix``; None if there is none."""
+    with warnings.catch_warnings():  # while a format 2 group is being laid out, both are there
         warnings.filterwarnings("ignore", "Both zarr.json", UserWarning)
         try:
             return zarr.open_group(store, path=prefix.rstrip("/"), mode="r", use_consolidated=False)
@@ -192,8 +192,8 @@ def open_group(store: Store, prefix: str) -> zarr.Group | None:
 
 def open_array(store: Store, path: str) -> zarr.Array:
     """An array to write regions to."""
-    # Chunks of nothing but NaN (ocean) must be there too: their being there is what says that they are done.
-    with zarr.config.set({"array.write_empty_chunks": True}):  # kept by the array, also through pickle
+    # Chunks of nothing but NaN (ocean) must be written too: a chunk counts as done when it exists.
+    with zarr.config.set({"array.write_empty_chunks": True}):  # the array keeps it, even through pickle
         return zarr.open_array(store, path=path, mode="r+")
 
 
@@ -210,7 +210,7 @@ def begin_or_resume(
     overwrite: bool,
     same_input: bool,
 ) -> None:
-    """Lay the store out, or make sure that it was begun with the same Dataset and options."""
+    """Lay out the store, or make sure that it was begun with the same Dataset and options."""
     where = f"{name_of(target)}/{prefix}".rstrip("/")
     group = open_group(target, prefix)
     if group is None:
@@ -248,7 +248,7 @@ def begin_or_resume(
 
 
 def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None:
-    """Clear the place and lay the store out; killed at any moment, it is found empty or as ``begun``."""
+    """Clear the place and lay out the store; if killed at any moment, it is left empty or marked ``begun``."""
     zarr_format: Any = zarr.open_group(layout, mode="r").metadata.zarr_format
     root = f"{prefix}zarr.json"
     prototype = default_buffer_prototype()
@@ -260,7 +260,7 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
         keys = await list_keys(layout.list())
         half = sorted({*there, *(key.partition("/")[0] for key in keys)})
         mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN, _HALF: half}}
-        for parent in list(Path(prefix).parents)[::-1]:  # the groups that hold this one, each by one file
+        for parent in list(Path(prefix).parents)[::-1]:  # the groups above this one, one file each
             name = ".zgroup" if zarr_format == 2 else "zarr.json"
             key = name if parent == Path() else f"{parent.as_posix()}/{name}"
             if not await target.exists(key):
@@ -274,7 +274,7 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
                 await target.delete(key)
             else:
                 await target.delete_dir(key)
-        for key in sorted(keys, key=lambda k: k == "zarr.json"):  # the group's own last: now it is laid out
+        for key in sorted(keys, key=lambda k: k == "zarr.json"):  # the group's own file last: now it is laid out
             value = await layout.get(key, prototype)
             assert value is not None
             await target.set(prefix + key, value)
@@ -286,7 +286,7 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
 
 
 def _refresh_parents(target: Store, prefix: str) -> None:
-    """Consolidate anew the groups above that are consolidated: readers believe what stands there."""
+    """Consolidate the parent groups again if they were consolidated: readers rely on what they list."""
     for parent in Path(prefix).parents if prefix else ():
         path = "" if parent == Path() else parent.as_posix()
         try:
@@ -298,13 +298,13 @@ def _refresh_parents(target: Store, prefix: str) -> None:
 
 
 def _consolidate(target: Store, path: str, zarr_format: Any) -> None:
-    with warnings.catch_warnings():  # "not part of the Zarr format 3 specification": every reader knows it
+    with warnings.catch_warnings():  # "not part of the Zarr format 3 specification": but every reader understands it
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         zarr.consolidate_metadata(target, path=path, zarr_format=zarr_format)
 
 
 def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
-    """Take away what killed writes left behind, mark as complete, consolidate the metadata."""
+    """Remove what killed writes left behind, mark the group as complete, consolidate the metadata."""
     group = zarr.open_group(target, path=prefix.rstrip("/"), mode="r+")
     consolidated = not target.supports_consolidated_metadata or group.metadata.consolidated_metadata is not None
     finished = group.attrs[STATUS] == COMPLETE and consolidated
@@ -315,4 +315,4 @@ def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
     group.attrs[STATUS] = COMPLETE
     if target.supports_consolidated_metadata:
         _refresh_parents(target, prefix)
-        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: it says that all is done
+        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: this marks the end

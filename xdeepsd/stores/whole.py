@@ -1,4 +1,4 @@
-"""Files that are whole or not there: how they are written, and what killed writes leave behind, ours and Zarr's."""
+"""Files that are whole or absent: how to write them, and the leftovers of killed writes, our own and Zarr's."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _PARTIAL = r"\.[0-9a-f]{32}\.partial"
-# What Zarr's local store writes to before it renames: any file of its own.
+# The temporary names that Zarr's local store gives its files before renaming them.
 _ZARR_PARTIAL = re.compile(rf".+{_PARTIAL}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, force it to disk and rename it: there is never half a file at ``path``.
 
-    What killed calls for the same ``path`` left behind is taken away. Raises OSError, naming ``path``, where it cannot
-    be written.
+    Leftovers of killed calls for the same ``path`` are removed. Raises OSError, naming ``path``, if it cannot be
+    written.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -37,13 +37,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def partial_of(file_name: str) -> str | None:
-    """The name of the file that ``file_name`` is a part of, where it is a temporary name of ours; else None."""
+    """The name of the file that ``file_name`` is to become, if it is one of our temporary names; otherwise None."""
     found = re.fullmatch(rf"\.(.+){_PARTIAL}", file_name)
     return found and found[1]
 
 
 def is_zarr_partial(file_name: str) -> bool:
-    """Whether Zarr's local store, killed as it wrote, may have left a file of this name.
+    """Whether Zarr's local store, if killed while writing, may have left a file of this name.
 
     >>> is_zarr_partial(f"zarr.{32 * '0'}.partial"), is_zarr_partial("notes.partial")
     (True, False)
@@ -52,7 +52,7 @@ def is_zarr_partial(file_name: str) -> bool:
 
 
 def clear_zarr_partials(group: Path, arrays: Iterable[str]) -> None:
-    """Take away what killed writes left in the folder of a Zarr group and in these arrays of it, and nothing else."""
+    """Remove what killed writes left in the folder of a Zarr group and in these of its arrays, and nothing else."""
     for file in (*group.glob("*.partial"), *(file for name in arrays for file in (group / name).rglob("*.partial"))):
         if is_zarr_partial(file.name):
             file.unlink(missing_ok=True)

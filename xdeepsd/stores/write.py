@@ -1,12 +1,12 @@
 """Dataset to Zarr, region by region, so that writing can resume after any interruption.
 
 A region is one Dask chunk of one variable. The whole output is laid out first: metadata, coordinates, attributes. Then
-each region is one task, which encodes and writes its own Zarr chunks, whole ones only. Stores write a chunk wholly or
-not at all, and chunks of nothing but NaN are written too: so a region is done when all of its chunks are there, and one
-listing of the store says what is left to do. No marks besides the chunks, nothing that a plain reader could stumble on.
+each region is one task, which encodes and writes its own Zarr chunks, always whole ones. Stores write each chunk whole
+or not at all, and chunks of nothing but NaN are written too, so a region is done when all of its chunks exist, and one
+listing of the store shows what is left to do. There are no other marks that a plain reader could trip over.
 
-The attribute ``xdeepsd_status`` of the group says how far it is: ``begun`` (metadata not whole), ``incomplete``,
-``complete``. ``xdeepsd_input`` keeps where the data came from, to refuse another input.
+The attribute ``xdeepsd_status`` of the group records progress: ``begun`` (metadata not whole), ``incomplete``,
+``complete``. ``xdeepsd_input`` records where the data came from, so that a different input can be refused.
 """
 
 from __future__ import annotations
@@ -59,57 +59,58 @@ def to_zarr(
 ) -> None:
     """Write a Dataset to Zarr so that nothing is lost when writing is interrupted.
 
-    The metadata of the whole output is written first, then region by region (a Dask chunk of a variable). After a
-    crash, kill -9 or a full disk the same call goes on with the regions that are not done, and ends with the same bits
-    as an uninterrupted one.
+    The metadata of the whole output is written first, then the data region by region (a Dask chunk of a variable).
+    After a crash, kill -9 or a full disk, the same call resumes with the regions that are not done and gives
+    bit-for-bit the result of an uninterrupted call.
 
     Parameters
     ----------
     ds
-        Dataset or DataArray, usually of `xdeepsd.downscale`; any other one too. Lazy variables of numbers are computed
-        and written region by region; what is in memory, and lazy dates, text and single values, goes with the metadata.
+        Dataset or DataArray, usually from `xdeepsd.downscale`, but any will do. Lazy numeric variables are computed and
+        written region by region; variables in memory, and lazy dates, text and scalars, are written with the metadata.
     store
-        Path, URL (``s3://...``, through fsspec) or any Zarr store: obstore's through ``zarr.storage.ObjectStore``,
-        ``session.store`` of an Icechunk session (nothing is visible to others before you commit the session).
+        Path, URL (``s3://...``, through fsspec) or any Zarr store: obstore through ``zarr.storage.ObjectStore``, or
+        ``session.store`` of an Icechunk session (others see nothing until you commit the session).
     group
         Path of the group inside the store. None: its root.
     resume
-        Go on with a store that was begun by the same call. False: a store that exists is an error.
+        Resume a store that the same call began. False: an existing store is an error.
     overwrite
-        Replace a Zarr store that exists. Anything but a Zarr store is never replaced.
+        Replace an existing Zarr store. Anything other than a Zarr store is never replaced.
     same_input
         You vouch that the input is the one the store was begun with; only its grid, times and attributes are compared.
-        For an input that was moved, and for another version of Dask or xarray.
+        For an input that was moved, or after a change of the Dask or xarray version.
     encoding
         As in `xarray.Dataset.to_zarr`, for each variable: ``chunks``, ``shards``, ``compressors``, and packing by
-        ``dtype``, ``scale_factor``, ``add_offset``, ``_FillValue``. Default chunks: those of Dask.
+        ``dtype``, ``scale_factor``, ``add_offset``, ``_FillValue``. Default chunks: the Dask chunks.
     zarr_format
         2 or 3.
     storage_options
-        For fsspec, with a URL.
+        Options for fsspec, when ``store`` is a URL.
     progress
-        Called with the number of finished regions and of all regions, first before anything is computed.
+        Called with the number of finished regions and the total, for the first time before anything is computed.
 
     Raises
     ------
     ValueError
-        Before any work: Dask chunks that do not hold whole Zarr chunks (two writers on one chunk), packing without a
-        value for NaN, a store begun with another model, input or option (each named). While writing: values that the
-        packing cannot hold.
+        Before any work: Dask chunks that do not hold whole Zarr chunks (two tasks would write to one), packing without
+        a value for NaN, a store begun with another model, input or option (each is named). While writing: values that
+        the packing cannot hold.
     FileExistsError
-        The store exists and is not to be, or cannot be, resumed.
+        The store exists and cannot be resumed, or ``resume`` is False.
     OSError
-        The disk is full. What is written is kept; the same call goes on.
+        The disk is full. What is written is kept; the same call resumes.
 
     Notes
     -----
-    Computes with the scheduler of Dask in force (threads; a ``distributed.Client``). Reading, downscaling and writing
-    of a region are one task as Dask fuses them; one region for each thread is in memory. The ``history`` of a resumed
-    store is that of the first call.
+    Uses the active Dask scheduler (threads, or a ``distributed.Client``). Dask fuses reading, downscaling and writing
+    of a region into one task, so each thread holds one region in memory. A resumed store keeps the ``history`` of the
+    first call.
 
-    What is compared on resuming: every shape, chunk, codec, attribute except ``history``, the values of coordinates,
-    and the name that Dask gave to each lazy array, which is made from the input's path and modification time and every
-    step after it. The input's values are not read: a change inside it that leaves path and time alone is not seen.
+    On resuming, these are compared: every shape, chunk, codec and attribute except ``history``, the values of
+    coordinates, and Dask's name of each lazy array, which depends on the input's path and modification time and on
+    every later step. The input's values are not read: a change that leaves its path and modification time alone goes
+    unnoticed.
     """
     ds = as_dataset(ds)
     target = open_store(store, storage_options)
@@ -124,7 +125,7 @@ def to_zarr(
     if client is not None and isinstance(target, zarr.storage.MemoryStore):
         raise ValueError("A MemoryStore is not shared with the workers of a cluster. Type a path or a URL.")
     session = icechunk_session(target) if client is not None else None
-    if session is not None:  # a session cannot go to workers, its forks can: everything happens on a fork
+    if session is not None:  # a session cannot be sent to workers, but a fork can: use a fork throughout
         target = fork(session)
     count = _Count(progress or (lambda done, total: None))
     with _full_disk_told(target, count):
@@ -152,7 +153,7 @@ def to_zarr(
 
 @dataclass
 class _Count:
-    """Regions that are done, of all; ``report`` is told."""
+    """Counts the regions that are done, and passes each count to ``report``."""
 
     report: Callable[[int, int], None]
     done: int = 0
@@ -173,7 +174,7 @@ def _number(regions: Mapping[str, Sequence[Region]]) -> int:
 
 @contextmanager
 def _full_disk_told(target: Store, count: _Count) -> Iterator[None]:
-    """OSError where the disk is full says how far the writing is, and how to go on."""
+    """Make the OSError of a full disk say how much is written and how to resume."""
     try:
         yield
     except OSError as error:
@@ -187,7 +188,7 @@ def _full_disk_told(target: Store, count: _Count) -> Iterator[None]:
 
 
 def _check_all_there(target: Store, missing: int, total: int) -> None:
-    """RuntimeError where workers wrote to a place that this process does not see."""
+    """RuntimeError if the workers wrote to a place that this process does not see."""
     if missing:
         raise RuntimeError(
             f"{missing} of {total} regions were computed but are not in {name_of(target)}: the workers do not write to "
