@@ -64,7 +64,7 @@ def _by_chunk(
     batch = max(_workers(), -(-max(finest.chunksizes["time"]) // per_chunk))
     for i in range(0, len(chunks), batch):
         some = chunks[i : i + batch]
-        # The graph of a task holds only its own days of the finest level: a graph of all days would be searched anew.
+        # The graph of a task holds only its own finest days: a graph of all days would be searched for each task.
         tasks = [task(days, finest.isel(time=as_run(where[days])).data) for days in some]
         yield from zip(some, dask.compute(*tasks), strict=True)
 

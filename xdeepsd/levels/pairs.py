@@ -127,7 +127,7 @@ def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
     first, last = int(days[0]), int(days[-1])
     block = da.isel(time=slice(first, last + 1)).data
     if isinstance(block, dask.array.Array):
-        # The loader's own threads work in parallel; and inside a Dask worker, its scheduler must not be asked.
+        # The loader's threads already work in parallel, and inside a Dask worker this must not go to the scheduler.
         block = block.compute(scheduler="synchronous")
     values = np.asarray(block, np.float32)[days - first]
     if np.isinf(values).any():
