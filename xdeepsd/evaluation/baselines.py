@@ -1,4 +1,4 @@
-"""What a model has to beat: interpolation and the climatology ratio, as they are and with coarse means kept."""
+"""What a model has to beat: interpolation and the climatology ratio, each as it is and with coarse means kept."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def climatology_ratio(
 ) -> xr.DataArray:
     """Bilinear interpolation times the ratio of the training means: the strongest simple baseline.
 
-    ``interpolate(coarse) * fine_mean / upsample(coarse_mean)``: what is fixed in the fine pattern is known already.
+    ``interpolate(coarse) * fine_mean / upsample(coarse_mean)``: it already knows the constant part of the fine pattern.
 
     Parameters
     ----------
     coarse, like
         As in `xdeepsd.grids.interpolate.interpolate`.
     fine_mean, coarse_mean
-        ``(lat, lon)`` means of the training days on both grids (not of the days that are tested), units of ``coarse``.
+        ``(lat, lon)`` means over the training days (not the test days) on the two grids, in the units of ``coarse``.
 
     Returns
     -------
@@ -44,17 +44,17 @@ def keep_means(
     Parameters
     ----------
     fine
-        ``(..., lat, lon)`` on the grid of ``like``, such as an interpolation of ``coarse``; units of ``coarse``.
+        ``(..., lat, lon)`` on the grid of ``like``, such as an interpolation of ``coarse``; in the units of ``coarse``.
     coarse, like
         As in `xdeepsd.grids.interpolate.interpolate`.
     mask
-        ``(lat, lon)`` on the fine grid: True (or the share) where values are wanted, which are those that count in the
-        mean, by area. None: wherever ``like`` is observed on any day.
+        ``(lat, lon)`` on the fine grid: True (or a share) where values are wanted; these cells count in the mean,
+        weighted by area. None: wherever ``like`` is observed on any day.
 
     Returns
     -------
-    As ``fine``, NaN where it is and inside missing coarse cells; lazy if ``fine`` or ``like`` is. The mean over the
-    cells that count is the coarse value to 1e-6 of it; blocks where none does stay as they are.
+    As ``fine``, with NaN where ``fine`` is NaN and inside missing coarse cells; lazy if ``fine`` or ``like`` is. The
+    mean over the cells that count equals the coarse value to within 1e-6 of it; blocks where none counts are unchanged.
     """
     factor = like.sizes["lat"] // coarse.sizes["lat"]
     if mask is None:
@@ -96,7 +96,7 @@ def baselines(
 ) -> dict[str, xr.DataArray]:
     """What a model has to beat: "bilinear", "bicubic" and, where the training means are given, "climatology ratio".
 
-    Each of them also with the coarse means kept (`keep_means`), by the names "bilinear, means kept" and so on.
+    Each also with coarse means kept (`keep_means`), under the names "bilinear, means kept" and so on.
     Arguments as in `climatology_ratio` and `keep_means`; lazy if ``coarse`` is.
     """
     fields = {"bilinear": interpolate(coarse, like), "bicubic": interpolate(coarse, like, method="cubic")}

@@ -1,4 +1,4 @@
-"""Errors of downscaled precipitation, over all cells and by bins of the target, beside the baselines; lazily."""
+"""Errors of downscaled precipitation and of baselines, over all cells and by bins of the target; lazily."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ BINS = 5
 
 
 def errors(predicted: xr.DataArray, observed: xr.DataArray) -> dict[str, xr.DataArray]:
-    """RMSE, MAE, bias and correlation over all cells and days that both have.
+    """RMSE, MAE, bias and correlation over all cells and days present in both.
 
-    Both ``(..., lat, lon)`` in the same units on the same coordinates; NaN is left out. Scalars, lazy if the input is
-    and reduced chunk by chunk; units of the input (correlation: 1), float64. Bias is predicted minus observed.
-    Pearson's correlation over space and time together.
+    Both are ``(..., lat, lon)``, in the same units and on the same coordinates; NaN is left out. The results are
+    float64 scalars in the units of the input (correlation: 1), lazy if the input is, and reduced chunk by chunk. Bias
+    is predicted minus observed. The correlation is Pearson's, over space and time together.
     """
     predicted, observed = predicted.astype("float64"), observed.astype("float64")
     error = predicted - observed
@@ -31,9 +31,9 @@ def errors(predicted: xr.DataArray, observed: xr.DataArray) -> dict[str, xr.Data
 
 
 def compare(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> pd.DataFrame:
-    """Table of `errors`, a row for each prediction (the model and its baselines); computes.
+    """Table of `errors`, with a row for each prediction (the model and its baselines); computes.
 
-    All rows are over the same cells: those that every prediction and the observation have.
+    All rows are over the same cells: those present in every prediction and in the observations.
     """
     observed = _common(predictions, observed)
     table = xr.Dataset(
@@ -51,7 +51,7 @@ def compare(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> 
 
 
 def _common(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> xr.DataArray:
-    """``observed``, NaN wherever a prediction is missing. Lazy. ValueError where the coordinates are others."""
+    """``observed``, NaN wherever a prediction is missing. Lazy. ValueError where the coordinates differ."""
     for name, predicted in predictions.items():
         try:
             xr.align(observed, predicted, join="exact")
@@ -65,9 +65,9 @@ def _common(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> 
 
 
 def bin_edges(observed: xr.DataArray, bins: int = BINS, *, scheduler: str | None = None) -> np.ndarray:
-    """Edges ``(bins + 1,)`` of equal-width bins over the range of the observed values, their units; computes.
+    """Edges ``(bins + 1,)`` of equal-width bins over the range of the observed values, in their units; computes.
 
-    ``scheduler`` as in `bin_errors`. Raises ValueError where no value is finite or all are the same.
+    ``scheduler`` as in `bin_errors`. Raises ValueError where no value is finite or all are equal.
     """
     low, high = (float(v) for v in dask.compute(observed.min(), observed.max(), scheduler=scheduler))
     if not (np.isfinite([low, high]).all() and high > low):
@@ -86,9 +86,10 @@ def bin_errors(
     *,
     scheduler: str | None = None,
 ) -> pd.DataFrame:
-    """RMSE and MAE in equal-width bins of the observed value, the bins ranked by their count; computes.
+    """RMSE and MAE in equal-width bins of the observed value, ranked by their counts; computes.
 
-    Steininger et al. (Machine Learning 2021, section 5.3): errors over all cells hide how a model does on rare values.
+    Steininger et al. (Machine Learning 2021, section 5.3): errors over all cells hide how well a model does on rare
+    values.
 
     Parameters
     ----------
@@ -99,14 +100,14 @@ def bin_errors(
     bins
         Number of bins over the range of the observed values.
     edges
-        Edges of the bins instead: values outside of them are left out.
+        Edges of the bins, instead of ``bins``; values outside them are left out.
     scheduler
-        Of Dask; None: the one that is set. Within a task of a cluster "synchronous" or "threads".
+        Dask scheduler; None: the current one. Inside a task of a cluster: "synchronous" or "threads".
 
     Returns
     -------
     One row per prediction and bin: ``name``, ``rank`` (1 = the rarest bin that holds anything), ``low``, ``high``,
-    ``count``, ``rmse``, ``mae``; then one row per prediction of ``rank`` 0 for all bins together. Empty bins have no
+    ``count``, ``rmse``, ``mae``; then one row per prediction with ``rank`` 0 for all bins together. Empty bins have no
     row.
     """
     common = _common(predictions, observed)
@@ -120,7 +121,7 @@ def bin_errors(
     (sums,) = dask.compute(sums, scheduler=scheduler)
     count = sums["count"]
     filled = np.flatnonzero(count)
-    # The rarest first; of two of the same count the one of the larger values.
+    # Rarest first; of bins with equal counts, the one with larger values first.
     order = sorted(filled, key=lambda i: (count[i], -i))
     rows = []
     for name in predictions:
@@ -138,7 +139,7 @@ def bin_errors(
 
 
 def _histogram(values: np.ndarray | dask.array.Array, edges: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Sums of the weights in each bin (counts without weights); NaN values fall into none. Lazy if ``values`` is."""
+    """Sums of the weights in each bin (counts without weights); NaN falls into no bin. Lazy if ``values`` is."""
     if isinstance(values, np.ndarray):
         return np.histogram(values.ravel(), edges, weights=None if weights is None else np.asarray(weights).ravel())[0]
     if weights is not None:

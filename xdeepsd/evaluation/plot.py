@@ -21,13 +21,15 @@ def plot_maps(maps: Mapping[str, xr.DataArray], title: str = "") -> Figure:
     Parameters
     ----------
     maps
-        Title and ``(lat, lon)`` map of each panel, all in the same units; grids may differ. Computed here. NaN is grey.
+        Title and ``(lat, lon)`` map of each panel, all in the same units; grids may differ. Lazy maps are computed. NaN
+        is grey.
     title
-        Above all panels.
+        Title above all panels.
 
     Returns
     -------
-    A matplotlib Figure; ``figure.savefig(path)`` writes it. Raises ImportError, with what to type, without matplotlib.
+    A matplotlib Figure; ``figure.savefig(path)`` writes it. Without matplotlib, raises an ImportError that
+    says what to type.
     """
     require("plot", "plot_maps")
     from matplotlib.figure import Figure
@@ -70,7 +72,7 @@ def plot_sweep(summary: pd.DataFrame, chosen: float | None = None) -> Figure:
 
     Returns
     -------
-    A matplotlib Figure with a panel each for RMSE and MAE. Filled points differ from alpha 0 (Wilcoxon, p <= 0.05).
+    A matplotlib Figure with one panel each for RMSE and MAE. Filled points differ from alpha 0 (Wilcoxon, p <= 0.05).
     """
     require("plot", "plot_sweep")
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Are two sets of runs different beyond chance?"""
+"""Whether two sets of runs differ by more than chance."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def significance(
     errors: Sequence[float] | np.ndarray,
     reference: Sequence[float] | np.ndarray,
 ) -> dict[str, float]:
-    """Whether the errors of some runs differ from those of the reference runs with the same seeds, in the same order.
+    """Whether the errors of some runs differ from those of reference runs with the same seeds, in the same order.
 
     Returns ``relative`` (mean error over mean reference error), ``p_mannwhitney`` (scipy's ``mannwhitneyu``: two
-    independent groups) and ``p_wilcoxon`` (``wilcoxon``: pairs of the same seed; 1 where all pairs are equal, NaN for
-    fewer than two pairs), both two-sided.
+    independent groups) and ``p_wilcoxon`` (``wilcoxon``: pairs with the same seed; 1 where the two errors of every
+    pair are equal, NaN for fewer than two pairs), both two-sided.
     """
     ours, theirs = np.asarray(errors, np.float64), np.asarray(reference, np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or not ours.size:

@@ -1,7 +1,7 @@
-"""Many trainings at many alpha and seeds, their errors by bins, and what alpha is best: the DenseLoss experiment.
+"""Training runs for many alphas and seeds, their errors by bins, and the best alpha: the DenseLoss experiment.
 
-Steininger et al. (Machine Learning 2021, section 5.3), with alpha chosen on validation days and the test days looked at
-once.
+Steininger et al. (Machine Learning 2021, section 5.3), with alpha chosen on the validation days, and the test days
+looked at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 CHOICES = ("bins", "rarest", "all")
 BASELINE = "bilinear"
 TABLE, _ABOUT, FIGURE = "sweep.parquet", "sweep.json", "sweep.png"
-# Of a configuration: what the sweep sets, and what changes the speed only.
+# Fields of a configuration that the sweep sets, or that affect only the speed.
 _FREE = ("alpha", "seed", "loss", *FREE)
 
 
@@ -61,41 +61,42 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Train a stack with DenseLoss for every alpha and seed, and compare the errors by bins of the observed value.
 
-    Restartable: runs whose errors are in ``folder`` are not done again, interrupted ones go on from their checkpoints.
-    More alphas or seeds may be asked for later.
+    Can be restarted: runs whose errors are in ``folder`` are not repeated, interrupted runs continue from their
+    checkpoints. More alphas or seeds may be added later.
 
     Parameters
     ----------
     levels
-        Path of a Zarr store of `build_levels`, or Datasets, coarsest first (two levels sweep a single stage).
+        Path of a Zarr store written by `build_levels`, or Datasets, coarsest first (two levels: a sweep of a single
+        stage).
     config
-        `TrainConfig`, or one for each stage, with validation and test days; its alpha, seed and loss are set here.
+        `TrainConfig`, or one per stage, with validation and test days; alpha, seed and loss are set by the sweep.
     alphas
-        Values of alpha; 0, the reference, is added if it is not among them.
+        Values of alpha; 0, the reference, is added if missing.
     seeds
-        Number of runs of each alpha (seeds 0, 1, ...), or the seeds.
+        Number of runs for each alpha (seeds 0, 1, ...), or the seeds themselves.
     folder
-        For the runs, the table ``sweep.parquet`` and the figure ``sweep.png``.
+        Folder for the runs, the table ``sweep.parquet`` and the figure ``sweep.png``.
     client
-        A `distributed.Client`: all stages of all runs are futures at once. None: one after the other.
+        A `distributed.Client`: all stages of all runs are submitted at once. None: one after another.
     choose
-        What alpha is chosen by, over all seeds on the validation days: "bins" (the mean over the bins of the RMSE
+        How alpha is chosen, over all seeds on the validation days: by "bins" (the mean over the bins of the RMSE
         relative to alpha 0), "rarest" (the RMSE in the rarest bin) or "all" (the RMSE over all cells).
     bins
-        Bins of equal width over the range of the observed values of the days that are evaluated.
+        Number of equal-width bins over the range of the observed values on the evaluated days.
 
     Returns
     -------
-    The table, as written: a row for each ``part`` ("validation", "test"), ``name`` ("model", or "bilinear" for
+    The table as written to disk: a row for each ``part`` ("validation", "test"), ``name`` ("model", or "bilinear" for
     interpolation), ``alpha``, ``seed`` and bin, with ``rank`` (1 = rarest, 0 = all cells), ``low``, ``high``,
-    ``count``, ``rmse``, ``mae`` (units of the precipitation) and ``chosen`` (True for the chosen alpha). Test rows are
-    there for the chosen alpha and alpha 0 only: the test days are looked at once, after the choice.
+    ``count``, ``rmse``, ``mae`` (units of the precipitation) and ``chosen`` (True for the chosen alpha). There are
+    test rows only for the chosen alpha and alpha 0: the test days are looked at once, after the choice.
 
     Raises
     ------
     ValueError
-        No validation or test days, or none with an observation; another configuration or other precipitation in
-        ``folder`` (it says what differs); an unknown choice.
+        No validation or test days, or none with observations; another configuration or other precipitation in
+        ``folder`` (the error says what differs); an unknown ``choose``.
     """
     levels = check_levels(levels)
     configs = [config] * (len(levels) - 1) if isinstance(config, TrainConfig) else list(config)
@@ -112,7 +113,7 @@ def run_sweep(
                 f"The configuration names no {name} days. Needed: alpha is chosen on validation days and reported on "
                 "test days. Give both, such as validation=[2004, 2005] and test=[2006]."
             )
-    # Before hours of training: without observations on these days there is no error to choose by.
+    # Checked before hours of training: without observations on these days there is no error to choose by.
     between = pd.concat(
         [
             _interpolation(levels, days, part, bins).assign(part=part, alpha=np.nan, seed=-1)
@@ -155,7 +156,7 @@ def _train_missing(
         [dataclasses.replace(c, loss="denseloss", alpha=alpha, seed=seed) for c in configs] for alpha, seed in missing
     ]
     places = [_place(folder, *run) for run in missing]
-    # On a cluster a run is evaluated where it was trained, on the one core that the task has.
+    # On a cluster, a run is evaluated on a worker, on the single core of its task.
     scheduler = None if client is None else "synchronous"
     stacks = train_stacks(
         levels, plans, client=client, checkpoint_dirs=[place / "checkpoints" for place in places], resume=True,
@@ -173,7 +174,7 @@ def _train_missing(
 def _test(
     levels: Sequence[xr.Dataset], best: float, seeds: Sequence[int], folder: Path, days: np.ndarray, bins: int
 ) -> pd.DataFrame:
-    """Errors of the best alpha and of alpha 0 on the test ``days``; warns where another choice was tested before."""
+    """Errors of the best alpha and of alpha 0 on the test ``days``; warns if another choice was tested before."""
     runs = [(alpha, seed) for alpha in sorted({0.0, best}) for seed in seeds]
     before = {path.parent.name for path in folder.glob("runs/*/test.parquet")}
     before = {name for name in before if not name.startswith((f"alpha-{best:g}-seed-", "alpha-0-seed-"))}
@@ -223,7 +224,7 @@ def _evaluate(
     bins: int,
     scheduler: str | None = None,
 ) -> pd.DataFrame:
-    """Rows of `bin_errors` of a model on some days; of interpolation for None."""
+    """Rows of `bin_errors` for a model on some days; None: for interpolation."""
     coarse, truth, between = _fields(levels, days)
     fields = {BASELINE: between}
     if model is not None:
@@ -233,7 +234,7 @@ def _evaluate(
 
 
 def _fields(levels: Sequence[xr.Dataset], days: np.ndarray) -> tuple[xr.Dataset, xr.DataArray, xr.DataArray]:
-    """The coarsest level on some days, what was observed of the finest (NaN where not wanted), and interpolation."""
+    """On some days: the coarsest level, the finest precipitation (NaN where not wanted), and interpolation."""
     coarse, truth = levels[0][["precipitation"]].isel(time=days), levels[-1]["precipitation"].isel(time=days)
     if "mask" in levels[-1]:
         truth = truth.where(levels[-1]["mask"])
@@ -242,7 +243,7 @@ def _fields(levels: Sequence[xr.Dataset], days: np.ndarray) -> tuple[xr.Dataset,
 
 
 def _interpolation(levels: Sequence[xr.Dataset], days: np.ndarray, part: str, bins: int) -> pd.DataFrame:
-    """Rows of interpolation. ValueError where none of the days has an observation, or all values are the same."""
+    """Rows for interpolation. ValueError where none of the days has observations, or all values are equal."""
     truth = _fields(levels, days)[1]
     there = truth.notnull().any(("lat", "lon")).values
     empty = name_days(truth["time"].to_index()[~there])
@@ -257,7 +258,7 @@ def _interpolation(levels: Sequence[xr.Dataset], days: np.ndarray, part: str, bi
 
 
 def _digest(da: xr.DataArray) -> int:
-    """Checksum of all values, read a chunk of days at a time."""
+    """Checksum of all values, read one chunk of days at a time."""
     da, found = da.transpose("time", "lat", "lon"), 0
     for first, last in pairwise(chunk_edges(da)):
         found = zlib.crc32(np.ascontiguousarray(da.isel(time=slice(first, last)).values, np.float32).data, found)
@@ -265,7 +266,7 @@ def _digest(da: xr.DataArray) -> int:
 
 
 def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[TrainConfig], bins: int) -> None:
-    """Raise ValueError where the folder holds runs of another configuration or other data."""
+    """Raise ValueError if the folder holds runs with another configuration or other data."""
     days = levels[-1]["time"].values
     now = {
         "stages": [{k: v for k, v in dataclasses.asdict(c).items() if k not in _FREE} for c in configs],
@@ -301,7 +302,7 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
 
 
 def choose_alpha(validation: pd.DataFrame, choose: str = "bins") -> float:
-    """The alpha of the least error on the validation days, mean over the seeds (`run_sweep` says which error)."""
+    """The alpha with the lowest error on validation days, averaged over the seeds (``choose`` as in `run_sweep`)."""
     mean = validation.groupby(["alpha", "rank"])["rmse"].mean().unstack("rank")
     relative = mean / mean.loc[0.0]
     score = {"all": relative[0], "rarest": relative[1], "bins": relative.drop(columns=0).mean(axis=1)}[choose]
@@ -311,8 +312,8 @@ def choose_alpha(validation: pd.DataFrame, choose: str = "bins") -> float:
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """Each alpha against alpha 0 in each bin: a row for each part, alpha, rank and error ("rmse", "mae").
 
-    ``value`` is the mean over the seeds; ``relative``, ``p_mannwhitney``, ``p_wilcoxon`` as
-    `xdeepsd.evaluation.errors.significance`; ``interpolation`` the error of bilinear interpolation there.
+    ``value`` is the mean over the seeds; ``relative``, ``p_mannwhitney`` and ``p_wilcoxon`` are as in
+    `xdeepsd.evaluation.significance.significance`; ``interpolation`` is the error of bilinear interpolation.
     """
     models, between = table[table["name"] == "model"], table[table["name"] == BASELINE]
     rows = []

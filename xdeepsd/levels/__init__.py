@@ -1,5 +1,5 @@
-"""The resolution ladder in memory and on disk, its days, pairs of levels, their climatology, normalisers and patches; a
-generated climate.
+"""The resolution ladder, in memory and on disk: its days, pairs of levels, their climatology, normalisers and patches;
+also a generated climate.
 
-May import ``models``, ``grids`` and ``stores``; nothing of inference, losses or training.
+May import ``models``, ``grids`` and ``stores``; nothing from inference, losses or training.
 """

@@ -1,4 +1,4 @@
-"""A generated climate: terrain, an ocean, and orographic daily rain; small for the demo, long and hard as a judge."""
+"""A generated climate: terrain, an ocean, and daily orographic rain; small for the demo, long and hard for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np
 
 
 def _terrain(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Elevation (m, 0 in the ocean) and land mask: a coast in the west, ridges along it, fractal detail."""
+    """Elevation (m, 0 in the ocean) and land mask: a coast in the west, ridges parallel to it, fractal detail."""
     rows, cols = np.meshgrid(np.linspace(0, 1, shape[0]), np.linspace(0, 1, shape[1]), indexing="ij")
     coast = 0.12 + 0.05 * np.sin(5 * rows + 1) + 0.03 * _noise(rng, shape, 6)
     land = cols > coast
@@ -38,32 +38,32 @@ class _World:
     seed: int
     elevation: np.ndarray
     land: np.ndarray
-    lift: np.ndarray  # rain gained on slopes that face the wind, lost behind them
-    lee: np.ndarray  # m by which the highest ridge to windward stands above, less with distance
+    lift: np.ndarray  # rain gained on windward slopes, lost behind them
+    lee: np.ndarray  # height (m) of the highest ridge upwind above the cell, decaying with distance
     winter: np.ndarray  # 1 in January, -1 in July
-    warmer: np.ndarray  # degrees above the first half
+    warmer: np.ndarray  # degrees warmer than the first half
     storms: float
     seasons: float
     shadow: float
     gaps: float
 
     def random(self, stream: int, day: int) -> np.random.Generator:
-        """Random numbers of one kind on one day."""
+        """Random number generator of one stream on one day."""
         return np.random.default_rng([self.seed, stream, day])
 
 
-# What is random by day, and how many days it looks back: 0.55**9 and 0.3**4 are below 1 %.
+# The streams of random numbers, and how many days back their sums reach: 0.55**9 and 0.3**4 are below 1 %.
 _WEATHER, _WIND, _FLICKER, _STORMS, _GAPS = range(5)
 _WEATHER_DAYS, _FLICKER_DAYS, _WIND_DAYS = 9, 4, 4
 _GAP_DAYS = 30
-# Peaks of storms: generalised Pareto, mm day-1; rain at places has been fitted with shapes of 0.1 to 0.3.
+# Storm peaks: generalised Pareto, mm day-1; fits to station rainfall give shapes of 0.1 to 0.3.
 _PEAK, _TAIL = 30.0, 0.2
-# Clausius-Clapeyron: what the air holds grows so much by the degree; days become drier a little.
+# Clausius-Clapeyron: growth per degree of the water vapour that air can hold; days also become slightly drier.
 _PER_DEGREE, _DRIER = 1.07, 0.02
 
 
 def _ridge_above(elevation: np.ndarray, reach: float = 40.0) -> np.ndarray:
-    """Metres from each cell up to the highest one to windward (west), less by the distance over ``reach`` cells."""
+    """Metres from each cell up to the highest one upwind (west), decaying with distance over ``reach`` cells."""
     highest = elevation.copy()
     for column in range(1, elevation.shape[1]):
         highest[:, column] = np.maximum(elevation[:, column], highest[:, column - 1] * np.exp(-1 / reach))
@@ -71,7 +71,7 @@ def _ridge_above(elevation: np.ndarray, reach: float = 40.0) -> np.ndarray:
 
 
 def _rain(world: _World, day: int, weather: np.ndarray, wind: float, flicker: np.ndarray) -> np.ndarray:
-    """Rain of a day ``(lat, lon)``, mm, from its weather on a grid of a quarter, the wind, and noise of small scale."""
+    """Rain of one day ``(lat, lon)``, mm, from weather on a four times coarser grid, wind and small-scale noise."""
     nlat, nlon = world.land.shape
     large = ndimage.zoom(weather, 4, order=1)[:nlat, :nlon]
     more = float(_PER_DEGREE ** world.warmer[day])
@@ -85,7 +85,7 @@ def _rain(world: _World, day: int, weather: np.ndarray, wind: float, flicker: np
 
 
 def _add_storms(rain: np.ndarray, large: np.ndarray, world: _World, day: int, peak: float) -> None:
-    """Add bells of rain where the weather is unsettled."""
+    """Add bell-shaped storms where the weather is unsettled."""
     rng = world.random(_STORMS, day)
     rate = world.storms * rain.size / 1e4 * (1 - 0.9 * min(world.seasons, 1.0) * world.winter[day])
     for _ in range(rng.poisson(rate)):
@@ -100,14 +100,14 @@ def _add_storms(rain: np.ndarray, large: np.ndarray, world: _World, day: int, pe
 
 
 def _not_observed(world: _World, period: int) -> np.ndarray:
-    """Where nothing is observed in a month: areas as of stations that come and go, `gaps` of the land on average."""
+    """Where nothing is observed in a period: areas, as if stations came and went; on average `gaps` of the land."""
     rng = world.random(_GAPS, period)
     field = _noise(rng, world.land.shape, 4.0)
     return world.land & (field <= np.quantile(field[world.land], rng.uniform(0, 2) * world.gaps))
 
 
 def _observed(world: _World, days: np.ndarray, rain: np.ndarray) -> np.ndarray:
-    """``rain (day, lat, lon)`` as it is reported: nothing below 0.1 mm, NaN in the ocean and in gaps."""
+    """``rain (day, lat, lon)`` as reported: 0 below 0.1 mm, NaN in the ocean and in gaps."""
     rain = np.where(rain < 0.1, 0.0, rain).astype(np.float32)
     rain[:, ~world.land] = np.nan
     if world.gaps:
@@ -122,14 +122,14 @@ def _season(world: _World) -> np.ndarray:
 
 
 def _strength(world: _World, gusts: Any, days: Any) -> Any:
-    """Strength of the westerly on ``days`` from smooth noise, stronger in winter."""
+    """Strength of the westerly wind on ``days`` from smooth noise, stronger in winter."""
     return (1.0 + 0.5 * np.tanh(gusts)) * (1 + 0.4 * min(world.seasons, 1.0) * world.winter[days])
 
 
 def _in_memory(world: _World, rng: np.random.Generator) -> np.ndarray:
-    """All days ``(time, lat, lon)``, one after the other from one sequence of random numbers."""
+    """All days ``(time, lat, lon)``, one after another, from a single sequence of random numbers."""
     days, (nlat, nlon) = len(world.winter), world.land.shape
-    # Weather: smooth fields that move on from day to day, wetter in winter.
+    # Weather: smooth fields that drift from day to day, wetter in winter.
     weather = _noise(rng, (days, nlat // 4 + 1, nlon // 4 + 1), 5.0)
     for day in range(1, days):
         weather[day] = 0.55 * np.roll(weather[day - 1], 3, axis=1) + 0.84 * weather[day]
@@ -144,12 +144,12 @@ def _in_memory(world: _World, rng: np.random.Generator) -> np.ndarray:
 
 
 def _by_day(days: np.ndarray, world: _World) -> np.ndarray:
-    """``days`` (positions along time, without gaps) ``(day, lat, lon)``, each from random numbers of its own."""
+    """``(day, lat, lon)`` for ``days`` (consecutive positions along time), each day from its own random numbers."""
     nlat, nlon = world.land.shape
     first, last = int(days[0]), int(days[-1])
 
     def noise(stream: int, shape: tuple[int, int], width: float, back: int) -> dict[int, np.ndarray]:
-        # Of standard deviation 1 on average, not on each day: the response to one cell says by what to divide.
+        # Standard deviation 1 on average, not on each day: the filter's response to a single cell gives the divisor.
         one = np.zeros(shape)
         one[0, 0] = 1
         std = np.float32(np.sqrt((ndimage.gaussian_filter(one, width, mode="wrap") ** 2).sum()))
@@ -193,43 +193,42 @@ def make_climate(
 ) -> xr.Dataset:
     """Generate daily precipitation over terrain with an ocean.
 
-    Rain comes with westerly weather of large scale, is lifted by slopes that face the wind (and dried behind them),
-    grows with height, and flickers on small scales. About half of the days are dry at any place. The options make it
-    harder, and nearer to what is observed; as a judge: ``make_climate(years=24, storms=8, seasons=1, shadow=1,
-    warming=3, gaps=0.05, chunks=365)``.
+    Rain comes with large-scale westerly weather, is enhanced on windward slopes (and reduced behind them), increases
+    with height, and varies on small scales. About half of the days are dry at any place. The options make the climate
+    harder to downscale and closer to observations; for tests of models: ``make_climate(years=24, storms=8, seasons=1,
+    shadow=1, warming=3, gaps=0.05, chunks=365)``.
 
     Parameters
     ----------
     seed
-        The same seed gives the same climate, to the bit on one machine. An option changes what it is about, and
-        nothing else of it.
+        The same seed gives the same climate, bit for bit on one machine. Each option changes only what it describes.
     years, start
-        Calendar years and the first of them.
+        Number of calendar years, and the first one.
     shape, spacing
-        Cells of latitude and longitude, and their size in degrees.
+        Number of cells along latitude and longitude, and their size in degrees.
     storms
-        Storms on a day for each 10,000 cells, where weather is unsettled: a few cells wide, anywhere, with peaks from a
+        Storms per day and 10,000 cells, where the weather is unsettled: a few cells wide, anywhere, with peaks from a
         generalised Pareto distribution of shape 0.2 (heavy tails).
     seasons
-        1: summers are drier by half as much again, with less wind; nearly all storms come in summer.
+        1: the contrast between wet winters and dry summers grows by half, summers are less windy, and nearly all storms
+        come in summer.
     shadow
-        Rain shadow: the share of rain lost behind a ridge of 1000 m is ``1 - exp(-shadow)`` at mean wind, and less with
-        the distance.
+        Rain shadow: behind a ridge of 1000 m, ``1 - exp(-shadow)`` of the rain is lost at mean wind, and less farther
+        away.
     warming
-        Degrees by which the second half of the days is warmer: heavy rain and storms grow by 7 % for each, and there
+        Degrees by which the second half of the days is warmer: heavy rain and storms grow by 7 % per degree, and there
         are fewer wet days.
     gaps
-        Share of land without observation (NaN) on average: other areas in every 30 days, as of stations that come and
-        go.
+        Average share of land without observations (NaN): the areas change every 30 days, as if stations came and went.
     chunks
-        Days in a chunk of a lazy climate, None: in memory. The lazy one has random numbers for each day: the same
-        values for any number, which are others than those in memory.
+        Days per chunk of a lazy climate; None: in memory. The lazy climate draws random numbers for each day, so its
+        values do not depend on the chunks, but differ from those of the climate in memory.
 
     Returns
     -------
     Dataset on ``(time, lat, lon)``, latitude descending: ``precipitation`` (mm day-1, float32, NaN in the ocean and
-    in gaps), ``elevation`` (m, float32, 0 in the ocean) and ``mask`` (bool, True on land). In memory, 55 MB for the
-    defaults; with ``chunks`` the precipitation is lazy. Raises ValueError for a number that makes no sense.
+    in gaps), ``elevation`` (m, float32, 0 in the ocean) and ``mask`` (bool, True on land). With the defaults it takes
+    55 MB of memory; with ``chunks`` the precipitation is lazy. Raises ValueError for a number that makes no sense.
     """
     options = {"storms": storms, "seasons": seasons, "shadow": shadow, "gaps": gaps}
     for name, value in (options | {"warming": warming}).items():

@@ -1,4 +1,4 @@
-"""The climatology of a pair of levels: the one that is given, checked for its years, or that of the training days."""
+"""The climatology of a pair of levels: a given one, whose years are checked, or the mean of the training days."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 def with_climatology(
     coarse: xr.Dataset, fine: xr.Dataset, static: Sequence[str], split: Split
 ) -> tuple[xr.Dataset, xr.Dataset]:
-    """Both levels with a climatology if the network wants one: the given one, else the mean of the training days.
+    """Both levels, with a climatology if the network uses one: the given one, else the mean of the training days.
 
-    Its attribute ``origin`` says which. Raises ValueError where the given one is the mean of years (its attribute
-    ``years``, as `make_levels` and `build_levels` leave it) with validation or test days among them: their errors would
-    be too small. Where its years are not known, the log says so.
+    Its attribute ``origin`` says which. Raises ValueError where the years of a given climatology (its attribute
+    ``years``, set by `make_levels` and `build_levels`) include validation or test days: the errors of those days would
+    be too small. Where the years are not known, the log says so.
     """
     if CLIMATOLOGY not in static:
         return coarse, fine
@@ -39,14 +39,14 @@ def with_climatology(
         origin = _check_climatology(fine, split)
     fine = fine.assign({CLIMATOLOGY: fine[CLIMATOLOGY].assign_attrs(origin=origin)})
     if CLIMATOLOGY not in coarse:
-        # By threads, never by the cluster in whose task this may run
+        # With threads: this may run inside a task of a cluster, which must not wait for the cluster
         field = np.asarray(fine[CLIMATOLOGY].transpose("lat", "lon").compute(scheduler="threads"))
         coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), block_mean(field, factor_between(coarse, fine)))})
     return coarse, fine
 
 
 def _check_climatology(fine: xr.Dataset, split: Split) -> str:
-    """What the years of a given climatology are; ValueError where validation or test days are among them."""
+    """The origin of a given climatology, as text; ValueError where its years include validation or test days."""
     years = fine[CLIMATOLOGY].attrs.get("years")
     if not isinstance(years, str) or "/" not in years:
         logger.warning(

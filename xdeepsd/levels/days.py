@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 def calendar_days(da: xr.DataArray) -> Any:
-    """The calendar days of ``time``, whatever the hour: an index."""
+    """The calendar days of ``time`` as an index, without the hours."""
     index: Any = da.indexes["time"]
     return index.floor("D")
 
 
 def name_days(days: Any) -> str:
-    """Days of an index as text, runs joined: ``2014-02-03, 2014-02-07..2014-02-09``; the first ten runs."""
+    """Days of an index as text, consecutive days joined: ``2014-02-03, 2014-02-07..2014-02-09``; at most ten runs."""
     runs: list[list[Any]] = []
     for day in days:
         if runs and (day - runs[-1][-1]).days == 1:
@@ -39,7 +39,7 @@ def name_span(da: xr.DataArray) -> str:
 
 
 def each_once(da: xr.DataArray) -> np.ndarray:
-    """Marks ``(time,)`` of the days to take, each once: False where a day is repeated with the same values.
+    """Bool ``(time,)``, True for the days to take, each once: False where a day is repeated with the same values.
 
     Raises ValueError where the days are not in order, or a day occurs twice with different values.
     """
@@ -71,7 +71,7 @@ def each_once(da: xr.DataArray) -> np.ndarray:
 
 
 def missing_days(days: Any) -> Any:
-    """Days of the calendar between the first and the last that are not there."""
+    """Calendar days between the first and the last that are missing."""
     if len(days) < 2:
         return days[:0]
     every = xr.date_range(
@@ -85,9 +85,9 @@ def missing_days(days: Any) -> Any:
 
 
 def releases(fine: xr.DataArray | xr.Dataset, da: xr.DataArray) -> np.ndarray:
-    """What ``fine`` says of the releases of the days of its variable ``da``, as `xdeepsd fetch` writes it.
+    """The release of each day of ``da``, as `xdeepsd fetch` writes it to the Dataset ``fine``.
 
-    Returns int32 ``(time, 2)``: the number of the release and its date in days since 1970; 0 where it is not known.
+    Returns int32 ``(time, 2)``: the number of the release and its date in days since 1970; 0 where not known.
     """
     found = np.zeros((da.sizes["time"], 2), np.int32)
     for column, (name, kinds) in enumerate({"release": "iuf", "release_date": "M"}.items()):
@@ -101,10 +101,10 @@ def releases(fine: xr.DataArray | xr.Dataset, da: xr.DataArray) -> np.ndarray:
 
 
 def newer_and_same(new: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the releases ``new`` came out after ``old``, and which are the same ones: as of `releases`.
+    """Which of the releases ``new`` came out after ``old``, and which are the same; both as `releases` returns them.
 
-    Neither where that is not known. A number alone may be used again (the old names of PRISM's files have only three),
-    so the same release is one of the same date.
+    Neither where that is not known. A number may be used again (the old names of PRISM's files have only three), so
+    two releases are the same only if their dates are.
 
     >>> old = np.array([[1, 0], [2, 8], [3, 8], [2, 9], [2, 0]])
     >>> newer_and_same(np.array([[8, 0], [3, 9], [2, 9], [2, 9], [2, 0]]), old)
@@ -120,7 +120,7 @@ def newer_and_same(new: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.nda
 def empty_days(da: xr.DataArray, numbers: np.ndarray) -> Any:
     """Days that are on the axis of a store of `fetch` but not fetched: release 0, and nothing in the map.
 
-    A release may be 0 because it is not known, so the maps of these days are read, unless none has a release.
+    A release may also be 0 because it is not known, so the maps of these days are read, unless no day has a release.
     """
     days = calendar_days(da)
     unknown = np.flatnonzero(numbers == 0)

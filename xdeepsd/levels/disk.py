@@ -1,4 +1,4 @@
-"""The resolution ladder on disk: a Zarr group per level, written chunk by chunk, resumable, appended to later."""
+"""The resolution ladder on disk: a Zarr group per level, written chunk by chunk; can be resumed and extended."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from xdeepsd.models.variable import find_variable
 
 logger = logging.getLogger(__name__)
 
-# Chunks in flight at a time: more threads than this would hold more memory and write no faster.
+# Chunks computed at a time: more threads would take more memory and write no faster.
 _MOST_WORKERS = 8
 
 
@@ -64,13 +64,13 @@ def _by_chunk(
     batch = max(_workers(), -(-max(finest.chunksizes["time"]) // per_chunk))
     for i in range(0, len(chunks), batch):
         some = chunks[i : i + batch]
-        # The graph of a task holds its days of the finest level only: graphs of all days would be searched each time.
+        # The graph of a task holds only its own finest days: a graph of all days would be searched for each task.
         tasks = [task(days, finest.isel(time=as_run(where[days])).data) for days in some]
         yield from zip(some, dask.compute(*tasks), strict=True)
 
 
 def _workers() -> int:
-    """Threads of the scheduler in use, at most `_MOST_WORKERS` in this process."""
+    """Threads of the scheduler in use; within this process at most `_MOST_WORKERS`."""
     try:
         from distributed import default_client
 
@@ -82,11 +82,11 @@ def _workers() -> int:
 def _renewed(
     root: zarr.Group, path: PathLike, finest: xr.DataArray, where: np.ndarray, announced: np.ndarray
 ) -> np.ndarray:
-    """Marks ``(where.size,)`` of the days that are done and of which ``finest`` has a newer release.
+    """Bool ``(where.size,)``, True for the days that are done and have a newer release in ``finest``.
 
-    All other days that both hold must be the same. Days of the same release are assumed to be, except the first and
-    the last; the others are read and compared, and what ``finest`` knows of their releases is kept. Raises ValueError
-    naming the days that differ.
+    All other days that are in both must be the same. Days of the same release are assumed to be, except the first and
+    the last; the others are read and compared, and the store takes over what ``finest`` knows of their releases. Raises
+    ValueError naming the days that differ.
     """
     done, new, old = done_days(root), announced[where], held_releases(root)
     common = (where >= 0) & _padded(done, where.size)
@@ -123,12 +123,12 @@ def _renewed(
 
 
 def _padded(held: np.ndarray, size: int) -> np.ndarray:
-    """Padded with zeros for days that are not in the store yet."""
+    """``held``, padded with zeros for days that are not in the store yet."""
     return np.concatenate([held[:size], np.zeros((max(0, size - len(held)), *held.shape[1:]), held.dtype)])
 
 
 def _announce(root: zarr.Group, time: xr.DataArray, renewed: np.ndarray) -> None:
-    """Log which days are rewritten; a climatology that one of them is part of no longer counts."""
+    """Log which days are rewritten; a climatology that includes one of them no longer counts."""
     days = np.flatnonzero(renewed)
     if not days.size:
         return
@@ -140,7 +140,7 @@ def _announce(root: zarr.Group, time: xr.DataArray, renewed: np.ndarray) -> None
 
 
 def _finish_climatology(path: PathLike, root: zarr.Group, factors: list[int]) -> None:
-    """Mean of the training years from the finest level of the store, block means of it in the others."""
+    """Write the mean of the training years at the finest level of the store, and its block means at the others."""
     years = root.attrs["climatology_years"]
     if years is None:
         return
@@ -175,32 +175,32 @@ def build_levels(
 ) -> list[xr.Dataset]:
     """Write the levels of ``fine`` to a Zarr store: the groups ``level_0`` (coarsest) to ``level_N`` (finest).
 
-    Called again on the same path, it goes on where it was interrupted, appends days that are later than those in the
-    store, and rewrites days of which there is a newer release. A day counts as done only when all levels hold it, so
-    the process may be killed at any moment.
+    Called again on the same path, it continues where it was interrupted, appends days that are later than those in the
+    store, and rewrites days that have a newer release. A day counts as done only when all levels hold it, so the
+    process may be killed at any moment.
 
     Parameters
     ----------
     fine, static, factors, variable, climatology, mask, edges
-        As in `make_levels`. The climatology of training years is the mean of the days in the store. For a store that
-        exists, static fields and climatology may be left out; given ones must be those in the store. A Dataset with
-        ``NAME_release`` and ``NAME_release_date`` ``(time,)`` (see `fetch_prism`) says which days are newer than those
-        in the store. Days of which this is not known are read again, and must be the same.
+        As in `make_levels`. The climatology of training years is the mean of the days in the store. For an existing
+        store, static fields and climatology may be left out; if given, they must be those in the store. In a Dataset,
+        ``NAME_release`` and ``NAME_release_date`` ``(time,)`` (see `fetch_prism`) tell which days are newer than those
+        in the store. Where this is not known, days are read again, and must be the same.
     path
         A new folder, or a store that was built from the same grid, variable, factors and static fields.
     allow_missing
-        Go on although days between the first and the last are missing or hold no value at all; otherwise the error
-        lists them. A day without a value may be filled by a later call.
+        Go on even if days between the first and the last are missing or hold no value at all; otherwise an error lists
+        them. A later call may fill days without a value.
     chunk_mb
         Size of a chunk of the finest level, in 1e6 bytes before compression. A chunk holds whole maps of several days,
-        and the same days at every level.
+        the same days at every level.
     progress
         Called with (days done, days wanted) after each chunk.
 
     Returns
     -------
-    `open_levels` of ``path``. Memory is bounded by the chunks: a few times ``chunk_mb``, or the chunk of ``fine`` if
-    that is larger, for each worker. Raises ValueError, before anything is written, for what does not fit: another
+    The levels as `open_levels` opens them. Memory is bounded by the chunks: per worker a few times ``chunk_mb``, or the
+    chunk of ``fine`` if that is larger. Raises ValueError, before anything is written, for what does not fit: another
     store, days that differ from those in the store without being a newer release, precipitation read from ``path``.
     """
     da, announced, empty = _source(fine, variable, chunk_mb)
@@ -232,7 +232,7 @@ def build_levels(
         root = create(path, wanted, _days_in_chunk(finest, chunk_mb), described | sizes)
     else:
         renewed = _renewed(root, path, finest, where, announced)
-        grow(root, path, time, len(wanted))  # before attributes change, which takes the metadata out of the root
+        grow(root, path, time, len(wanted))  # before attributes change, which drops the metadata from the root
         _announce(root, time, renewed)
     _fill(root, path, wanted, where, renewed, announced, progress)
     unseen = days[np.isin(days, calendar_days(time)[~done_days(root)])].difference(missing)
@@ -246,7 +246,7 @@ def build_levels(
 
 
 def _years(climatology: Any) -> str | None:
-    """The training years of which the climatology shall be the mean, as text; None where it is a map, or none."""
+    """The training years that the climatology is the mean of, as text; None where it is a map or missing."""
     if not isinstance(climatology, slice):
         return None
     if climatology.start is None or climatology.stop is None:
@@ -258,12 +258,12 @@ def _years(climatology: Any) -> str | None:
 
 
 def _days_in_chunk(da: xr.DataArray, chunk_mb: float) -> int:
-    """Days whose maps take ``chunk_mb``, at least one."""
+    """Number of days whose maps take ``chunk_mb``, at least one."""
     return max(1, int(chunk_mb * 1e6 // (4 * da.sizes["lat"] * da.sizes["lon"])))
 
 
 def _missing(time: xr.DataArray, finest: xr.DataArray, empty: Any, allow_missing: bool) -> Any:
-    """Days that ``time`` leaves out and those that are ``empty``: ValueError unless they may be missing."""
+    """Days that ``time`` leaves out, and those that are ``empty``; ValueError unless they may be missing."""
     missing = missing_days(calendar_days(time)).union(empty)
     if len(missing):
         first, last = (str(finest["time"].values[i])[:10] for i in (0, -1))
@@ -275,8 +275,8 @@ def _missing(time: xr.DataArray, finest: xr.DataArray, empty: Any, allow_missing
 
 
 def _longer(root: zarr.Group, path: PathLike, time: xr.DataArray) -> xr.DataArray:
-    """The days of the store and those of ``time`` that are later; ValueError where one of ``time`` is in between."""
-    held = open_maps(path, 0)["time"].isel(time=slice(done_days(root).size)).load()  # not what is half grown
+    """The days of the store, then the later ones of ``time``; ValueError where one of ``time`` falls in between."""
+    held = open_maps(path, 0)["time"].isel(time=slice(done_days(root).size)).load()  # without a half-done `grow`
     days, held_days = calendar_days(time), calendar_days(held)
     between = days[(days <= held_days[-1]) & ~days.isin(held_days)]
     if len(between):
@@ -290,7 +290,7 @@ def _longer(root: zarr.Group, path: PathLike, time: xr.DataArray) -> xr.DataArra
 def _source(
     fine: xr.DataArray | xr.Dataset, variable: str | None, chunk_mb: float
 ) -> tuple[xr.DataArray, np.ndarray, Any]:
-    """The precipitation of ``fine``, each day once, as a Dask array; the releases of its days; days not fetched yet."""
+    """The precipitation of ``fine``, each day once, as a Dask array; the releases of its days; days not yet fetched."""
     da = with_cf_coordinates(axes.standardize(find_variable(fine, variable))[0])
     if "time" not in da.indexes:
         raise ValueError(f"The precipitation has no time among its dims {da.dims}. Needed: days. Type ds.expand_dims.")
@@ -304,7 +304,7 @@ def _source(
 
 
 def _check_apart(da: xr.DataArray, path: PathLike) -> None:
-    """ValueError where ``da`` is read from the store that is to be written, or from a place inside of it."""
+    """ValueError where ``da`` is read from the store to be written, or from somewhere inside it."""
     target = Path(path).absolute()
     for name, layer in da.data.dask.layers.items():
         if not name.startswith("original-"):  # what Dask reads from
@@ -329,7 +329,7 @@ def _fill(
     announced: np.ndarray,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Compute and write all days that are not done and those that are ``renewed``, a few chunks at a time."""
+    """Compute and write all days that are not done or are ``renewed``, a few chunks at a time."""
     todo = ~done_days(root) | renewed
     count, done = int((todo & (where >= 0)).sum()), int((~todo).sum())
     logger.info("%d days to write, %d are done; %d days in a chunk.", count, done, get_array(root, "done").chunks[0])
@@ -347,10 +347,10 @@ def _fill(
 
 
 def open_levels(path: PathLike) -> list[xr.Dataset]:
-    """The levels of a store that `build_levels` wrote, the coarsest first. Lazy, a Dask chunk per Zarr chunk.
+    """The levels of a store that `build_levels` wrote, coarsest first. Lazy, one Dask chunk per Zarr chunk.
 
     Days whose writing was interrupted are left out, with a warning in the log, and so is a climatology that is not the
-    mean of the training years as they are in the store. Raises ValueError where ``path`` is no store of levels.
+    mean of the training years now in the store. Raises ValueError where ``path`` is not a store of levels.
     """
     with reading(path):
         root = find_store(path, "r") if Path(path).exists() else None

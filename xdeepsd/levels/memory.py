@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Edges = Literal["crop", "pad", "error"]
 
 UNITS = PRECIPITATION.units
-# The mask is where anything was observed in the first days: one day may have gaps.
+# The mask is where anything is observed in the first days: a single day may have gaps.
 _MASK_DAYS = 30
 ATTRS: Mapping[str, Mapping[str, str]] = {
     "precipitation": {"units": UNITS, "long_name": "precipitation", "standard_name": "lwe_precipitation_rate"},
@@ -39,7 +39,7 @@ COORD_ATTRS = {
 
 
 def with_cf_coordinates(da: xr.DataArray) -> xr.DataArray:
-    """With the attributes by which ``lat`` and ``lon`` are found at once from then on."""
+    """``da`` with CF attributes on ``lat`` and ``lon``, by which they are recognised at once from then on."""
     return da.assign_coords({name: da[name].assign_attrs(attrs) for name, attrs in COORD_ATTRS.items()})
 
 
@@ -53,12 +53,12 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
     scale
         Fine cells per cell of the coarsest level.
     edges
-        ``"crop"`` drops the remainder at the end of each axis; ``"pad"`` goes on with the spacing of the grid, with
+        ``"crop"`` drops the remainder at the end of each axis; ``"pad"`` extends the grid at its own spacing, with
         NaN (False and 0 for ``mask`` and ``land_fraction``); ``"error"`` raises ValueError.
 
     Returns
     -------
-    The same kind of object, lazy if it was; ``obj`` itself if nothing is to be done.
+    The same kind of object, lazy if it was; ``obj`` itself if there is nothing to do.
     """
     if edges not in ("crop", "pad", "error"):
         raise ValueError(f"edges is {edges!r}. Needed: 'crop', 'pad' or 'error'. Type edges='pad'.")
@@ -110,7 +110,7 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
 
 
 def _on_grid(da: xr.DataArray, like: xr.DataArray, name: str) -> xr.DataArray:
-    """A static map ``(lat, lon)`` on the grid of ``like``: its cells picked, in its order. Lazy."""
+    """A static map ``(lat, lon)`` on the grid of ``like``: the matching cells, in the order of ``like``. Lazy."""
     da, _ = axes.standardize(without_fills(da.squeeze(drop=True)))
     if "time" in da.dims:
         raise ValueError(
@@ -137,7 +137,7 @@ def _on_grid(da: xr.DataArray, like: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _static_maps(static: xr.Dataset | xr.DataArray | None, like: xr.DataArray) -> dict[str, xr.DataArray]:
-    """Maps of the finest grid by name; ``elevation`` is found by its standard name, or is the only map there is."""
+    """Maps on the finest grid by name; ``elevation`` is found by its standard name, or is the only map."""
     if static is None:
         return {}
     if isinstance(static, xr.DataArray):
@@ -218,16 +218,16 @@ def make_levels(
     mask: xr.DataArray | None = None,
     edges: Edges = "pad",
 ) -> list[xr.Dataset]:
-    """The levels of ``fine``, the coarsest first, the finest last. Lazy where ``fine`` is.
+    """The levels of ``fine``, from the coarsest to the finest. Lazy where ``fine`` is.
 
     Parameters
     ----------
     fine
-        Daily precipitation with 1-D latitude and longitude under any names; units as in docs/conventions.md. NaN is
-        not observed (ocean).
+        Daily precipitation with 1-D latitude and longitude under any names; units as in docs/conventions.md. NaN
+        means not observed (ocean).
     static
-        Maps on the finest grid: ``elevation`` (m), and if wanted ``climatology`` (mm day-1), ``land_fraction`` (0 to
-        1) and others. May cover more than ``fine``.
+        Maps on the finest grid: ``elevation`` (m), and optionally ``climatology`` (mm day-1), ``land_fraction`` (0 to
+        1) and others. They may cover a larger area than ``fine``.
     factors
         Fine cells per coarse cell of each stage, the coarsest stage first.
     variable
@@ -256,7 +256,7 @@ def make_levels(
 
 
 def _daily_precipitation(fine: xr.DataArray | xr.Dataset, variable: str | None) -> xr.DataArray:
-    """The precipitation of ``fine``: ``(time, lat, lon)``, mm day-1, float32, without other coordinates. Lazy."""
+    """The precipitation of ``fine``: ``(time, lat, lon)``, mm day-1, float32, with no other coordinates. Lazy."""
     da, found = axes.standardize(find_variable(fine, variable))
     if da.dims != ("time", "lat", "lon"):
         raise ValueError(
@@ -265,7 +265,7 @@ def _daily_precipitation(fine: xr.DataArray | xr.Dataset, variable: str | None) 
         )
     da = with_cf_coordinates(da)
     values = Values.of(da, UNITS, fine)
-    read_grid(da)  # complains about coordinates that are no grid
+    read_grid(da)  # raises for coordinates that do not form a grid
     da = clean(da.astype(np.float32, copy=False), values)
     da = (da if values.factor == 1.0 else da * np.float32(values.factor)).rename("precipitation")
     return da.drop_vars([name for name in da.coords if name not in da.dims])
@@ -277,7 +277,7 @@ def _with_maps(
     climatology: slice | xr.DataArray | xr.Dataset | None,
     mask: xr.DataArray | None,
 ) -> xr.Dataset:
-    """The finest level: precipitation, static maps in the order they are written in, and the mask. Lazy."""
+    """The finest level: precipitation, static maps in the order in which they are written, and the mask. Lazy."""
     maps = _static_maps(static, da)
     mean = _climatology(climatology, maps, da)
     if mean is not None:
@@ -290,7 +290,7 @@ def _with_maps(
 
 
 def _coarser(finest: xr.Dataset, factor: int) -> xr.Dataset:
-    """The level whose cells are ``factor`` finest ones wide, with its attributes; the finest for 1. Lazy."""
+    """The level whose cells are ``factor`` finest cells wide, with its attributes; for 1 the finest itself. Lazy."""
     precipitation = coarsen(finest["precipitation"], factor) if factor > 1 else finest["precipitation"]
     level = xr.Dataset({"precipitation": precipitation})
     for name in finest.data_vars:

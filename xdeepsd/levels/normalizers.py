@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 class MeanAndStd(NamedTuple):
-    """Count, mean and sum of squared deviations, to be merged exactly (Chan et al. 1979)."""
+    """Count, mean and sum of squared deviations, which can be merged exactly (Chan et al. 1979)."""
 
     size: int = 0
     mean: float = 0.0
     deviations: float = 0.0
 
     def merge(self, values: np.ndarray) -> MeanAndStd:
-        """With more ``values`` (no NaN) taken in, float64."""
+        """Including more ``values`` (without NaN), in float64."""
         if not values.size:
             return self
         values = values.astype(np.float64)
@@ -49,7 +49,7 @@ class MeanAndStd(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalizers:
-    """Those of a stage, as `xdeepsd.Stage` takes them."""
+    """The normalisers of a stage, as `xdeepsd.Stage` takes them."""
 
     precipitation: Normalizer
     static: Mapping[str, Normalizer]
@@ -59,7 +59,8 @@ class Normalizers:
 def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> Normalizers:
     """Exact means and standard deviations over the cells that count in the loss, a slab of days at a time.
 
-    Raises ValueError where the days hold no observed cell, or an infinite value. Days without one are named in the log.
+    Raises ValueError where no day has an observed cell, or a value is infinite. Single days without an observed cell
+    are named in the log.
     """
     radius, residual = pair.config.radius, pair.config.residual
 
@@ -95,7 +96,7 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
 
 
 def _in_order(pool: ThreadPoolExecutor, function, items, ahead: int) -> Iterator:  # type: ignore[no-untyped-def]
-    """``map`` of a pool that runs at most ``ahead`` items ahead of its consumer, so that memory is bounded."""
+    """Like the ``map`` of a pool, but at most ``ahead`` items ahead of the consumer, so that memory is bounded."""
     pending: deque[Future] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

@@ -1,6 +1,6 @@
-"""A pair of levels to learn from: its checks, and its reading by slabs of days.
+"""A pair of levels to learn from: checking it, and reading it in slabs of days.
 
-All of it stays lazy; `xdeepsd.levels.patches` cuts what training sees from it.
+The pair stays lazy; `xdeepsd.levels.patches` cuts the patches for training from it.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from xdeepsd.models.variable import PRECIPITATION, Values, fill_values
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """What one stage learns from: precipitation of two neighbouring levels on the same days. Make it by `make_pair`.
+    """What one stage learns from: precipitation of two neighbouring levels on the same days. Made by `make_pair`.
 
     Parameters
     ----------
     coarse, fine
-        ``(time, lat, lon)``, NaN where not observed; lazy if the input is.
+        ``(time, lat, lon)``, NaN where not observed; lazy where the input is.
     static
         ``(static, lat, lon)`` float32 on the fine grid, from `xdeepsd.models.static.stage_channels`, not normalised.
     mask
-        ``(lat, lon)`` bool of the fine grid, True where values are wanted.
+        ``(lat, lon)`` bool on the fine grid, True where values are wanted.
     weights
-        ``(lat, lon)`` float32: what each fine cell counts in the mean of its coarse cell, see `cell_weights`; the mask
-        where ``config`` keeps no means.
+        ``(lat, lon)`` float32: the weight of each fine cell in the mean of its coarse cell, see `cell_weights`; the
+        mask where ``config`` does not keep coarse means.
     config
-        The network to be trained on it.
+        The network to be trained on the pair.
     transform
-        Of precipitation, see `xdeepsd.Stage`.
+        Transform of precipitation, see `xdeepsd.Stage`.
     digests
-        ``(time,)`` int64: checksum of the values of each day as they were first read, -1 before. A checkpoint keeps
+        ``(time,)`` int64: checksum of the values of each day when they were first read, -1 until then. Checkpoints keep
         them.
     """
 
@@ -73,10 +73,10 @@ class Pair:
         Returns
         -------
         coarse
-            ``(day, lat, lon)``: coarse precipitation; missing cells filled from the nearest observed one.
+            ``(day, lat, lon)``: coarse precipitation; missing cells filled from the nearest observed cell.
         target
-            ``(day, lat, lon)``: fine precipitation; NaN where it has no part in the loss: not observed, outside the
-            mask, inside a missing coarse cell.
+            ``(day, lat, lon)``: fine precipitation; NaN where it does not enter the loss: not observed, outside the
+            mask or inside a missing coarse cell.
 
         Raises
         ------
@@ -106,7 +106,7 @@ class Pair:
         return name_days(self.fine["time"].to_index()[days])
 
     def read(self, days: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The network's input before normalisation, what it is made from, and the target, of some days.
+        """The network's input before normalisation, the precipitation it is made from, and the target, on some days.
 
         Returns
         -------
@@ -123,11 +123,11 @@ class Pair:
 
 
 def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
-    """``days`` of a lazy array as float32, by one read of the range that holds them."""
+    """``days`` of a lazy array as float32, read in one go with the days between them."""
     first, last = int(days[0]), int(days[-1])
     block = da.isel(time=slice(first, last + 1)).data
     if isinstance(block, dask.array.Array):
-        # The threads of the loader are the parallelism; inside a Dask worker this must not ask the scheduler.
+        # The loader's threads already work in parallel, and inside a Dask worker this must not go to the scheduler.
         block = block.compute(scheduler="synchronous")
     values = np.asarray(block, np.float32)[days - first]
     if np.isinf(values).any():
@@ -159,8 +159,8 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     Raises
     ------
     ValueError
-        Levels of different days, shapes that do not divide, a grid that is shifted or in another order, a missing
-        static field, no mask.
+        The levels have different days, their shapes do not divide, a grid is shifted or in another order, or a static
+        field or the mask is missing.
     """
     for name, level in (("coarse", coarse), ("fine", fine)):
         if "precipitation" not in level:
@@ -176,7 +176,7 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
             "the same days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
         )
     check_fields(fine, config.static)
-    # Not by the cluster's scheduler: this may run inside one of its tasks.
+    # Not with the cluster's scheduler: this may run inside one of its tasks.
     fine = fine[[*config.static, "mask", *{"land_fraction"} & set(fine)]].compute(scheduler="threads")
     maps = {name: np.asarray(fine[name].transpose("lat", "lon"), np.float64) for name in config.static}
     below = {}
@@ -192,16 +192,16 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
 
 
 def _weights(fine: xr.Dataset, mask: np.ndarray) -> np.ndarray:
-    """`cell_weights` of the fine level, by the observed share of each cell; without latitudes of equal areas."""
+    """`cell_weights` of the fine level, from the observed share of each cell; equal areas if there are no latitudes."""
     share = mask * np.asarray(fine["land_fraction"].transpose("lat", "lon")) if "land_fraction" in fine else mask
-    if not share.any():  # told by whoever looks for patches or days in it
+    if not share.any():  # reported later, where patches or days are looked for
         return np.zeros(mask.shape, np.float32)
     lat = fine["lat"].values if "lat" in fine.coords else np.linspace(-1e-3, 1e-3, mask.shape[0])
     return cell_weights(lat, mask.shape[1], share).astype(np.float32)
 
 
 def check_fields(level: xr.Dataset, static: Sequence[str], which: str = "fine", later: Sequence[str] = ()) -> None:
-    """ValueError where a level lacks the mask or a static field, but for those that are made ``later``."""
+    """ValueError where a level lacks the mask or a static field, except those that are made ``later``."""
     missing = [name for name in static if name not in level and name not in later]
     if missing:
         raise ValueError(
@@ -222,7 +222,7 @@ def factor_between(coarse: xr.Dataset, fine: xr.Dataset) -> int:
 
 
 def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
-    """ValueError where the cells of ``coarse`` are not the blocks of ``factor`` x ``factor`` fine ones."""
+    """ValueError where the cells of ``coarse`` are not blocks of ``factor`` x ``factor`` fine cells."""
     sizes = [(da.sizes["lat"], da.sizes["lon"]) for da in (coarse, fine)]
     if sizes[1] != (factor * sizes[0][0], factor * sizes[0][1]):
         raise ValueError(
@@ -242,7 +242,7 @@ def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
 
 
 def chunk_edges(da: xr.DataArray) -> list[int]:
-    """Where the chunks along time begin and end; the two ends only if the array has no chunks."""
+    """Where the chunks along time begin and end; only the two ends if the array has no chunks."""
     size = da.sizes["time"]
     if da.chunks is not None:
         chunks = list(da.chunks[da.get_axis_num("time")])
@@ -255,7 +255,7 @@ def chunk_edges(da: xr.DataArray) -> list[int]:
 def slabs(pair: Pair, days: np.ndarray, limit: int) -> list[np.ndarray]:
     """Split ``days`` (increasing positions along time) at the chunks of the pair.
 
-    Each slab is read in one go. It holds whole chunks of both levels, or of the fine one alone where their common
+    Each slab is read in one go. It holds whole chunks of both levels, or only of the fine level where their common
     edges are more than ``limit`` days apart. Arrays in memory are cut into slabs of at most ``limit`` days.
     """
     if not len(days):

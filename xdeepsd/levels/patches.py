@@ -1,8 +1,8 @@
-"""Patches of a pair of levels: index arithmetic over lazy arrays, and the loader that cuts them.
+"""Patches of a pair of levels: index arithmetic on lazy arrays, and the loader that cuts them.
 
-A patch is three numbers: a day and the row and column of its output window on the fine grid. Nothing is written to
-disk and no list of patches is kept: whole chunks of days are read once per epoch in random order into a bounded
-buffer, and a batch is cut from the buffer by index.
+A patch is three numbers: a day, and the row and column of its output window on the fine grid. Nothing is written to
+disk and no list of patches is kept: once per epoch, whole chunks of days are read in random order into a bounded
+buffer, and batches are cut from the buffer by index.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MIB = 2**20
 
 
 def origins_along(size: int, output: int, stride: int, unit: int = 1) -> np.ndarray:
-    """First cells of windows of ``output`` cells along an axis of ``size``, the last one at the end of the axis.
+    """First cells of windows of ``output`` cells along an axis of ``size``; the last window ends with the axis.
 
-    The original drops what is left over at the eastern and southern edges.
+    The original DeepSD drops the remainder at the eastern and southern edges.
 
     >>> origins_along(86, 26, 20)
     array([ 0, 20, 40, 60])
@@ -47,15 +47,15 @@ def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_la
     Parameters
     ----------
     mask
-        ``(lat, lon)`` bool of the fine level, True where values are wanted.
+        ``(lat, lon)`` bool on the fine grid, True where values are wanted.
     output
-        Rows and columns of the window in which the loss is taken, fine cells.
+        Rows and columns, in fine cells, of the window in which the loss is taken.
     stride
-        Step between windows, fine cells; the last window of each axis ends at the edge of the map.
+        Step between windows in fine cells; the last window along each axis ends at the edge of the map.
     min_land
         Smallest share of wanted cells in a window, 0 to 1.
     unit
-        Rows and columns are multiples of it: where coarse means are kept, windows hold whole coarse cells.
+        All rows and columns are multiples of it: where coarse means are kept, windows hold whole coarse cells.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_la
     rows, cols = (origins_along(n, o, stride, unit) for n, o in zip(mask.shape, output, strict=True))
     windows = sliding_window_view(mask, output)[np.ix_(rows, cols)]
     share = windows.mean(axis=(-2, -1))
-    # A window of ocean teaches nothing, even where any share of land is enough.
+    # A window of ocean alone teaches nothing, even if no land is required.
     keep = (share >= min_land) & (share > 0)
     if not keep.any():
         best = share.max()
@@ -87,7 +87,7 @@ class Batch(NamedTuple):
     """Patches as tensors, normalised.
 
     ``inputs (batch, 1 + static, patch, patch)``; ``target``, ``mask`` and ``values (batch, output, output)``: the
-    target is 0 where the mask is False, ``values`` is the fine precipitation in its units (0 there too), None unless
+    target is 0 where the mask is False; ``values`` is the fine precipitation in its units (0 there too), None unless
     asked for. Where coarse means are kept, ``coarse (batch, output / factor, output / factor)`` and ``weights (batch,
     output, output)``, which are 0 where the mask is False; else None.
     """
@@ -100,14 +100,14 @@ class Batch(NamedTuple):
     weights: Tensor | None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """The same batch on another device."""
         inputs = self.inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
         others = (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[1:])
         return Batch(inputs, *others)  # type: ignore[arg-type]
 
 
 class _Buffer:
-    """Some slabs in memory, normalised, filled by threads."""
+    """Some slabs in memory, normalised, read by threads."""
 
     def __init__(self, loader: PatchLoader, which: Sequence[int], pool: ThreadPoolExecutor) -> None:
         days = [loader.slabs[i] for i in which]
@@ -142,13 +142,13 @@ class _Buffer:
             self.coarse[place] = coarse
 
     def wait(self) -> None:
-        """Wait until all slabs are read; raises what their reading raised."""
+        """Wait until all slabs are read; re-raises any error from reading them."""
         for future in self._filled:
             future.result()
 
 
 class _Piece(NamedTuple):
-    """The part of a batch that comes from one buffer: its epoch, its number therein, its slabs, patches inside it."""
+    """The part of a batch that comes from one buffer: epoch, number of the buffer in it, slabs, patches."""
 
     epoch: int
     number: int
@@ -157,11 +157,11 @@ class _Piece(NamedTuple):
 
 
 class PatchLoader:
-    """Batches of shuffled patches, endless, the same for the same seed whatever the number of threads.
+    """An endless stream of batches of shuffled patches, the same for the same seed whatever the number of threads.
 
     An epoch goes through the slabs (chunks of days) in random order, a bufferful at a time; the patches of a
-    bufferful come in random order. While one is cut, threads read the next. Where all slabs fit into the buffer, they
-    are read once for all epochs.
+    bufferful come in random order. While one bufferful is cut, threads read the next. If all slabs fit into the
+    buffer, they are read once for all epochs.
 
     Parameters
     ----------
@@ -174,13 +174,13 @@ class PatchLoader:
     batch
         Patches in a batch.
     seed
-        Whole numbers; every random choice follows from them and from the position.
+        Whole numbers; every random choice follows from them and from the position in the stream.
     buffer
         Bytes that the buffers may take together. At least one slab is held, however large.
     workers
         Threads that read, and threads that cut; they affect only the speed.
     with_values
-        Give the fine precipitation in its units too (for DenseLoss).
+        Also give the fine precipitation in its units (for DenseLoss).
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class PatchLoader:
         if sum(map(len, self.slabs)) * bytes_per_day(pair, with_values) <= buffer:
             self._group_size = len(self.slabs)
         else:
-            # Two at a time: the one that is cut and the one that is read.
+            # Two at a time: one being cut and one being read.
             self._group_size = max(1, int(buffer // (2 * largest)))
         if largest > buffer:
             logger.warning(
@@ -227,7 +227,7 @@ class PatchLoader:
         return sum(map(len, self.slabs)) * len(self.origins)
 
     def epoch(self, step: int) -> float:
-        """Epochs gone through before batch ``step``."""
+        """Epochs completed before batch ``step``."""
         return step * self.batch / len(self)
 
     def _groups(self, epoch: int) -> list[tuple[int, ...]]:
@@ -263,7 +263,7 @@ class PatchLoader:
             epoch += 1
 
     def _order_of_groups(self, step: int) -> Iterator[tuple[int, ...]]:
-        """The groups of slabs that are buffered together, in reading order, from that of batch ``step`` on."""
+        """The groups of slabs that are buffered together, in reading order, starting with that of batch ``step``."""
         epoch, offset = divmod(step * self.batch, len(self))
         while True:
             for group in self._groups(epoch):
@@ -297,7 +297,7 @@ class PatchLoader:
             at += len(patches)
             day, number = np.divmod(patches, len(self.origins))
             row, col = self.origins[number].T
-            # Output window (row, col) has its input window at the same index of the map with `radius` cells around it.
+            # The input window of output window (row, col) has the same index in the map padded by `radius` cells.
             inputs[place, 0] = sliding_window_view(buffer.inputs, self.window, axis=(1, 2))[day, row, col]
             inputs[place, 1:] = self._static[row, col]
             target[place] = sliding_window_view(buffer.target, self.output, axis=(1, 2))[day, row, col]
@@ -317,7 +317,7 @@ class PatchLoader:
         return Batch(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
 
     def batches(self, step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from number ``step`` on, the same as an iteration from 0 reaches there."""
+        """Batches from number ``step`` on, the same as when iterating from 0."""
         reading = ThreadPoolExecutor(self.workers, thread_name_prefix="read")
         cutting = ThreadPoolExecutor(self.workers, thread_name_prefix="cut")
         pending: deque[Future[Batch]] = deque()

@@ -30,14 +30,15 @@ def split_days(
     time
         The ``time`` coordinate, of any calendar.
     train, validation, test
-        Years (2004), months or days ("2004-07", "2004-07-15") and ranges of them ("2004-06-01/2004-08-31"), in a list;
+        A list of years (2004), months or days ("2004-07", "2004-07-15") and ranges of them ("2004-06-01/2004-08-31");
         or for ``validation`` and ``test`` a fraction of all days: test days are the last ones, validation days those
-        before them. ``train`` None: all days that are in neither of the others.
+        before them. ``train`` None: all days that are in neither of the other two.
 
     Raises
     ------
     ValueError
-        The days are not increasing, two parts overlap, a date is not among these days, or no day is left for training.
+        The days are not in ascending order, two parts overlap, a date is not among the days, or none is left for
+        training.
 
     Examples
     --------

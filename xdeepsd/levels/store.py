@@ -1,7 +1,7 @@
-"""The Zarr store of a resolution ladder: a group per level, and which days it holds, in which release.
+"""The Zarr store of a resolution ladder: a group per level, and which days it holds, from which releases.
 
-The array ``done`` marks the days that are on disk in every level, ``releases`` holds the numbers and the dates (days
-since 1970) of their releases, 0 where they are not known. Zarr replaces a chunk as a whole when it writes one.
+The array ``done`` marks the days that are on disk in every level; ``releases`` holds the numbers and the dates (days
+since 1970) of their releases, 0 where not known. Zarr replaces a chunk as a whole when it writes one.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 
 _FORMAT = 1
-# Precipitation is mostly zeros: shuffled zstd packs it six times and unpacks twice as fast as zstd alone.
+# Precipitation is mostly zeros: shuffled zstd compresses it sixfold, and unpacks it twice as fast as zstd alone.
 COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=4)
 _TIME_ENCODING = {"units": "hours since 1900-01-01", "dtype": "int64", "chunks": (36525,)}
 
 
 @contextmanager
 def reading(path: PathLike) -> Iterator[None]:
-    """Turn what Zarr and xarray stumble over in a damaged store into a ValueError that names it."""
+    """Turn the errors of Zarr and xarray about a damaged store into a ValueError that names the store."""
     try:
         yield
     except Exception as error:
@@ -49,28 +49,28 @@ def reading(path: PathLike) -> Iterator[None]:
 
 
 def get_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
-    """The array of that name, such as ``level_0/precipitation``."""
+    """The array called ``name``, such as ``level_0/precipitation``."""
     array = root[name]
     assert isinstance(array, zarr.Array)
     return array
 
 
 def done_days(root: zarr.Group) -> np.ndarray:
-    """Marks ``(days,)``: True where a day is on disk in every level."""
+    """Bool ``(days,)``, True where a day is on disk in every level."""
     return np.asarray(get_array(root, "done")[:])
 
 
 def held_releases(root: zarr.Group) -> np.ndarray:
-    """Releases of the days in the store, as of `days.releases`; 0 where they are not known."""
+    """Releases of the days in the store, as `days.releases` returns them; 0 where not known."""
     found = np.zeros((get_array(root, "done").shape[0], 2), np.int32)
-    if "releases" in root:  # an xdeepsd before them left none
+    if "releases" in root:  # older versions of xdeepsd wrote none
         held = np.asarray(get_array(root, "releases")[: len(found)])
         found[: len(held)] = held
     return found
 
 
 def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
-    """The store at ``path``; None where there is none yet, or where its creation was interrupted."""
+    """The store at ``path``; None if there is none yet, or its creation was interrupted."""
     folder = Path(path)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -132,7 +132,7 @@ def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[
 
 
 def fit_releases(root: zarr.Group) -> None:
-    """Make the array of releases as long as there are days; in a store of an older xdeepsd, make it."""
+    """Extend the array of releases to all days; in a store from an older xdeepsd, create it."""
     done = get_array(root, "done")
     if "releases" in root:
         get_array(root, "releases").resize((done.shape[0], 2))
@@ -141,9 +141,9 @@ def fit_releases(root: zarr.Group) -> None:
 
 
 def consolidate(path: PathLike) -> None:
-    """Collect the metadata of all levels in the root, so that opening reads one file. Changing attributes drops it."""
+    """Collect the metadata of all levels in the root, so that opening reads one file. Attribute changes drop them."""
     with warnings.catch_warnings():
-        # Zarr warns that other readers may ignore consolidated metadata of format 3: they lose nothing.
+        # Zarr warns that other readers may ignore consolidated metadata in format 3: they lose nothing by that.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(str(path), zarr_format=3)
 
@@ -153,9 +153,9 @@ def _is_consolidated(path: PathLike) -> bool:
 
 
 def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
-    """Make room for the days of ``time`` at the end of each level. Called again after an interruption, it finishes.
+    """Make room for the days of ``time`` at the end of each level; called again after an interruption, finish that.
 
-    Meanwhile readers go by the metadata in the root, which are those of before.
+    Meanwhile, readers use the old metadata in the root.
     """
     if not _is_consolidated(path):
         consolidate(path)
@@ -163,11 +163,11 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
         with open_maps(path, k) as held:
             encoding = {name: held["time"].encoding[name] for name in ("units", "calendar", "dtype")}
         encoded = xr.conventions.encode_cf_variable(xr.Variable("time", time.values, encoding=encoding))
-        if encoded.attrs["units"] != encoding["units"]:  # xarray takes finer ones where it must
+        if encoded.attrs["units"] != encoding["units"]:  # xarray takes finer units where it must
             raise ValueError(f"{path} keeps days in {encoding['units']}; now days in {encoded.attrs['units']} arrived.")
         array = get_array(root, f"level_{k}/time")
         array.resize((time.size,))
-        if not np.array_equal(array[:], encoded.values):  # an interrupted call may have left the room without the days
+        if not np.array_equal(array[:], encoded.values):  # an interrupted call may have made room, but no more
             array[:] = encoded.values
         array = get_array(root, f"level_{k}/precipitation")
         array.resize((time.size, *array.shape[1:]))
@@ -177,9 +177,9 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
 
 
 def open_maps(path: PathLike, level: int) -> xr.Dataset:
-    """A level without its precipitation: static fields, mask and days, those that are not done included.
+    """A level without its precipitation: static fields, mask and days, including those not done.
 
-    ValueError where the user keeps arrays in it that xarray cannot open.
+    Raises ValueError where the user keeps arrays in it that xarray cannot open.
     """
     group = zarr.open_group(path, mode="r", use_consolidated=False)[f"level_{level}"]
     assert isinstance(group, zarr.Group)
@@ -197,7 +197,7 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
     """The levels with the days that are done."""
     done = done_days(root)
     count = len(root.attrs["factors"]) + 1  # type: ignore[arg-type]
-    # There is none where a change of attributes was interrupted.
+    # There are no consolidated metadata if a change of attributes was interrupted.
     consolidated = _is_consolidated(path)
     levels = [xr.open_zarr(path, group=f"level_{k}", consolidated=consolidated, chunks={}) for k in range(count)]
     finished = np.flatnonzero(done[: min(level.sizes["time"] for level in levels)])
@@ -233,17 +233,17 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
 
 
 def as_run(days: np.ndarray) -> slice | np.ndarray:
-    """Increasing positions, as a slice where they follow each other."""
+    """Increasing positions, as a slice if they are consecutive."""
     return slice(int(days[0]), int(days[-1]) + 1) if days[-1] - days[0] == len(days) - 1 else days
 
 
 def write_days(
     path: PathLike, days: np.ndarray, finest: np.ndarray, announced: np.ndarray, blocks: Sequence[Weights]
 ) -> None:
-    """Coarsen days of one chunk, write them to all levels, then mark them: what is done is on disk in every level.
+    """Coarsen days of one chunk, write them to all levels, then mark them: days marked done are on disk in every level.
 
-    A day that is rewritten does not count as done meanwhile. Nor does a day without any value: it is missing, and may
-    come later.
+    While a day is rewritten, it does not count as done. Nor does a day without any value: it is missing, and may come
+    later.
     """
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     levels = [apply(finest, weights, skipna=True, na_thres=1.0, unmapped_to_nan=True) for weights in blocks]
@@ -256,7 +256,7 @@ def write_days(
 
 
 def how_far(path: PathLike, days: np.ndarray, finest: np.ndarray, level: int) -> list[float]:
-    """How far each day is from that in the store, mm day-1: 0 within rounding, infinite where only one has a value."""
+    """Largest difference of each day from the store, mm day-1: 0 within rounding, infinite if only one has a value."""
     held = get_array(zarr.open_group(path, mode="r", use_consolidated=False), f"level_{level}/precipitation")
     far = []
     for new, old in zip(finest, np.asarray(held.oindex[as_run(days)]), strict=True):

@@ -1,4 +1,4 @@
-"""What training minimises: masked MSE, and DenseLoss with its weights from a histogram over Dask chunks.
+"""What training minimises: masked MSE, or DenseLoss with weights from a histogram over Dask chunks.
 
-May import ``models`` (transforms and normalisers); nothing of levels, inference or training.
+May import ``models`` (transforms and normalisers); nothing from levels, inference or training.
 """

@@ -1,10 +1,10 @@
-"""The loops of `histogram`, compiled (numba): one pass over a block of values each.
+"""The loops of `histogram`, compiled with numba, each a single pass over a block of values.
 
-numba is used because numpy would need several arrays of the size of a chunk.
+numba is used because numpy would need several arrays as large as a chunk.
 """
 
 # mypy: disallow-untyped-defs=False
-# (numba's loops have no annotations: they are compiled for float32 and float64.)
+# (The loops have no annotations: numba compiles them for float32 and float64.)
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from xdeepsd.models.transform import transform_number
 
 _BLOCK = 1024  # values: a block and its scratch arrays stay in the first-level cache
 
-# A value's place is known to 2**-28 of a grid step (shares are fractions of that size). One integer adds up shares in
-# its lower 45 bits and values in its upper ones, for as many values (2**17) as fit before it is added to the counts.
+# A value's position is known to 2**-28 of a grid step (the unit of shares). One integer sums up shares in its lower 45
+# bits and the number of values in its upper bits, for as many values (2**17) as fit; then it is added to the counts.
 FRACTION, _COUNT, _FLUSH = 28, 45, 2**17 // _BLOCK
 _ONE = 2**_COUNT
 
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile without the GIL; keep the code on disk where there is a folder to write to (an image may have none)."""
+    """Compile to run without the GIL; cache the code on disk if a folder is writable (in an image, none may be)."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
@@ -40,13 +40,13 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 _transform_number = njit(transform_number)
 
 # --- One block of values --------------------------------------------------------------------------------------------
-# Small loops without branches, so that the compiler makes SIMD code of them.
+# Small loops without branches, so that the compiler turns them into SIMD code.
 
 
 @_compiled(fastmath={"reassoc"})
 def _count(values, threshold):
-    """Count values that are finite, infinite, 0, negative (of those to count), and to count."""
-    one, none = values.dtype.type(1), values.dtype.type(0)  # of the values' own type: twice as many float32 at a time
+    """Count the values that are finite, infinite, 0, negative (not dry), and not dry."""
+    one, none = values.dtype.type(1), values.dtype.type(0)  # in the values' dtype: SIMD handles twice as many float32
     finite = infinite = zeros = negative = wet = none
     for i in range(values.size):
         v = values[i]
@@ -73,7 +73,7 @@ def _transform(values, threshold, transform, out):
 
 @_compiled()
 def _extremes(values, threshold, lowest, highest):
-    """Update the lowest and highest value seen at each place of a block."""
+    """Update the lowest and highest value seen at each position in a block."""
     for i in range(values.size):
         v = values[i]
         is_wet = (abs(v) < math.inf) & (v >= threshold)
@@ -83,7 +83,7 @@ def _extremes(values, threshold, lowest, highest):
 
 @_compiled(fastmath={"reassoc", "nsz", "contract"})
 def _sums(values, threshold, shift):
-    """Sum and sum of squares of the differences to ``shift``, in any order."""
+    """Sum and sum of squares of the differences from ``shift``, in any order."""
     total = squares = 0.0
     for i in range(values.size):
         v = values[i]
@@ -95,11 +95,11 @@ def _sums(values, threshold, shift):
 
 @_compiled()
 def _positions(values, threshold, start, inverse_step, points, left, packed):
-    """Grid point to the left of each value, and a one with the share of the right neighbour; return the zeros counted.
+    """Grid point left of each value, and a one packed with the right neighbour's share; returns how many zeros count.
 
-    ``inverse_step`` counts in fractions, of which there are ``2**FRACTION`` in a step. Zeros, and what is not
-    counted, go to eight bins beyond the grid in turn: long runs of them (dry days, ocean) in one bin would each wait
-    until the last one is stored.
+    ``inverse_step`` is in fractions, ``2**FRACTION`` to a step. Zeros, and values that are not counted, go to eight
+    bins beyond the grid in turn: in a single bin, each of a long run (dry days, ocean) would wait until the previous
+    one is stored.
     """
     last = (points - 1.0) * 2.0**FRACTION
     zeros = 0
@@ -119,7 +119,7 @@ def _positions(values, threshold, start, inverse_step, points, left, packed):
 
 @_compiled()
 def take_moments(values, threshold, transform):
-    """As `Moments`; ``threshold`` is of the type of the values."""
+    """The fields of `Moments`; ``threshold`` has the dtype of the values."""
     block = np.empty(_BLOCK)
     lowest, highest = np.empty(_BLOCK, values.dtype), np.empty(_BLOCK, values.dtype)
     lowest[:], highest[:] = math.inf, -math.inf
@@ -138,7 +138,7 @@ def take_moments(values, threshold, transform):
         x = block[: raw.size]
         if transform != 0:
             _transform(raw, threshold, transform, x)
-        if n == 0:  # any of the values will do as the first shift
+        if n == 0:  # any counted value will do as the first shift
             k = 0
             while not ((abs(raw[k]) < math.inf) & (raw[k] >= threshold)):
                 k += 1
@@ -150,7 +150,7 @@ def take_moments(values, threshold, transform):
         mean += step * new / (n + new)
         n += new
     extremes = np.array([np.float64(lowest.min()), np.float64(highest.max())])
-    if transform != 0 and n > 0:  # they rise with the values
+    if transform != 0 and n > 0:  # transforms are increasing
         _transform(extremes, -math.inf, transform, extremes)
     return finite, infinite, zeros, negative, n, mean, squares, extremes[0], extremes[1]
 
@@ -159,7 +159,7 @@ def take_moments(values, threshold, transform):
 def bin_values(values, threshold, transform, start, inverse_step, points):
     """Counts ``(points,)`` float64: each value is shared between its two neighbours on the grid."""
     block, left, packed = np.empty(_BLOCK), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
-    both = np.zeros(points + 8, np.int64)  # number of values and sum of shares in one integer: one store for a value
+    both = np.zeros(points + 8, np.int64)  # number of values and sum of shares in one integer: one store per value
     counts = np.zeros(points)
     zeros = 0
     for first in range(0, values.size, _BLOCK):
@@ -176,7 +176,7 @@ def bin_values(values, threshold, transform, start, inverse_step, points):
             for k in range(points):
                 share = (both[k] & (_ONE - 1)) / 2.0**FRACTION
                 counts[k] += (both[k] >> _COUNT) - share
-                counts[min(k + 1, points - 1)] += share  # at the last point there is none
+                counts[min(k + 1, points - 1)] += share  # the last point has no right neighbour
             both[:] = 0
     if zeros > 0:
         position = -start * inverse_step / 2.0**FRACTION
@@ -188,7 +188,7 @@ def bin_values(values, threshold, transform, start, inverse_step, points):
 
 @_compiled()
 def look_up_values(values, threshold, transform, dry, start, inverse_step, table, out):
-    """Fill ``out`` with the table, linear between its points; ``dry`` below the threshold."""
+    """Fill ``out`` from the table, interpolated linearly; ``dry`` below the threshold."""
     last = table.size - 2
     for i in range(values.size):
         v = np.float64(values[i])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _squared_error(pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Squared differences, 0 where not valid, and which pixels are valid."""
+    """Squared differences (0 where not valid), and which pixels are valid."""
     if pred.shape != target.shape:
         raise ValueError(
             f"The prediction has shape {tuple(pred.shape)}, the target {tuple(target.shape)}. Needed: the same shape. "
@@ -31,12 +31,12 @@ def _squared_error(pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[T
                 "broadcasts to the target's, such as (batch, 1, lat, lon) or (lat, lon)."
             ) from error
         valid = valid & wanted
-    # Chosen before squaring: what is left out has gradient 0, where NaN * 0 would be NaN.
+    # Selected before squaring: pixels left out then have gradient 0, whereas NaN * 0 would give NaN.
     return torch.where(valid, pred - target, 0.0).square(), valid
 
 
 def masked_mse(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of ``(pred - target)**2`` over the pixels in ``mask`` whose target is not NaN; 0 where there is none.
+    """Mean of ``(pred - target)**2`` over the pixels in ``mask`` whose target is not NaN; 0 if there are none.
 
     Parameters
     ----------
@@ -61,22 +61,22 @@ class DenseLoss(nn.Module):
     """Mean squared error in normalised space, each pixel weighted by the rarity of its target.
 
     ``sum over valid pixels of w(value) * (pred - target)**2 / number of valid pixels`` (Steininger et al. 2021), with
-    the weights of a fitted `DenseWeight`. Weights are a function of the value in its units (mm day-1), of which
-    ``target`` is a normalised form, so the value is given as ``values`` or computed by ``normalizer``.
+    the weights of a fitted `DenseWeight`. Weights are a function of the value in its units (mm day-1), whereas
+    ``target`` is normalised; so the value is either given as ``values`` or computed by ``normalizer``.
 
     Parameters
     ----------
     dense_weight
-        Fitted on training values in mm day-1. Kept as ``loss.dense_weight``, whose ``summary()`` is worth logging.
+        Fitted on training values in mm day-1. Available as ``loss.dense_weight``; its ``summary()`` is worth logging.
     normalizer
         Undoes the normalisation of ``target`` where ``forward`` gets no ``values``. None: the target is in the units
-        of the weights. A residual stage, whose target is a difference, must give ``values``.
+        of the weights. For a residual stage, whose target is a difference, ``values`` are required.
 
     Notes
     -----
-    The table of the density and its slopes are buffers (float64, so that weights equal ``dense_weight.weights``), which
-    move with ``loss.to(device)``; on a device without float64 type ``loss.float().to(device)``. They are not part of
-    ``state_dict``: keep ``loss.dense_weight.to_dict()``.
+    The table of the density and its slopes are buffers (float64, so that weights equal ``dense_weight.weights``) that
+    move with ``loss.to(device)``; for a device without float64, use ``loss.float().to(device)``. They are not part of
+    ``state_dict``: save ``loss.dense_weight.to_dict()``.
 
     Raises
     ------
@@ -89,7 +89,7 @@ class DenseLoss(nn.Module):
 
     def __init__(self, dense_weight: DenseWeight, normalizer: Normalizer | None = None) -> None:
         super().__init__()
-        mean = dense_weight.mean  # raises before anything is built, where not fitted
+        mean = dense_weight.mean  # if not fitted, raises before anything is built
         histogram = dense_weight.histogram
         assert histogram is not None
         self.dense_weight, self.normalizer = dense_weight, normalizer
@@ -102,10 +102,10 @@ class DenseLoss(nn.Module):
 
     @torch.no_grad()
     def weights(self, values: Tensor) -> Tensor:
-        """Weight of each value (mm day-1, any shape), as ``DenseWeight.weights``: NaN gets 0. In the table's dtype."""
+        """Weight of each value (mm day-1, any shape), as `DenseWeight.weights`: 0 for NaN. Has the table's dtype."""
         values = values.to(self.table.dtype)
         missing = values.isnan()
-        # In place on new tensors: this runs in every step.
+        # In place, on new tensors, for speed: this runs in every step.
         position = values.nan_to_num(0.0)
         if self.transform is not None:
             position = transform(position, self.transform)
@@ -118,7 +118,7 @@ class DenseLoss(nn.Module):
         return weights.masked_fill_(missing, 0.0)
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
-        """Loss of a batch, a scalar of the dtype of ``pred``; 0 where no pixel is valid.
+        """Loss of a batch, a scalar with the dtype of ``pred``; 0 if no pixel is valid.
 
         Parameters
         ----------
@@ -127,7 +127,7 @@ class DenseLoss(nn.Module):
         mask
             True where the target counts; any shape that broadcasts to the target's. None: everywhere.
         values
-            What the weights are a function of, mm day-1, of the target's shape. None: computed from the target.
+            The values that determine the weights, mm day-1, in the target's shape. None: computed from the target.
 
         Raises
         ------

@@ -32,27 +32,27 @@ class DenseWeight:
     Parameters
     ----------
     alpha
-        0: all weights are 1. 1: the most frequent value gets eps. Above 1: all values with ``p' > 1 / alpha`` do.
+        0: all weights are 1. 1: the most frequent value gets eps. Above 1: so do all values with ``p' > 1 / alpha``.
     bandwidth
-        Standard deviation of the Gaussian kernel, in units of the (transformed) values. None: at each fit
+        Standard deviation of the Gaussian kernel, in units of the (transformed) values. None: for each fit,
         ``1.06 * std * n**(-1/5)``.
     grid_points
-        Points of the grid on which the density is known; between them it is interpolated linearly.
+        Number of grid points at which the density is computed; between them it is interpolated linearly.
     eps
-        The least weight, before the mean is taken out.
+        The smallest weight, before the weights are divided by their mean.
     wet_threshold
-        In the units of the values. The density is that of the values at or above it; those below (dry) have ``w* =
-        1``. None: all values are alike.
+        In the units of the values. The density is computed from the values at or above it; those below (dry) have
+        ``w* = 1``. None: no value is treated as dry.
     transform
-        The density is that of ``log1p(value)`` or ``sqrt(value)``, so that rates of 5 and of 100 mm differ. None: of
-        the values.
+        "log1p" or "sqrt": the density is computed from the transformed values, so that rates of 5 and 100 mm differ.
+        None: from the values themselves.
     histogram
         Set by `fit`.
 
     Raises
     ------
     ValueError
-        For parameters out of their range.
+        For parameters out of range.
 
     Examples
     --------
@@ -114,10 +114,10 @@ class DenseWeight:
         values
             Training values of any shape, float or integer, in the units of ``wet_threshold``. NaN (ocean, missing) is
             never counted. A lazy array is computed chunk by chunk, twice: once for count, mean, std and extremes,
-            once for the histogram. Never more than a chunk per worker and the histogram are held; all sums are
+            once for the histogram. At most one chunk per worker and the histogram are in memory; all sums are
             float64, whatever the dtype.
         scheduler
-            Of Dask; None: the one that is set. Within a task of a cluster "synchronous" or "threads".
+            Dask scheduler; None: the current one. Inside a task of a cluster: "synchronous" or "threads".
 
         Raises
         ------
@@ -128,7 +128,7 @@ class DenseWeight:
         Warns
         -----
         UserWarning
-            If over half of the training values get ``eps``, or the grid is coarser than the bandwidth.
+            If more than half of the training values get ``eps``, or the grid is coarser than the bandwidth.
         """
         histogram = fit_histogram(
             values, self.bandwidth, int(self.grid_points), self.wet_threshold, self.transform, scheduler
@@ -138,7 +138,7 @@ class DenseWeight:
         return fitted
 
     def with_alpha(self, alpha: float) -> DenseWeight:
-        """Return the same fit with another alpha, without another pass over the data (they share the histogram)."""
+        """Return the same fit with another alpha, without another pass over the data (the histogram is shared)."""
         changed = replace(self, alpha=alpha)
         if self.histogram is not None:
             changed._warn_of_eps()
@@ -157,8 +157,8 @@ class DenseWeight:
     def density(self, values: Any) -> Any:
         """Probability density of the training values at ``values``, per unit of the *transformed* values.
 
-        Same shape and dtype (float32 or float64) as ``values``, lazy where they are. NaN for NaN and for values below
-        ``wet_threshold``. Beyond the grid it is that of the grid's end.
+        Same shape and dtype (float32 or float64) as ``values``, lazy if they are. NaN for NaN and for values below
+        ``wet_threshold``. Beyond the grid, the density at its end.
         """
         histogram = self._fitted
         return _on_blocks(
@@ -174,11 +174,11 @@ class DenseWeight:
         )
 
     def weights(self, values: Any) -> Any:
-        """Weight of each value: mean 1 over the training values, NaN gets 0.
+        """Weight of each value, with mean 1 over the training values; 0 for NaN.
 
-        Same shape and dtype (float32 or float64) as ``values``, dimensionless, lazy where they are. ``values`` are in
-        the units of the training values; those beyond the grid get the weight of its end. While ``alpha <= 1`` the
-        mean over the training values is 1 to rounding; above, to within the grid's resolution of where ``p'`` crosses
+        Same shape and dtype (float32 or float64) as ``values``, dimensionless, lazy if they are. ``values`` are in the
+        units of the training values; those beyond the grid get the weight at its end. For ``alpha <= 1`` the mean over
+        the training values is 1 up to rounding; above, it is only as accurate as the grid resolves where ``p'`` crosses
         ``1 / alpha``.
         """
         histogram = self._fitted
@@ -199,29 +199,29 @@ class DenseWeight:
         return np.maximum(1.0 - self.alpha * self._fitted.scaled_density, self.eps)
 
     def _mean_of(self, on_grid: np.ndarray, dry: float) -> float:
-        """Mean over the training values of what is linear between grid points (the binning is its adjoint)."""
+        """Mean over the training values of a function linear between grid points (binning is the adjoint)."""
         counts, n_dry = self._fitted.counts, self._fitted.dry
         return float(((counts * on_grid).sum() + n_dry * dry) / (counts.sum() + n_dry))
 
     @cached_property
     def mean(self) -> float:
-        """Mean of ``w*`` over the training values (dry ones have 1), by which the weights are divided."""
+        """Mean of ``w*`` over the training values (1 for dry ones), by which the weights are divided."""
         return self._mean_of(self._unscaled, 1.0)
 
     @cached_property
     def eps_share(self) -> float:
-        """Share of the training values that get the least weight."""
+        """Share of the training values that get the smallest weight."""
         at_eps = self._unscaled <= self.eps
-        between = at_eps[1:] & at_eps[:-1]  # a value has eps where both its neighbours on the grid have
+        between = at_eps[1:] & at_eps[:-1]  # a value gets eps if both neighbouring grid points do
         return self._mean_of((np.append(between, False) + np.append(False, between).astype(np.float64)) / 2, 0.0)
 
     def summary(self) -> dict[str, Any]:
-        """What the fit found, as plain numbers (JSON): to log and to keep with a model.
+        """The results of the fit as plain numbers (JSON), for the log and to be saved with a model.
 
         ``n`` finite training values; ``zeros_share`` and ``dry_share`` of them; ``bandwidth`` and ``grid_step`` in
-        units of the transformed values; ``eps_share`` of the values with the least weight; ``effective_sample``, which
-        is ``(sum w)**2 / (n * sum w**2)``; ``weights``: the value (in its units, to within a grid step) and its weight
-        at each decile and at the maximum of the wet values; ``dry_weight`` where there is a threshold.
+        units of the transformed values; ``eps_share``, the share of values with the smallest weight;
+        ``effective_sample``, which is ``(sum w)**2 / (n * sum w**2)``; ``weights``: value (in its units, to within a
+        grid step) and weight at each decile and at the maximum of the wet values; ``dry_weight`` if a threshold is set.
         """
         histogram = self._fitted
         wet = histogram.n - histogram.dry
@@ -254,7 +254,7 @@ class DenseWeight:
         return summary
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, text and lists (JSON) from which `from_dict` makes the same object again."""
+        """Plain numbers, text and lists (JSON) from which `from_dict` restores the object."""
         content = {name: getattr(self, name) for name in _PARAMETERS}
         histogram = None
         if self.histogram is not None:
@@ -263,7 +263,7 @@ class DenseWeight:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> DenseWeight:
-        """Undo `to_dict`. Raises ValueError where keys are missing or unknown."""
+        """The inverse of `to_dict`. Raises ValueError where keys are missing or unknown."""
         wanted = {*_PARAMETERS, "histogram"}
         if set(content) != wanted:
             raise ValueError(
@@ -293,7 +293,7 @@ def _as_dtype(block: np.ndarray, function: Callable[[np.ndarray], np.ndarray], t
 
 
 def _on_blocks(function: Callable[[np.ndarray], np.ndarray], values: Any, attrs: dict[str, str]) -> Any:
-    """``function`` of each block of numpy, dask or xarray values, in float32 where they are, else float64."""
+    """``function`` of each block of numpy, dask or xarray values; float32 for floats of up to 32 bits, else float64."""
     array = checked_array(values)
     dtype = np.dtype(np.float32 if array.dtype.kind == "f" and array.dtype.itemsize <= 4 else np.float64)
     result: Any

@@ -1,4 +1,4 @@
-"""The density of values: a histogram reduced over the chunks of any array, and a Gaussian KDE of it as in FFTKDE."""
+"""The density of values: a histogram summed over the chunks of any array, and its Gaussian KDE as in FFTKDE."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from xdeepsd.models.transform import Transform, invert
 def _reach(bandwidth: float) -> float:
     """Half-width of the kernel, in the units of the values.
 
-    FFTKDE cuts its kernel where it falls to a density of 1e-4 (in absolute units) and lets its grid reach as far
-    beyond the data; the same root finder gives the same grid and numbers. A cut in absolute units fails where a unit
-    is far from the bandwidth (above 4000 units FFTKDE raises), so it is kept between 3 and 8 bandwidths.
+    FFTKDE cuts off its kernel where the density falls to 1e-4 (in absolute units), and its grid reaches as far beyond
+    the data; the same root finder here gives the same grid and numbers. A cut-off in absolute units fails for very
+    large or small bandwidths (above 4000 units FFTKDE raises), so it is kept between 3 and 8 bandwidths.
     """
     peak = 1.0 / (bandwidth * math.sqrt(2.0 * math.pi))
 
@@ -40,9 +40,9 @@ def _reach(bandwidth: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """What a fit keeps: a linear-binned histogram of the training values, and their moments.
+    """What a fit keeps: a linearly binned histogram of the training values, and their moments.
 
-    ``n`` finite values, of them ``zeros`` equal to 0 and ``dry`` below the wet threshold. The rest (wet) have, after
+    Of the ``n`` finite values, ``zeros`` are 0 and ``dry`` are below the wet threshold. The others (wet) have, after
     the transform, ``minimum``, ``maximum`` and the Gaussian ``bandwidth``, and ``counts`` (float64, adding up to
     ``n - dry``) on an even grid from ``start`` to ``stop``.
     """
@@ -64,12 +64,12 @@ class Histogram:
 
     @property
     def step(self) -> float:
-        """Distance of the grid points."""
+        """Distance between grid points."""
         return (self.stop - self.start) / (self.counts.size - 1)
 
     @cached_property
     def grid(self) -> np.ndarray:
-        """Grid points: transformed values."""
+        """Grid points, as transformed values."""
         return np.linspace(self.start, self.stop, self.counts.size)
 
     @cached_property
@@ -79,7 +79,7 @@ class Histogram:
         distance = np.arange(-reach, reach + 1) * self.step / self.bandwidth
         kernel = np.exp(-0.5 * distance**2) / (self.bandwidth * math.sqrt(2.0 * math.pi))
         density = fftconvolve(self.counts / (self.n - self.dry), kernel, mode="same")
-        return np.maximum(density, 0.0)  # the FFT rounds to either side of 0
+        return np.maximum(density, 0.0)  # rounding in the FFT may give values below 0
 
     @cached_property
     def scaled_density(self) -> np.ndarray:
@@ -89,7 +89,7 @@ class Histogram:
 
 
 def checked_array(values: Any) -> np.ndarray | da.Array:
-    """The numpy or dask array in ``values``; refuse what holds no real numbers."""
+    """``values`` as a numpy or dask array; refuse anything but real numbers."""
     if isinstance(values, xr.Dataset):
         raise ValueError(
             f"DenseWeight got a Dataset with the variables {sorted(map(str, values.data_vars))}. "
@@ -113,7 +113,7 @@ def fit_histogram(
     transform: Transform | None,
     scheduler: str | None,
 ) -> Histogram:
-    """Count ``values`` on a grid that reaches as far beyond them as the kernel does; two passes over a lazy array.
+    """Bin ``values`` on a grid that extends beyond them by the reach of the kernel; two passes over a lazy array.
 
     Arguments, errors and warnings are those of `DenseWeight` and its ``fit``.
     """
@@ -186,7 +186,7 @@ def _check_moments(found: Moments, wet_threshold: float | None, transform: Trans
 
 
 def _bandwidth(found: Moments, given: float | None, grid_points: int) -> float:
-    """The bandwidth that is given, or the one for the moments found; ValueError where float64 cannot resolve it."""
+    """The given bandwidth, or else the one from the moments; ValueError if float64 cannot resolve it."""
     std = math.sqrt(found.squares / found.n)
     bandwidth = 1.06 * std * found.n**-0.2 if given is None else float(given)
     step = (found.maximum - found.minimum) / grid_points

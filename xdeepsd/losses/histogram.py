@@ -1,11 +1,11 @@
-"""Passes over the values of any array: moments, linear-binned histogram, look-up in a table; compiled by `compiled`.
+"""Passes over the values of any array: moments, linear binning, table look-up; the loops are in `compiled`.
 
 Linear binning shares each value between its two neighbours on an even grid, so that the histogram keeps the mean
-(Wand 1994, Fast computation of multivariate kernel estimators). KDEpy compiles the same for arrays in memory; here it
-takes one chunk at a time, leaves the GIL, skips what is missing and adds up over Dask.
+(Wand 1994, Fast computation of multivariate kernel estimators). KDEpy has a compiled version for arrays in memory;
+this one takes one chunk at a time, releases the GIL, skips missing values and sums up over Dask.
 
 All passes take a ``threshold`` (values below it, *dry*, are left out; -inf for none) and a ``transform`` ("log1p",
-"sqrt" or None) which is applied to the rest.
+"sqrt" or None) that is applied to the rest.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dask.system import CPU_COUNT
 from xdeepsd._extras import require
 from xdeepsd.models.transform import TRANSFORMS, Transform
 
-_PIECE = 2**19  # values that a thread takes at a time from an array in memory
+_PIECE = 2**19  # values of an array in memory that a thread takes at a time
 
 
 @cache
 def _loops() -> Any:
-    """The module of the compiled loops; ImportError, with what to type, where numba is missing."""
+    """The module with the compiled loops; without numba, an ImportError that says what to type."""
     require("fast", "DenseWeight")
     from xdeepsd.losses import compiled
 
@@ -39,10 +39,10 @@ def _loops() -> Any:
 
 @dataclass(frozen=True)
 class Moments:
-    """What one pass over the values gives.
+    """The result of one pass over the values.
 
     Counts of values that are ``finite``, ``infinite`` and 0 (``zeros``). The ``n`` finite values at or above the
-    threshold, of which ``negative`` are below 0, have after the transform the ``mean``, the sum of squared deviations
+    threshold, of which ``negative`` are below 0, have, after the transform, the ``mean``, the sum of squared deviations
     ``squares``, and the extremes ``minimum`` and ``maximum`` (inf and -inf where ``n`` is 0).
     """
 
@@ -57,7 +57,7 @@ class Moments:
     maximum: float
 
     def __add__(self, other: Moments) -> Moments:
-        """Moments of the values of both (Chan, Golub, LeVeque 1983)."""
+        """Moments of the values of both together (Chan, Golub, LeVeque 1983)."""
         n = self.n + other.n
         share = other.n / n if n else 0.0
         step = other.mean - self.mean
@@ -83,7 +83,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
 
 
 def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any], scheduler: str | None = None) -> Any:
-    """Sum of ``function`` over the chunks, added in a tree; in memory over pieces, by as many threads as there are."""
+    """Sum of ``function`` over the chunks, added in a tree; for arrays in memory over pieces, by one thread per CPU."""
     if isinstance(values, da.Array):
         ones = tuple((1,) * n for n in values.numblocks)
         meta = np.empty((0,) * values.ndim, object)
@@ -91,14 +91,14 @@ def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any],
         return entries.sum().compute(scheduler=scheduler)
     flat = values.ravel(order="K")
     starts = range(0, max(flat.size, 1), _PIECE)
-    parts: list[Any] = [None] * len(starts)  # in the order of the values: sums do not depend on who computed what
+    parts: list[Any] = [None] * len(starts)  # in the order of the values: sums do not depend on thread timing
     pieces = iter(list(enumerate(starts)))
 
     def work() -> None:
-        for i, start in pieces:  # one iterator for all threads: who is free takes the next one
+        for i, start in pieces:  # one iterator for all threads: a free thread takes the next piece
             parts[i] = function(flat[start : start + _PIECE])
 
-    # This thread works too: another one may take milliseconds to wake up, in which it would do nothing but wait.
+    # This thread works too: otherwise it would only wait, for milliseconds until other threads wake up.
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         others = [pool.submit(work) for _ in range(min(CPU_COUNT, len(starts)) - 1)]
         work()
@@ -108,7 +108,7 @@ def _total(values: np.ndarray | da.Array, function: Callable[[np.ndarray], Any],
 
 
 def _as_entry(block: np.ndarray, function: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """The result for a chunk as an array of one object, so that Dask's own sum adds them up."""
+    """The result for a chunk as an array of one object, so that Dask's own sum adds up the results."""
     entry = np.empty(1, object)
     entry[0] = function(block)
     return entry.reshape((1,) * block.ndim)
@@ -117,7 +117,7 @@ def _as_entry(block: np.ndarray, function: Callable[[np.ndarray], Any]) -> np.nd
 def _block_moments(block: np.ndarray, threshold: float, transform: int) -> Moments:
     flat = _floats(block).ravel(order="K")
     least = flat.dtype.type(threshold)
-    if float(least) < threshold:  # rounded down to float32: take the next one above
+    if float(least) < threshold:  # rounded down to float32: take the next float above
         least = np.nextafter(least, flat.dtype.type(math.inf))
     return Moments(*_loops().take_moments(flat, least, transform))
 
@@ -135,9 +135,9 @@ def moments(
     *,
     scheduler: str | None = None,
 ) -> Moments:
-    """Moments of all values, whatever their order, chunks and dtype: sums are float64 about a value among them.
+    """Moments of all values, whatever their order, chunks and dtype; sums are float64, about one of the values.
 
-    Computes a lazy array, chunk by chunk (``scheduler`` None: with the one that is set). NaN is never counted.
+    Computes a lazy array, chunk by chunk (``scheduler`` None: the current one). NaN is never counted.
 
     >>> moments(np.array([0.0, 1.0, 5.0, np.nan])).mean
     2.0
@@ -157,9 +157,9 @@ def linear_binning(
 ) -> np.ndarray:
     """Histogram on the points of an even ``grid``: each value is shared between its two neighbours.
 
-    Computes a lazy array, chunk by chunk (``scheduler`` None: with the one that is set); never more than a chunk and a
-    histogram per thread are held. NaN, infinite values and values beyond the grid are not counted. float64 of the
-    grid's size.
+    Computes a lazy array, chunk by chunk (``scheduler`` None: the current one), with at most one chunk and one
+    histogram per thread in memory. NaN, infinite values and values beyond the grid are not counted. Returns float64
+    of the grid's size.
 
     >>> linear_binning(np.array([0.25, 2.0, np.nan]), np.array([0.0, 1.0, 2.0]))
     array([0.75, 0.25, 1.  ])
@@ -179,8 +179,8 @@ def look_up(
 ) -> np.ndarray:
     """Interpolate ``table`` (on an even ``grid`` of transformed values) linearly at ``values``.
 
-    ``numpy.interp`` without its search. float64 of the shape of ``values`` (numpy); NaN for NaN, ``dry`` below the
-    threshold, the table's ends beyond the grid.
+    Like ``numpy.interp``, without the search. Returns float64 of the shape of ``values`` (numpy); NaN for NaN, ``dry``
+    below the threshold, the table's end values beyond the grid.
 
     >>> look_up(np.array([0.25, 9.0, np.nan]), np.array([0.0, 1.0, 2.0]), np.array([0.0, 4.0, 6.0]))
     array([ 1.,  6., nan])

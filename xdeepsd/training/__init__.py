@@ -1,5 +1,5 @@
-"""Training: its configuration, the ladder it reads, a stage and its loop, the stack, checkpoints, validation, and what
-is shown meanwhile.
+"""Training: its configuration, the ladder it reads, a stage and its loop, the stack, checkpoints, validation, and the
+progress display.
 
-May import ``levels``, ``losses``, ``models``, ``grids`` and ``stores``; nothing of evaluation.
+May import ``levels``, ``losses``, ``models``, ``grids`` and ``stores``; nothing from evaluation.
 """

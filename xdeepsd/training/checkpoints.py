@@ -1,4 +1,4 @@
-"""Checkpoints of a stage in training: written whole or not at all, read back to the same bits."""
+"""Checkpoints of a stage in training: written whole or not at all, and read back bit for bit."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 METRICS = "metrics.parquet"
-KEEP = 2  # the newest, and the one before it in case the newest is damaged later
+KEEP = 2  # the newest, and its predecessor in case the newest is damaged later
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 def write_beside(path: Path, content: bytes, name: str) -> None:
-    """`write_whole` of a file in a folder of checkpoints; OSError with its ``name`` in words and what is kept."""
+    """`write_whole` in a folder of checkpoints; its OSError calls the file ``name`` and says what is kept."""
     try:
         write_whole(path, content)
     except OSError as error:
@@ -45,12 +45,12 @@ def checkpoints(folder: Path) -> list[Path]:
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the state after ``step`` steps and remove all but the newest checkpoints.
 
-    ``state`` holds tensors, numbers, text, lists and dicts only, so that reading it runs no code. Raises OSError
-    where the disk is full or may not be written; the checkpoints before it stay.
+    ``state`` holds only tensors, numbers, text, lists and dicts, so that reading it runs no code. Raises OSError
+    where the disk is full or writing is not permitted; earlier checkpoints stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        if _NAME.fullmatch(partial_of(file.name) or ""):  # left by a process that was killed while writing
+        if _NAME.fullmatch(partial_of(file.name) or ""):  # left by a process killed while writing
             file.unlink(missing_ok=True)
     path = folder / f"step-{step:09d}.pt"
     content = io.BytesIO()
@@ -62,7 +62,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove what trainings wrote into the folders below one, and those that are empty then; nothing else."""
+    """Remove what training runs wrote to the stage folders in ``folder``, and the folders left empty; nothing else."""
     for stage in folder.glob("stage_*"):
         events = stage.glob("tensorboard/events.out.tfevents.*")
         partial = (file for file in stage.glob("*.partial") if partial_of(file.name))
@@ -76,19 +76,19 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """State of the newest checkpoint that can be read; None where there is none.
+    """State of the newest readable checkpoint; None where there are no checkpoints.
 
-    A damaged checkpoint is passed over with a warning. Raises ValueError where all are damaged, or where the newest
-    comes from a newer xdeepsd.
+    Damaged checkpoints are skipped with a warning. Raises ValueError where all are damaged, or where the newest comes
+    from a newer xdeepsd.
     """
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
-            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+            with zipfile.ZipFile(path) as archive:  # torch does not verify the checksums
                 if (part := archive.testzip()) is not None:
                     raise ValueError(f"{part} in it is damaged")
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
+        except Exception as error:  # torch raises many kinds of error for a damaged file
             logger.warning("%s cannot be read (%s): taking the one before it.", path, error)
             continue
         if state["format"] > FORMAT:

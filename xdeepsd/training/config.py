@@ -18,7 +18,7 @@ from xdeepsd.models.transform import check
 LOSSES = ("mse", "denseloss")
 SCHEDULES = ("constant", "cosine", "exponential")
 PRECISIONS = ("float32", "bfloat16")
-# Fields that may change between a run and its resumption: they do not enter the result.
+# Fields that may change when a run is resumed: they do not affect the result.
 FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
 
 
@@ -32,34 +32,35 @@ class TrainConfig:
         *Network*, as in `SRCNNConfig`; ``target_transform`` None, "sqrt" or "log1p": network and loss work on
         transformed precipitation, which is inverted exactly on output.
     patch, stride, min_land
-        *Patches*: rows and columns of the network's input window, fine cells; the step between two, of which the last
-        of each axis ends at the edge of the map; the smallest share of wanted cells (the level's mask) in the output
-        window. The loss is taken in the 'valid' output, which is smaller by twice the radius: 26 of 38 for 9-1-5.
+        *Patches*: rows and columns of the network's input window, in fine cells; the step between patches (the last one
+        along each axis ends at the edge of the map); the smallest share of wanted cells (the level's mask) in the
+        output window. The loss is taken over the 'valid' output, which is smaller by twice the radius: 26 of 38 for
+        9-1-5.
     batch, steps, learning_rate, last_layer_rate, schedule, clip_gradient
-        *Optimiser*: patches in a batch, and batches; Adam's rate, and what the last layer's is multiplied with;
-        "constant", "cosine" (to 0 at the last step) or "exponential" (times 0.96 every 100,000 steps, as deepsd);
-        the largest norm of the gradient, None: not clipped.
+        *Optimiser*: patches in a batch, and number of batches; Adam's learning rate, and the factor on it for the last
+        layer; "constant", "cosine" (to 0 at the last step) or "exponential" (times 0.96 every 100,000 steps, as in
+        deepsd); the largest norm of the gradient, None: not clipped.
     loss, alpha, wet_threshold, density_transform
         *Loss*: "mse", or "denseloss" with weights from `xdeepsd.DenseWeight` fitted to the fine values of the training
         days.
     train, validation, test
         *Days*: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
         ``validation`` and ``test`` a fraction of the days at the end. ``train`` None: all that are in neither of the
-        others. Test days are never read.
+        other two. Test days are never read.
     validate_every, validation_days, patience
-        *Validation*: steps between two; how many of the validation days (spread evenly) are looked at; stop after so
-        many without a better one, None: go on to the last step. The stage that comes out is always the best one on
-        the validation days.
+        *Validation*: steps between validations; how many of the validation days (spread evenly) are used; stop after
+        this many validations without improvement, None: go on to the last step. The resulting stage is always the best
+        one on the validation days.
     seed, buffer, workers, checkpoint_every, device, precision, threads, tensorboard
-        *Run*: everything random follows from the seed. MiB that the loader may hold, and its threads, which change only
-        the speed. Steps between checkpoints. "cpu", "cuda", ..., None: a GPU if there is one. "float32" or "bfloat16"
-        (mixed precision). CPU threads of torch, None: as they are. Events for TensorBoard (scalars, maps, histograms of
-        the weights) in the checkpoint folder.
+        *Run*: the seed of everything random. MiB that the loader may hold, and its threads, which change only the
+        speed. Steps between checkpoints. "cpu", "cuda", ..., None: a GPU if there is one. "float32" or "bfloat16"
+        (mixed precision). CPU threads of torch, None: unchanged. Whether to write TensorBoard events (scalars, maps,
+        histograms of the weights) to the checkpoint folder.
 
     Raises
     ------
     ValueError
-        A value that makes no sense, named with what is needed.
+        A value makes no sense; the error says what is needed.
     """
 
     # Network
@@ -153,11 +154,11 @@ class TrainConfig:
         return cls(**published | changes)
 
     def network(self, factor: int) -> SRCNNConfig:
-        """Configuration of a stage's network."""
+        """The configuration of a stage's network."""
         return SRCNNConfig(self.channels, self.kernels, factor, self.static, self.residual, self.conserve)
 
     def dense_weight(self) -> DenseWeight:
-        """Weights of DenseLoss, not fitted."""
+        """The weights of DenseLoss, not yet fitted."""
         return DenseWeight(self.alpha, wet_threshold=self.wet_threshold, transform=self.density_transform)
 
     def split(self, time: xr.DataArray) -> Split:
@@ -166,7 +167,7 @@ class TrainConfig:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of the step (from 0).
+    """Learning rate of a step (counted from 0).
 
     >>> learning_rate(500, TrainConfig(learning_rate=1e-3, schedule="cosine", steps=1000))
     0.0005
@@ -181,7 +182,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def changed_fields(
     then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = (), of: str = ""
 ) -> list[str]:
-    """What differs between a description that was written and one of now, but for the ``free`` keys; a text each.
+    """The differences between a saved and a current description, except for the ``free`` keys, each as text.
 
     >>> changed_fields({"batch": 8, "seed": 0}, {"batch": 4, "seed": 0}, of=" of stage 1")
     ['batch of stage 1 was 8, is 4']

@@ -1,4 +1,4 @@
-"""The resolution ladder as training takes it: opened once, with the static fields that its stages learn from."""
+"""The resolution ladder as training takes it: opened once, with the static fields that the stages learn from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from xdeepsd.levels.pairs import check_fields, factor_between
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.training.config import TrainConfig
 
-# What users may give; `check_levels` makes a list of it.
+# What users may pass; `check_levels` makes it a list.
 Levels = str | os.PathLike[str] | Sequence[xr.Dataset]
 
 
 def check_levels(levels: Levels) -> list[xr.Dataset]:
-    """Levels, coarsest first, lazy; ValueError unless there are two or more, which divide, with units."""
+    """Levels, coarsest first, lazy; ValueError unless there are at least two, whose shapes divide, with units."""
     where = "the sequence"
     if isinstance(levels, str | os.PathLike):
         where, levels = str(levels), open_levels(levels)
@@ -49,14 +49,14 @@ def check_levels(levels: Levels) -> list[xr.Dataset]:
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """Levels and what the stages take from the finest one. Make it by `Ladder.of`.
+    """The levels, and what the stages take from the finest one. Made by `Ladder.of`.
 
     Parameters
     ----------
     levels
-        As `check_levels` gives them.
+        As `check_levels` returns them.
     static
-        Static fields and mask of the finest grid, in memory, by what they depend on.
+        Static fields and mask of the finest grid, in memory; the keys (`static_key`) are what they depend on.
     """
 
     levels: Sequence[xr.Dataset]
@@ -78,9 +78,9 @@ class Ladder:
         return self.static[static_key(config)]
 
     def stage_levels(self, k: int, config: TrainConfig) -> tuple[xr.Dataset, xr.Dataset]:
-        """Input and output level of stage ``k``, their static fields from the finest ones by block means.
+        """Input and output level of stage ``k``, with static fields that are block means of the finest ones.
 
-        That is how inference takes them. Precipitation stays lazy.
+        Inference takes the fields in the same way. Precipitation stays lazy.
         """
         static = self.fields(config).drop_vars("mask")
         coarse, fine = (
@@ -103,7 +103,7 @@ def static_key(config: TrainConfig) -> tuple[Any, ...]:
 def _static_fields(finest: xr.Dataset, config: TrainConfig) -> xr.Dataset:
     """Static fields of ``config`` and the mask of the finest level, in memory.
 
-    A climatology that is asked for and not given is the mean of the finest level's training days; see
+    A climatology that is asked for but not given is the mean of the finest level's training days; see
     `with_climatology` for a given one.
     """
     check_fields(finest, config.static, "finest", later=[CLIMATOLOGY])

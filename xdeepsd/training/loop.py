@@ -1,4 +1,4 @@
-"""The loop of a stage in training: steps, validations, checkpoints, and the state that they share."""
+"""The training loop of a stage: steps, validations, checkpoints, and the state they share."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from xdeepsd.training.watch import Watch, write_metrics
 
 logger = logging.getLogger(__name__)
 
-# Steps between two looks at the loss on a GPU: each look has to wait for it.
+# Steps between two looks at the loss on a GPU: each look has to wait for the GPU.
 _LOOK_EVERY = 25
-# What a checkpoint keeps of the state as it is
+# Parts of the state that a checkpoint keeps unchanged
 _PLAIN = ("step", "losses", "history", "without_better", "finished", "best")
 
 
@@ -48,13 +48,13 @@ class State:
         self.keep(score=math.inf, rmse=math.nan)
 
     def keep(self, score: float, rmse: float) -> None:
-        """Keep the present weights as the best so far."""
+        """Keep the current weights as the best so far."""
         net = {name: tensor.detach().cpu().clone() for name, tensor in self.net.state_dict().items()}
         self.best = {"step": self.step, "score": score, "rmse": rmse, "net": net}
         self.without_better = 0
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go back to what a checkpoint holds."""
+        """Restore the state from a checkpoint."""
         self.net.load_state_dict(saved["net"])
         self.optimizer.load_state_dict(saved["optimizer"])
         for name in _PLAIN:
@@ -63,7 +63,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """All that stays from step to step. ``described`` is what a checkpoint holds besides the state."""
+    """All that stays the same from step to step. ``described`` is what a checkpoint holds besides the state."""
 
     index: int
     config: TrainConfig
@@ -129,10 +129,10 @@ def _update(run: Run, state: State, batch: Batch, rate: float) -> Tensor:
 
 
 def _loss(run: Run, output: Tensor, batch: Batch) -> Tensor:
-    """Loss of the network's output; where coarse means are kept, its mean with the loss of what is kept.
+    """Loss of the network's output; where coarse means are kept, averaged with the loss after they are imposed.
 
-    With the second alone nothing tells the network the sums that are divided out, and it learns less (docs/method.md).
-    The exponents of "softmax" have no target of their own.
+    The latter alone does not constrain the sums that are divided out, and the network learns less (docs/method.md).
+    With "softmax" only the latter counts: there is no target for its exponents.
     """
     own = None
     if run.stage.config.conserve != "softmax":
@@ -149,12 +149,12 @@ def _loss(run: Run, output: Tensor, batch: Batch) -> Tensor:
 
 
 def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None:
-    """Add the errors to ``row`` and it to the history; keep the weights if they are the best so far; or stop.
+    """Add the errors to ``row``, and the row to the history; keep the weights if they are the best so far, or stop.
 
-    The score is the RMSE, or for DenseLoss that loss: the weights it asks for are not those of the least RMSE.
+    The score is the RMSE, or with DenseLoss the loss itself: its best weights are not those of the lowest RMSE.
     """
     config, validation = run.config, run.validation
-    score = -math.inf  # without validation days the last weights are taken
+    score = -math.inf  # without validation days, the last weights are taken
     if validation is not None:
         row["rmse"], row["rmse_interpolation"] = validation.rmse(run.stage), validation.rmse_interpolation
         score = row["rmse"]
@@ -174,12 +174,12 @@ def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None
 
 
 def _save(run: Run, state: State) -> None:
-    """Write a checkpoint where there is a folder for it."""
+    """Write a checkpoint if there is a folder for it."""
     config, folder = run.config, run.folder
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_metrics(folder, state.history)  # before: a run that is killed in between writes it again
+    write_metrics(folder, state.history)  # first: a run killed in between writes it again
     # Rates and shuffling follow from the step and the seed: there is no other random state.
     write_checkpoint(
         folder,
@@ -197,7 +197,7 @@ def _save(run: Run, state: State) -> None:
 
 
 def _check_losses(run: Run, state: State, count: int) -> None:
-    """Raise FloatingPointError where one of the last ``count`` losses is not finite: nothing of it is written."""
+    """Raise FloatingPointError if one of the last ``count`` losses is not finite, before anything of it is written."""
     bad = np.flatnonzero(~np.isfinite(state.losses[-count:]))
     if bad.size:
         step = state.step - count + int(bad[0]) + 1
@@ -205,7 +205,7 @@ def _check_losses(run: Run, state: State, count: int) -> None:
 
 
 def _check_weights(run: Run, state: State) -> None:
-    """Raise FloatingPointError where a finite loss had a gradient that is not: such weights are not written."""
+    """Raise FloatingPointError if a finite loss had an infinite or NaN gradient: such weights are not written."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in state.net.parameters()):
         _stop(f"The weights of stage {run.index} are not finite any more", state.step, run)
 

@@ -1,4 +1,4 @@
-"""Train a stack: a job for each stage, one after the other or all at once on a cluster, and the stack made of them."""
+"""Train a stack: one job per stage, one after another or all at once on a cluster, and then the stack made of them."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def train_stack(
     Parameters
     ----------
     levels
-        Path of a Zarr store of `build_levels`, or Datasets, coarsest first (see docs/conventions.md).
+        Path of a Zarr store written by `build_levels`, or Datasets, coarsest first (see docs/conventions.md).
     config
-        One `TrainConfig` for all stages, or one for each. None: `TrainConfig()`.
+        One `TrainConfig` for all stages, or one per stage. None: `TrainConfig()`.
     client
         A `distributed.Client`: all stages train at once on its workers, which must be able to read the levels and to
         write to ``checkpoint_dir``.
     checkpoint_dir
         Folder for the stages' checkpoints, ``stage_0`` and so on.
     resume
-        Go on from the checkpoints that are there.
+        Continue from existing checkpoints.
     progress
         Show a progress bar (without a client).
 
     Returns
     -------
-    `StackedSRCNN` with the finest static fields and mask, and the errors of each stage in ``training``.
+    `StackedSRCNN` with the static fields and mask of the finest level, and the errors of each stage in ``training``.
 
     Raises
     ------
@@ -83,25 +83,25 @@ def train_stacks(
     progress: bool = True,
     then: Then | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Train one stack for each of ``configs`` (seeds, alphas): ``(number, stack)`` as they are finished.
+    """Train one stack for each of ``configs`` (seeds, alphas), and yield ``(number, stack)`` as each is finished.
 
-    With a ``client`` all stages of all stacks are futures at once. A stage asks for the resource ``GPU`` where workers
-    have one (``dask worker --resources GPU=1``). A stage whose worker is lost starts again on another one, from its
-    checkpoint where there is one. What the caller computes on the client meanwhile may have to wait for all stages: do
-    that in ``then``.
+    With a ``client``, the stages of all stacks are submitted at once. A stage asks for the resource ``GPU`` where
+    workers have one (``dask worker --resources GPU=1``). A stage whose worker is lost starts again on another worker,
+    from its checkpoint if there is one. Anything that the caller computes on the client meanwhile may have to wait for
+    all stages: do that in ``then``.
 
     Parameters
     ----------
     configs
-        One `TrainConfig`, or one for each stage, for every stack.
+        For every stack one `TrainConfig`, or one per stage.
     checkpoint_dirs
-        A folder for every stack.
+        One folder per stack.
     levels, client, resume, progress
         As `train_stack`.
     then
-        ``then(levels, stack)`` is called with the levels as a list and every stack, with a ``client`` as a task of a
-        worker (to evaluate it there, say; what it computes with Dask needs a scheduler of its own). What it returns
-        takes the place of the stack.
+        ``then(levels, stack)`` is called for every stack, with the levels as a list; with a ``client``, as a task on a
+        worker (to evaluate the stack there, say; Dask computations in it must use a scheduler other than the
+        cluster's). Its return value takes the place of the stack.
     """
     levels = check_levels(levels)
     count = len(levels) - 1
@@ -122,7 +122,7 @@ def train_stacks(
     for plan in plans:
         _check_one_climatology(levels, plan)
     ladder = Ladder.of(levels, [stage.config for stage in jobs])
-    # Runs that differ only in alpha or seed share one fit of the density, so that the data are read once for all.
+    # Runs that differ only in alpha or seed share one fit of the density, so the data are read once for all of them.
     alike = Counter(_about_density(stage) for stage in jobs)
     shared = {about for about, number in alike.items() if about is not None and number > 1}
     if client is None:
@@ -132,7 +132,7 @@ def train_stacks(
 
 
 def _check_one_climatology(levels: Sequence[xr.Dataset], plan: Sequence[TrainConfig]) -> None:
-    """ValueError where the stages of a stack would each take the mean of other training days."""
+    """ValueError where the stages of a stack would use means of different training days."""
     days = {(c.train, c.validation, c.test) for c in plan if CLIMATOLOGY in c.static}
     if len(days) > 1 and CLIMATOLOGY not in levels[-1]:
         raise ValueError(
@@ -144,7 +144,7 @@ def _check_one_climatology(levels: Sequence[xr.Dataset], plan: Sequence[TrainCon
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stage to be trained. No tuple: Dask looks through those."""
+    """A stage to be trained. Not a tuple: Dask searches those for tasks."""
 
     k: int
     config: TrainConfig
@@ -152,7 +152,7 @@ class _Stage:
 
 
 def _about_density(stage: _Stage) -> tuple[Any, ...] | None:
-    """What the density of a stage depends on: not on alpha, nor on the seed; None for "mse"."""
+    """What the density of a stage depends on (neither alpha nor the seed); None for "mse"."""
     config = stage.config
     if config.loss == "mse":
         return None
@@ -183,17 +183,17 @@ def _on_cluster(
 
     run = uuid.uuid4().hex
 
-    # One name for all tasks of a kind: the scheduler then holds back those that no worker is free for, and new workers
-    # get their share. Tasks of different names are all handed out at once.
+    # All tasks of a kind have one name: the scheduler then holds back those for which no worker is free, and new
+    # workers get their share. Tasks with different names would all be handed out at once.
     def submit(
         name: str, number: tuple[int, ...], function: Callable[..., Any], *arguments: Any, **options: Any
     ) -> Any:
         return client.submit(function, *arguments, **options, pure=False, key=(f"{name}-{run}", *number))
 
     with warnings.catch_warnings():
-        # Sent once, not with every task; unlike scattered data it can be sent again where a worker is lost.
+        # Sent once, not with every task; unlike scattered data, it can be sent again if a worker is lost.
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-        # `partial`: what is inside is pickled, not looked through for Dask arrays to compute.
+        # `partial`: its arguments are pickled, and not searched for Dask arrays to compute.
         there = submit("levels", (), partial(_give, ladder))
     densities: dict[Any, Any] = {}
     running: dict[Any, tuple[int, list[Any]]] = {}
@@ -203,14 +203,14 @@ def _on_cluster(
             about = _about_density(stage)
             if about in shared and about not in densities:
                 densities[about] = submit("fit-density", (len(densities),), _fit_job, there, stage)
-            # Of a lower priority than finishing a stack, which should not wait until all others are trained.
+            # Lower priority than finishing a stack, which should not wait until all other stacks are trained.
             training = submit(
                 "train-stage", (i, stage.k), _train_job, there, stage, density=densities.get(about),
                 resources=resources, priority=-1,
             )  # fmt: skip
             trained.append(training)
         running[submit("finish-stack", (i,), _finish_job, there, stages, then, *trained)] = i, trained
-    # Of a single stack, log which stages are done: it may take long, and what workers log is not seen here.
+    # For a single stack, log which stages are done: training may take long, and the logs of workers are not seen here.
     single = {future: stage.k for future, stage in zip(trained, stages, strict=True)} if len(stacks) == 1 else {}
     try:
         for future in as_completed([*single, *running]):
@@ -219,7 +219,7 @@ def _on_cluster(
                     logger.info("Stage %d is trained.", single[future])
                 continue
             result = future.result()
-            i, _ = running.pop(future)  # the workers may forget the stages
+            i, _ = running.pop(future)  # so that the workers may release the stages
             yield i, result
     finally:
         rest = [future for finish, (_, trained) in running.items() for future in (finish, *trained)]
@@ -231,7 +231,7 @@ def _give(ladder: Ladder) -> Ladder:
 
 
 def _fit_job(ladder: Ladder, stage: _Stage) -> DenseWeight:
-    """The density for one stage of a stack, at any alpha."""
+    """The density for one stage of a stack, for any alpha."""
     pair, split = stage_pair(*ladder.stage_levels(stage.k, stage.config), stage.config)
     return fit_density(dataclasses.replace(stage.config, alpha=0.0), pair, split.train)
 
@@ -239,7 +239,7 @@ def _fit_job(ladder: Ladder, stage: _Stage) -> DenseWeight:
 def _train_job(
     ladder: Ladder, stage: _Stage, progress: bool = False, density: DenseWeight | None = None
 ) -> TrainedStage:
-    """One stage of a stack. It resumes from its checkpoint if there is one, as after the loss of a worker."""
+    """Train one stage of a stack, resuming from its checkpoint if there is one (after the loss of a worker, say)."""
     pair, split = stage_pair(*ladder.stage_levels(stage.k, stage.config), stage.config)
     return train_pair(
         pair, split, stage.config, stage.k, stage.folder, resume=stage.folder is not None, progress=progress,
@@ -248,7 +248,7 @@ def _train_job(
 
 
 def _finish_job(ladder: Ladder, stages: Sequence[_Stage], then: Then | None, *trained: TrainedStage) -> Any:
-    """The stack of its trained stages, with the grid, static fields and mask of the finest level; or ``then`` of it."""
+    """The stack of the trained stages, with grid, static fields and mask of the finest level; or ``then`` of that."""
     configs = [stage.config for stage in stages]
     maps = xr.merge([ladder.fields(config) for config in configs], compat="override", join="exact")
     training = {"stages": [stage.summary for stage in trained], "config": [asdict(config) for config in configs]}

@@ -1,4 +1,4 @@
-"""Train one stage on a pair of levels: what it starts from, anew or from a checkpoint, and its summary."""
+"""Train one stage on a pair of levels: its start, anew or from a checkpoint, and its summary."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainedStage(NamedTuple):
 
 
 def initialize(net: SRCNN, seed: Sequence[int]) -> None:
-    """Uniform weights and biases within ``1 / sqrt(fan in)``: torch's own choice, but from a generator of ours.
+    """Uniform weights and biases within ``1 / sqrt(fan in)``: torch's default, but with our own generator.
 
     Stages that train in threads of one process would share torch's global generator.
     """
@@ -61,14 +61,14 @@ def initialize(net: SRCNN, seed: Sequence[int]) -> None:
 
 
 def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeight:
-    """Density weights of the wanted fine values of the training ``days``, computed chunk by chunk."""
+    """`DenseWeight` fitted to the wanted fine values of the training ``days``, chunk by chunk."""
     observed = clean(pair.fine.isel(time=days), values_of(pair.fine))
     wanted = observed.where(xr.DataArray(pair.mask, dims=("lat", "lon")))
     return config.dense_weight().fit(wanted, scheduler="threads")  # this may run inside a task of a cluster
 
 
 def loss_function(density: DenseWeight | None, device: torch.device) -> LossFunction:
-    """DenseLoss with these weights, or the masked mean squared error without any."""
+    """DenseLoss with the given weights; without weights, the masked mean squared error."""
     if density is None:
         return lambda prediction, target, mask, values: masked_mse(prediction, target, mask)
     return DenseLoss(density).to(device)
@@ -90,17 +90,17 @@ def train_stage(
     ----------
     coarse, fine
         Levels as in docs/conventions.md, lazy or in memory: ``precipitation (time, lat, lon)``, ``mask`` and the
-        static fields of ``config``, of the same days. Where ``climatology`` is asked for and not there, it is the
-        mean of the training days (see `with_climatology`).
+        static fields of ``config``, on the same days. If ``climatology`` is asked for but missing, it is the mean of
+        the training days (see `with_climatology`).
     config
         `TrainConfig()` if None.
     index
-        Number of the stage in its stack, from 0; enters the seed and the messages.
+        Number of the stage in its stack, from 0; used for the seed and in messages.
     checkpoint_dir
         Folder for checkpoints and ``metrics.parquet``; None: none are written.
     resume
-        Go on from the newest checkpoint in ``checkpoint_dir`` if there is one. On a CPU the result has the same bits
-        as that of a run that was not interrupted (with the same number of torch threads).
+        Continue from the newest checkpoint in ``checkpoint_dir`` if there is one. On a CPU the result is bit for bit
+        the same as without the interruption (with the same number of torch threads).
     progress
         Show a progress bar.
 
@@ -111,8 +111,8 @@ def train_stage(
     Raises
     ------
     ValueError
-        Unusable levels or days (see `make_pair`, `split_days`), a climatology of validation or test days, validation
-        days without an observation, a checkpoint of another configuration or of other data.
+        Unusable levels or days (see `make_pair`, `split_days`), a climatology that includes validation or test
+        days, validation days without observations, a checkpoint of another configuration or other data.
     FileExistsError
         ``checkpoint_dir`` holds checkpoints and ``resume`` is False.
     FloatingPointError
@@ -131,9 +131,9 @@ def train_pair(
     pair: Pair, split: Split, config: TrainConfig, index: int, folder: Path | None, resume: bool, progress: bool,
     density: DenseWeight | None = None,
 ) -> TrainedStage:  # fmt: skip
-    """`train_stage` on what `stage_pair` gave.
+    """`train_stage` on the result of `stage_pair`.
 
-    ``density`` is what `fit_density` gave for these data, at any alpha; None: it is fitted where the loss needs it.
+    ``density`` is the result of `fit_density` for these data, for any alpha; None: it is fitted if the loss needs it.
     """
     unit = pair.config.factor if config.conserve else 1  # whole coarse cells, whose means can be kept
     side = (config.patch - 2 * pair.config.radius) // unit * unit
@@ -175,7 +175,7 @@ def train_pair(
             described = {
                 "identity": identity, "normalizers": asdict(normalizers), "index": index,
                 "density": None if density is None else density.to_dict(),
-                "digests": torch.from_numpy(pair.digests),  # as they are when it is written
+                "digests": torch.from_numpy(pair.digests),  # shared: as they are when a checkpoint is written
             }  # fmt: skip
             run = Run(index, config, stage, loader, loss_function(density, device), validation, folder, described)
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
@@ -191,7 +191,7 @@ def train_pair(
 def _begin(
     network: SRCNNConfig, normalizers: Normalizers, config: TrainConfig, index: int, device: torch.device
 ) -> tuple[Stage, State]:
-    """A stage with the weights that its seed gives, and the state before the first step."""
+    """A stage with initial weights from its seed, and the state before the first step."""
     net = SRCNN(network)
     initialize(net, (config.seed, index))
     net.to(device)
@@ -210,7 +210,7 @@ def _begin(
 def _density(
     config: TrainConfig, pair: Pair, split: Split, saved: Mapping[str, Any] | None, given: DenseWeight | None
 ) -> DenseWeight | None:
-    """The weights of DenseLoss: those of the checkpoint, the ``given`` ones or new ones; None for another loss."""
+    """The weights of DenseLoss: from the checkpoint, the ``given`` ones or newly fitted; None for other losses."""
     if config.loss == "mse":
         return None
     if saved is not None:
@@ -219,7 +219,7 @@ def _density(
 
 
 def _best(stage: Stage, state: State) -> Stage:
-    """The stage with the weights that were best on the validation days, on the CPU, to predict."""
+    """The stage with its best weights on the validation days, on the CPU and ready to predict."""
     net = state.net
     net.load_state_dict(state.best["net"])
     net.to("cpu")
@@ -228,7 +228,7 @@ def _best(stage: Stage, state: State) -> Stage:
 
 
 def _device(config: TrainConfig) -> torch.device:
-    """The device of the configuration; where it names none, a GPU if there is one."""
+    """The device of the configuration; if it names none, a GPU if there is one."""
     try:
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -239,7 +239,7 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None:
-    """Raise where a run would overwrite the checkpoints of another, or needs a folder and has none."""
+    """Raise where a run would overwrite the checkpoints of another run, or needs a folder and has none."""
     if folder is not None and not resume and checkpoints(folder):
         raise FileExistsError(
             f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
@@ -254,10 +254,10 @@ def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None
 
 
 def _is_metrics(path: Path) -> bool:
-    """Whether a file is what a training left that was stopped before its first checkpoint."""
+    """Whether a file was left by a training run that was stopped before its first checkpoint."""
     try:
         columns = set(pd.read_parquet(path).columns)
-    except (OSError, ValueError):  # of pyarrow, too
+    except (OSError, ValueError):  # includes those of pyarrow
         return False
     return not columns or {"step", "epoch", "loss"} <= columns
 
@@ -268,13 +268,13 @@ def _normalizers(saved: Mapping[str, Any]) -> Normalizers:
 
 
 def stage_pair(coarse: xr.Dataset, fine: xr.Dataset, config: TrainConfig) -> tuple[Pair, Split]:
-    """What a stage learns from, and its days; the levels hold all static fields."""
+    """The pair that a stage learns from, and the split of its days; the levels must hold all static fields."""
     network = config.network(factor_between(coarse, fine))
     return make_pair(coarse, fine, network, config.target_transform), config.split(fine["time"])
 
 
 def _identity(pair: Pair, split: Split) -> dict[str, Any]:
-    """A description of the data, to recognise the checkpoint of another run."""
+    """A description of the data, to recognise checkpoints of other runs."""
     digest = hashlib.sha256()
     for part in (pair.mask, pair.static, *split, pair.fine["time"].values.astype(str)):
         digest.update(np.ascontiguousarray(part).tobytes())
@@ -282,7 +282,7 @@ def _identity(pair: Pair, split: Split) -> dict[str, Any]:
 
 
 def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[str, Any], folder: Path | None) -> None:
-    """Raise ValueError where a checkpoint was written by another configuration or from other data."""
+    """Raise ValueError where a checkpoint was written with another configuration or other data."""
     different = changed_fields(saved["config"], asdict(config), FREE)
     if different:
         raise ValueError(
@@ -297,8 +297,8 @@ def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[st
 
 
 def _check_data(saved: Mapping[str, Any], pair: Pair, split: Split) -> None:
-    """Take over the checksums of a checkpoint; ValueError now, not an epoch later, where the first day has changed."""
-    if "digests" in saved:  # not in those of an older xdeepsd
+    """Take over the checksums of a checkpoint; ValueError now, not an epoch later, if the first day has changed."""
+    if "digests" in saved:  # missing in checkpoints of older versions of xdeepsd
         pair.digests[:] = saved["digests"]
     pair.observed(split.train[:1])
 

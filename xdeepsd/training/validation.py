@@ -1,4 +1,4 @@
-"""The error of a stage in training on the validation days, beside that of interpolation."""
+"""The error of a stage in training on the validation days, beside the error of interpolation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xdeepsd.models.transform import transform
 
 logger = logging.getLogger(__name__)
 
-# Prediction, target and mask in normalised space, and the fine precipitation in its units, to a loss
+# From prediction, target and mask in normalised space, and fine precipitation in its units, to a loss
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -26,11 +26,11 @@ class Validation:
     Parameters
     ----------
     pair
-        Levels of the stage.
+        The pair of levels of the stage.
     days
         Positions along time of all validation days, increasing, at least one.
     limit
-        At most this many days, spread evenly over ``days``, are looked at.
+        At most this many days, spread evenly over ``days``, are used.
     device
         Where the stage is.
 
@@ -55,7 +55,7 @@ class Validation:
                            empty.size, self.days.size, pair.name(empty))  # fmt: skip
         coarse = torch.from_numpy(np.concatenate([coarse for coarse, _ in parts])).to(device)
         target = torch.from_numpy(np.concatenate([target for _, target in parts])).to(device)
-        # Days at a time: 64 MiB for the widest layer
+        # Days computed at a time: 64 MiB for the widest layer
         at_once = max(1, 2**24 // (pair.mask.size * max(pair.config.channels, default=1)))
         self._parts = list(zip(coarse.split(at_once), target.split(at_once), strict=True))
         self._static = torch.from_numpy(pair.static).to(device)
@@ -78,7 +78,7 @@ class Validation:
 
     @torch.inference_mode()
     def rmse(self, stage: Stage) -> float:
-        """Root mean square error of whole maps, as at inference, units of precipitation. NaN stays NaN."""
+        """Root mean square error over whole maps, as at inference, in the units of precipitation. NaN stays NaN."""
         predictions = [stage(coarse, self._static, self._weights) for coarse, _ in self._parts]
         if not all(bool(p.isfinite().all()) for p in predictions):
             return math.nan
@@ -87,7 +87,7 @@ class Validation:
 
     @torch.inference_mode()
     def loss(self, stage: Stage, loss: LossFunction) -> float:
-        """The loss of training on whole maps, the mean over the days' batches weighted by their cells."""
+        """The training loss over whole maps: the mean over batches of days, weighted by their number of cells."""
         total, count = 0.0, 0
         for coarse, values in self._parts:
             mask = ~values.isnan()

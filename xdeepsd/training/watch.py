@@ -1,4 +1,4 @@
-"""Watch a training: the progress bar, TensorBoard events and the table of validations."""
+"""Watch a training: progress bar, TensorBoard events and the table of validations."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import nn
 
 from xdeepsd.training.checkpoints import METRICS, write_beside
 
-_EVERY = 0.2  # seconds between two looks at the bar
+_EVERY = 0.2  # seconds between updates of the bar
 
 
 def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
-    """``metrics.parquet``: one row per validation."""
+    """Write ``metrics.parquet``, one row per validation."""
     content = io.BytesIO()
     pd.DataFrame(history).to_parquet(content, index=False)
     write_beside(folder / METRICS, content.getvalue(), METRICS)
 
 
 class Watch:
-    """Shows a stage in training: use it with ``with``.
+    """Shows the progress of a stage in training; to be used in a ``with`` statement.
 
     Parameters
     ----------
     index, first, steps, batch
-        Number of the stage, step it starts from, all steps, patches in a batch.
+        Number of the stage, first step, total number of steps, patches in a batch.
     bar
         Show a progress bar on the terminal.
     events
@@ -71,7 +71,7 @@ class Watch:
             self._events.close()
 
     def step(self, step: int, loss: float) -> None:
-        """After a step: moves the bar now and then."""
+        """Call after each step; updates the bar now and then."""
         now = time.perf_counter()
         if self._bar is not None and now - self._shown > _EVERY:
             self._shown = now
@@ -79,7 +79,7 @@ class Watch:
             self._bar.update(self._task, completed=step, text=f"loss {loss:.4f}{self._errors}, {rate:,.0f} patches/s")
 
     def validated(self, row: dict[str, Any], net: nn.Module, maps: np.ndarray | None) -> None:
-        """After a validation: its row of the history, the network, and maps ``(3, lat, lon)`` to look at."""
+        """Call after each validation with its row of the history, the network, and maps ``(3, lat, lon)`` to show."""
         if "rmse" in row:
             self._errors = f", RMSE {row['rmse']:.4g} (interpolation {row['rmse_interpolation']:.4g})"
         if self._bar is not None:
@@ -96,7 +96,7 @@ class Watch:
 
 
 def _side_by_side(maps: np.ndarray) -> np.ndarray:
-    """Three maps side by side as one picture of 0 to 1, the ocean black; square roots, so that drizzle shows."""
+    """Three maps side by side as one picture (0 to 1), the ocean black; square roots, so that drizzle shows."""
     top = max(float(np.nanmax(maps[2], initial=0.0)), 1e-6)
     picture = np.sqrt(np.clip(np.nan_to_num(maps) / top, 0, 1))
     return np.concatenate([np.pad(part, 2, constant_values=1.0) for part in picture], axis=1)
@@ -107,5 +107,5 @@ def _writer(folder: Path, first: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("TensorBoard events need tensorboard. Type pip install xdeepsd[tensorboard].") from error
-    # Events after the checkpoint that a run resumes from belong to steps that will be repeated.
+    # Events later than the checkpoint belong to steps that the resumed run repeats.
     return SummaryWriter(str(folder), purge_step=first or None)
