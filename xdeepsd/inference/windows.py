@@ -277,7 +277,7 @@ def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -
     if not dask.is_dask_collection(data):
         maps, mask = dask.compute(dict(maps), mask)
         ready = _get_all_ready(job, maps, mask, _Window(everything, everything))
-        return _run_in_threads(job.values.clean(data, job.options.dtype), ready)  # here, so that warnings count all days
+        return _run_in_threads(job.values.clean(data, job.options.dtype), ready)  # here, so warnings count all days
 
     if data.numblocks[-2:] == (1, 1):
         window = _Window(everything, everything)
