@@ -76,7 +76,7 @@ class PrismServer:
     region: str = "hi"
     resolution: str = "4km"
     releases: dict[pd.Timestamp, int] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)  # by "variable/YYYYMMDD" or name, in place of made ones
+    files: dict[str, bytes] = field(default_factory=dict)  # by "variable/YYYYMMDD" or name, instead of generated ones
     mischief: dict[pd.Timestamp, list[str]] = field(default_factory=dict)
     release_mischief: list[str] = field(default_factory=list)
     delay: float = 0.0

@@ -337,7 +337,7 @@ def monthly():
 
 
 def on_two_grids():
-    """Elevation, and a climatology under other names, a little apart."""
+    """Elevation, and a climatology with other coordinate names, slightly offset."""
     other = MAPS["climatology"].rename(lat="latitude", lon="longitude")
     other = other.assign_coords(latitude=other["latitude"] + 0.01)
     return xr.Dataset({"elevation": MAPS["elevation"], "climatology": other})
@@ -564,7 +564,7 @@ def toml(tmp, text="", preset="paper", **training):
 
 
 def levels_of(path):
-    """The levels of a configuration and what trains them."""
+    """The stage configurations of a TOML file, for its levels."""
     config = load_config(path)
     return config.stage_configs(len(read_levels(config)) - 1)
 
@@ -1620,7 +1620,7 @@ def downscaled(tmp, group="level_0"):
 
 
 def tiny_demo(patch):
-    """A climate of a few cells, and a user who stops the demo."""
+    """A demo with a climate of a few cells, which the user stops."""
     patch.setattr(demo_run, "make_climate", functools.partial(demo_run.make_climate, shape=(32, 32)))
     patch.setattr(demo_run, "downscale", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
 

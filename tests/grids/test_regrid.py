@@ -109,7 +109,7 @@ def test_a_constant_stays_constant(method, value, seed):
 
 
 def test_mass_on_a_curvilinear_pair():
-    """The same between a rotated grid and a regular one that covers it."""
+    """The same from a rotated grid to a regular one that covers it."""
     source = rotated(24, 30)
     target = from_edges(np.linspace(20, 75, 40), np.linspace(220, 320, 50))
     shape = source.lat.shape

@@ -254,7 +254,7 @@ def test_amounts_of_an_hour_are_never_those_of_a_day(case, name):
     refuse("steps of time are 0.04", users.to_dataset(), model, elevation)
     with pytest.raises(ValueError, match=r"steps of time are 0\.0416667 days"):
         xdeepsd.make_levels(users, None, (2,))
-    gap = np.arange(5) // 2 * np.timedelta64(5, "D")  # hides nothing
+    gap = np.arange(5) // 2 * np.timedelta64(5, "D")  # a gap does not hide the short steps
     mixed = users.assign_coords({name: users[name].values + gap})
     refuse("steps of time are 0.04", mixed, model, elevation)
     daily = users.assign_coords({name: xr.date_range("2001-01-01", periods=5)})

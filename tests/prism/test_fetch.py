@@ -449,7 +449,7 @@ def test_kill_9_at_random_moments(out):
             kills += killed_at(process, server, len(server.requests) + chance.randint(1, 9), chance.random() * 0.03)
             # At any moment marked days are complete, and all others are missing except one day in flight per kill.
             store = xr.open_zarr(out, chunks=None) if (out / "zarr.json").exists() else {}
-            if "ppt" in store:  # it has no array before all of them are whole
+            if "ppt" in store:  # the arrays appear together, once all of them are whole
                 marked = pd.DatetimeIndex(store["time"].values[store["ppt_release"].values > 0])
                 check(out, server, marked, in_flight=kills)
                 assert len(set(server.asked)) - len(marked) <= kills

@@ -74,7 +74,7 @@ def assert_same(got, expected):
 
 
 def cropped(path: Path) -> bytes:
-    """A real zip with all of its members, its maps cut to 40 x 50 cells."""
+    """A real zip with all its members, its maps cropped to 40 x 50 cells."""
     small = BytesIO()
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in whole.namelist():
@@ -238,7 +238,7 @@ def test_a_date_that_no_axis_can_hold(tmp_path):
 
 
 def peak(call) -> float:
-    """MB that Python's allocators had at most; and what the call raised, if it is a ValueError."""
+    """Run ``call``, which may raise, and check the peak memory of Python's allocators."""
     tracemalloc.start()
     try:
         call()

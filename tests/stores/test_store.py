@@ -797,7 +797,7 @@ with dask.config.set(scheduler="synchronous"):
 
 @pytest.mark.slow
 def test_a_full_disk(tmp_path):
-    """Files over a limit cannot be written: the error of a disk that fills, made by the system itself."""
+    """Files over a size limit cannot be written: the system itself raises the error, as on a full disk."""
     command = [sys.executable, "-c", FULL_DISK, tmp_path / "a.zarr", PACKAGE]
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 1
@@ -814,7 +814,7 @@ def test_a_full_disk(tmp_path):
 
 
 def test_a_full_file_system(tmp_path):
-    """A real, small one, where the tests may mount it; and another one while the metadata is written."""
+    """A real small one that fills up, if the tests may mount it."""
     if (
         os.geteuid() != 0
         or subprocess.run(

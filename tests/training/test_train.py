@@ -164,7 +164,7 @@ def test_the_best_on_validation_comes_out():
 
 
 def test_denseloss():
-    """Its weights are 1 for alpha 0; above that the best stage is the one of least DenseLoss."""
+    """Its weights are 1 for alpha 0; above that the best stage has the lowest DenseLoss."""
     coarse, fine = pair_of_levels(days=12, chunks=4)
     mse = train_stage(coarse, fine, small())
     same = train_stage(coarse, fine, small(loss="denseloss", alpha=0.0))

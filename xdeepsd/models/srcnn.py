@@ -32,7 +32,7 @@ class SRCNNConfig:
     residual
         The network predicts the difference from the interpolated input instead of the value itself.
     conserve
-        "multiplicative", "additive" or "softmax": the mean of the fine cells is kept equal to their coarse cell, see
+        "multiplicative", "additive" or "softmax": the mean of the fine cells is kept at the coarse value, see
         `xdeepsd.models.conserve.conserve`. None: means are not kept. With "softmax" the network gives exponents and is
         never residual.
     """

@@ -107,7 +107,7 @@ class Stage:
         return transforms.invert(result.clamp_min(0.0), self.transform)
 
     def conserved(self, output: Tensor, interpolated: Tensor, coarse: Tensor, weights: Tensor) -> Tensor:
-        """`precipitation_of` with the means of ``coarse`` kept in the way of ``config.conserve``."""
+        """`precipitation_of` with the means of ``coarse`` kept as ``config.conserve`` says."""
         kind = self.config.conserve
         assert kind is not None
         fine = output if kind == "softmax" else self.precipitation_of(output, interpolated)

@@ -164,7 +164,7 @@ def find_variable(
 
 
 def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray], kind: Variable) -> dict[Hashable, xr.DataArray]:
-    """Those of undecided variables on latitude, longitude and time, preferably with suitable units."""
+    """Of variables whose metadata leave it open: those on latitude, longitude and time, best in suitable units."""
     try:
         found = axes.find(ds)
     except ValueError:  # the code that needs the coordinates reports what is wrong with them

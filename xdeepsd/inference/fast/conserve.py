@@ -46,8 +46,8 @@ def conserve(
     Notes
     -----
     The mean holds to 1e-6 (relative; float32 rounding). No value exceeds ``x`` times the sum of the block's weights
-    divided by the cell's own weight. Where ``x`` is 0 the whole block is 0; NaN in a block or in its ``x`` makes the
-    cells that count NaN.
+    divided by the cell's own weight. Where ``x`` is 0, the cells that count are 0; with NaN in a block
+    or in its ``x``, they are NaN.
     "softmax": Harder et al., JMLR 2023.
     """
     days, lat, lon = coarse.shape

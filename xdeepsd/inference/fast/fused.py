@@ -170,7 +170,7 @@ def prepare(
     if config.conserve != "softmax":
         weights[-1], biases[-1] = weights[-1] * stage.target.std, biases[-1] * stage.target.std + stage.target.mean
 
-    # Precipitation: the normaliser is folded into weights and bias, since interpolation weights sum to 1.
+    # Precipitation: the normaliser can go into weights and bias, since interpolation weights sum to 1.
     x_weights = weights[0][:, 0] / stage.precipitation.std
     biases[0] = biases[0] - stage.precipitation.mean * x_weights.sum(axis=(1, 2))
     return FusedStage(

@@ -44,7 +44,7 @@ class Layers(NamedTuple):
 class Coarse(NamedTuple):
     """The padded coarse input and the first layer's taps on it."""
 
-    row: int  # floats per row, and per day below
+    row: int  # floats per row, and per day
     day: int
     pad: int
     taps: np.ndarray  # (factor**2,)
