@@ -7,7 +7,7 @@ import dask
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Test machines are slow at times; how long an example takes says nothing about the code.
+# Test machines can be slow; the time an example takes says nothing about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
@@ -19,7 +19,7 @@ def _data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of real data; the test is skipped where it is absent."""
+    """Folder of real data; the test is skipped if it is absent."""
     folder = _data_folder()
     if not (folder / "README.md").exists():
         pytest.skip(f"no real data at {folder}: set XDEEPSD_DATA to the folder that holds prism/ and regrid/")

@@ -1,9 +1,9 @@
-"""Mutants of what is easily changed unnoticed: tolerances, mask checks, threads. Each has to make its tests fail.
+"""Mutants of code that is easily changed unnoticed: tolerances, mask checks, threads. Each must make its tests fail.
 
     python -m tests.mutation [WORDS]      all mutants, or those whose text has one of the words
 
-A mutant is a place (a file or folder of xdeepsd/), a text that is there once, another one in its stead, and tests. It
-is applied to a copy of the tree. Survivors are listed; the exit status is 1 where there are any.
+A mutant is a place (a file or folder of xdeepsd/), a text that occurs there once, its replacement, and tests. It is
+applied to a copy of the tree. Survivors are listed; the exit status is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ MUTANTS += [
 
 
 def find(root: Path, mutant: Mutant) -> Path:
-    """The file that holds the text, once."""
+    """The file that contains the text exactly once."""
     place = root / "xdeepsd" / mutant.place
     files = [place] if place.is_file() else sorted(place.rglob("*.py"))
     found = [file for file in files if mutant.old in file.read_text()]
@@ -131,7 +131,7 @@ def find(root: Path, mutant: Mutant) -> Path:
 
 
 def fails(root: Path, tests: str) -> bool:
-    """Whether pytest finds a failure: in a child, which has numpy, torch and xarray already."""
+    """Whether pytest finds a failure, run in a child process that has numpy, torch and xarray imported already."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

@@ -1,4 +1,4 @@
-"""An independent, slow, float64 statement of what a stage and a stack compute: loops and scipy, no torch layers."""
+"""An independent, slow float64 version of what a stage and a stack compute: loops and scipy, no torch layers."""
 
 import numpy as np
 from scipy.signal import correlate2d
@@ -117,7 +117,7 @@ def areas(lat, columns, mask):
 
 
 def fill(coarse, reach):
-    """NaN from the nearest observed cell within ``reach`` rows and columns, the first of equals; 0 if there is none."""
+    """Fill NaN from the nearest observed cell within ``reach`` rows and columns (first if tied); 0 if there is none."""
     filled = coarse.copy()
     for i, j in np.argwhere(np.isnan(coarse)):
         near = [
@@ -144,7 +144,7 @@ def downscale(model, days, static, mask=None, lat=None):
 
 
 def conserve(fine, coarse, weights, factor, kind):
-    """One map: each block by itself, by the definitions of docs/method.md. A cell of weight 0 stays as it is."""
+    """One map: each block separately, as defined in docs/method.md. A cell with weight 0 stays unchanged."""
     kept = fine.astype(np.float64)
     for i, j in np.ndindex(coarse.shape):
         block = (slice(i * factor, (i + 1) * factor), slice(j * factor, (j + 1) * factor))

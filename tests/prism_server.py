@@ -1,4 +1,4 @@
-"""A PRISM web service on loopback: real HTTP, files of the real form, and every misbehaviour on demand."""
+"""A PRISM web service on loopback: real HTTP, files in the real format, and every misbehaviour on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFUSAL = (
     "You have tried to download the file {name} more than twice in one day (Pacific local time).  Note that repeated "
     "offenses may result in your IP address being blocked."
 )
-SHAPE = (12, 20)  # a small region of the real cell size, for quick tests
+SHAPE = (12, 20)  # a small region with the real cell size, for quick tests
 NORTH, WEST, PER_DEGREE = 22.0, -160.0, 24
 FILES = {"4km": "25m", "800m": "30s", "400m": "15s"}
 
@@ -76,7 +76,7 @@ class PrismServer:
     region: str = "hi"
     resolution: str = "4km"
     releases: dict[pd.Timestamp, int] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)  # by "variable/YYYYMMDD" or name, in place of made ones
+    files: dict[str, bytes] = field(default_factory=dict)  # by "variable/YYYYMMDD" or name, instead of generated ones
     mischief: dict[pd.Timestamp, list[str]] = field(default_factory=dict)
     release_mischief: list[str] = field(default_factory=list)
     delay: float = 0.0

@@ -1,8 +1,8 @@
-"""Every advice of every error message, followed once: it must lead on.
+"""The advice in every error message is followed once, and must solve the problem.
 
-A case provokes an error, types what the message says, word for word, and calls again. The sources are searched for
-messages with an advice ("Type ...", "Leave ... out"), and one without a case fails: a new message needs a case. The
-cases stand together by the module that raises.
+A case provokes an error, types exactly what the message says, and calls again. The sources are searched for messages
+with advice ("Type ...", "Leave ... out"); a message without a case fails, so every new message needs one. The cases
+are grouped by the module that raises the error.
 """
 
 import ast
@@ -60,7 +60,7 @@ from xdeepsd.training import checkpoints
 
 PACKAGE = Path(xdeepsd.__file__).parent
 
-# Advices that are followed elsewhere, or nowhere, by a part of their message, and why.
+# Advice that is followed elsewhere or nowhere, identified by part of its message, and why.
 ELSEWHERE = {
     "look through it, then type xdeepsd train": "no error: test_what_from_ini_says_leads_on",
     "Add the other static fields to static": "no error: what from-ini leaves to be done by hand",
@@ -76,7 +76,7 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Typed:
-    """What the message says (it is in the error), and the Python statement that a user makes of it."""
+    """The advice as written in the message, and the Python statement a user turns it into."""
 
     said: str
     code: str
@@ -84,12 +84,12 @@ class Typed:
 
 @dataclass(frozen=True)
 class Case:
-    """A message, the call that raises it, and what is typed then.
+    """A message, the call that raises it, and what the user then types.
 
-    ``message`` is a part of the literal text that tells this advice from others. ``given`` makes the arguments of
-    ``call`` anew, from an empty folder. Each advice is followed by itself, from the same start: its statement changes
-    the arguments or adds some. ``has`` is what the user has at hand besides. ``machine`` patches the machine: no CUDA,
-    a package that is not installed; "pip install" is ``patch.undo()``.
+    ``message`` is a part of the literal text that distinguishes this advice from others. ``given`` makes fresh
+    arguments for ``call`` in an empty folder. Each piece of advice is followed separately from the same start: its
+    statement changes or adds arguments. ``has`` holds other objects the user has at hand. ``machine`` patches the
+    machine, for example no CUDA or a missing package; "pip install" is then ``patch.undo()``.
     """
 
     message: str
@@ -106,7 +106,7 @@ def case(message, call, given, *typed, has=None, machine=lambda patch: None):
 
 
 def filled(statement: str, /, **names: str) -> Typed:
-    """An advice that is code; ``ds = ds.sortby('lat')`` says ``ds.sortby('lat')``. NAME and the like are filled in."""
+    """Advice given as code: ``ds = ds.sortby('lat')`` for ``ds.sortby('lat')``. NAME and the like are filled in."""
     code = statement
     for name, value in names.items():
         code = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _, value=value: value, code)
@@ -114,7 +114,7 @@ def filled(statement: str, /, **names: str) -> Typed:
 
 
 def meaning(said: str, code: str) -> Typed:
-    """An advice in words, and what it means here."""
+    """Advice given in words, and what it means here."""
     return Typed(said, code)
 
 
@@ -123,7 +123,7 @@ class RefusedError(Exception):
 
 
 def command(line: str) -> str:
-    """``xdeepsd LINE``; RefusedError with what it says where it fails."""
+    """Run ``xdeepsd LINE``; raise RefusedError with its output if it fails."""
     result = CliRunner().invoke(app, shlex.split(line), env={"COLUMNS": "1000"})
     if result.exit_code:
         raise RefusedError(result.output) from result.exception
@@ -131,7 +131,7 @@ def command(line: str) -> str:
 
 
 def aloud(function):
-    """``function`` with what the log warns of as errors."""
+    """``function`` with logged warnings as errors."""
 
     def call(**given):
         class Raise(logging.Handler):
@@ -161,7 +161,7 @@ def strictly(function):
 
 
 def without(module):
-    """A machine where a package is not installed."""
+    """A machine without a package."""
     return lambda patch: patch.setitem(sys.modules, module, None)
 
 
@@ -223,7 +223,7 @@ def field(lat, lon):
 
 
 def curvilinear(ny=5, nx=6):
-    """A Dataset of one variable on a turned grid."""
+    """A Dataset of one variable on a rotated grid."""
     rows, cols = np.meshgrid(np.arange(ny), np.arange(nx), indexing="ij")
     coords = {
         "latitude": (("y", "x"), 45 + rows + 0.2 * cols, {"standard_name": "latitude", "units": "degrees_north"}),
@@ -238,7 +238,7 @@ CASES: dict[str, list[Case]] = {}
 
 
 def bare(ds):
-    """Without the attributes by which coordinates are found."""
+    """``ds`` without the attributes by which coordinates are found."""
     for name in ds.coords:
         ds[name].attrs = {}
     return ds
@@ -254,13 +254,13 @@ def latitude_as_variable():
 
 
 def two_latitudes(name="geolat", dims=("lat",)):
-    """A Dataset with another latitude."""
+    """A Dataset with a second latitude."""
     values = COARSE["lat"].broadcast_like(COARSE[0]) if len(dims) == 2 else COARSE["lat"]
     return rain(**{name: (dims, values.values, COARSE["lat"].attrs)})
 
 
 def at_date_line():
-    """Columns on both sides of it, and elevation for them."""
+    """Columns on both sides of the date line, and elevation for them."""
     east = 177.5 + np.arange(6.0)
     static = make_static(COARSE.assign_coords(lon=east), 2)
     return to_downscale(rain(lon=("lon", (east + 180) % 360 - 180, COARSE["lon"].attrs)), static=static)
@@ -317,7 +317,7 @@ CASES["axes"] = [
 
 
 def water(**attrs):
-    """Rain under another name, with other attributes; a standard_name None is none."""
+    """Rain under another name, with other attributes; standard_name=None removes it."""
     ds = rain().rename(pr="water")
     ds["water"].attrs |= attrs
     ds["water"].attrs = {k: v for k, v in ds["water"].attrs.items() if v is not None}
@@ -337,7 +337,7 @@ def monthly():
 
 
 def on_two_grids():
-    """Elevation, and a climatology under other names, a little apart."""
+    """Elevation, and a climatology with other coordinate names, slightly offset."""
     other = MAPS["climatology"].rename(lat="latitude", lon="longitude")
     other = other.assign_coords(latitude=other["latitude"] + 0.01)
     return xr.Dataset({"elevation": MAPS["elevation"], "climatology": other})
@@ -350,13 +350,13 @@ def packed_file(tmp):
 
 
 def a_part():
-    """The model's own grid, and rain on a part of it."""
+    """The model's grid, and rain on a part of it."""
     model = xdeepsd.StackedSRCNN(MODEL.stages, static=STATIC)
     return {"ds": rain().isel(lat=slice(0, 2), lon=slice(0, 3)), "model": model}
 
 
 def elsewhere():
-    """A model with a mask, and a grid that it was not trained on."""
+    """A model with a mask, and a grid it was not trained on."""
     model = xdeepsd.StackedSRCNN(MODEL.stages, static=STATIC, mask=STATIC["elevation"].notnull())
     east = STATIC.assign_coords(lon=STATIC["lon"] + 20)
     return to_downscale(rain(lon=COARSE["lon"] + 20), model=model, static=east)
@@ -536,7 +536,7 @@ def old_ini(tmp, depth=1):
 
 
 def prepare(tmp, factors="2", days=6, start="2001-01-01"):
-    """The command that makes levels.zarr."""
+    """The command that builds levels.zarr."""
     if not (tmp / "fine.nc").exists():
         fine(days, 16, 16, start).to_netcdf(tmp / "fine.nc")
         height(fine(1, 16, 16)).to_netcdf(tmp / "height.nc")
@@ -554,7 +554,7 @@ def prepared_once():
 
 
 def toml(tmp, text="", preset="paper", **training):
-    """A configuration beside its levels."""
+    """A configuration file beside its levels."""
     if not (tmp / "levels.zarr").exists():
         shutil.copytree(prepared_once().name, tmp, dirs_exist_ok=True)
     more = "".join(f"{name} = {value!r}\n" for name, value in {"validation": "none", "workers": 1, **training}.items())
@@ -564,7 +564,7 @@ def toml(tmp, text="", preset="paper", **training):
 
 
 def levels_of(path):
-    """The levels of a configuration and what trains them."""
+    """The stage configurations of a TOML file, for its levels."""
     config = load_config(path)
     return config.stage_configs(len(read_levels(config)) - 1)
 
@@ -586,7 +586,7 @@ CASES["config"] = [
 
 
 def again(folder):
-    """Levels of another factor in the place of those that are there."""
+    """Replace the existing levels with levels of another factor."""
     (folder / "levels.zarr").rename(folder / "old.zarr")
     command(prepare(folder, "4"))
 
@@ -601,7 +601,7 @@ def rain_values(n=400, dry=0.0):
 
 
 def changing():
-    """A Dask array that is not the same when it is computed again."""
+    """A Dask array that gives other values each time it is computed."""
     rng = np.random.default_rng(0)
 
     def block():
@@ -672,7 +672,7 @@ CASES["losses"] = [
 
 
 def ocean(columns):
-    """The fine level with so many columns of land."""
+    """The fine level with this many columns of land."""
     level = HIGH.copy(deep=True)
     level["mask"][:] = np.arange(16) < columns
     return level
@@ -753,7 +753,7 @@ def with_notes(path):
 
 
 def without_filesystems(patch):
-    """A machine where fsspec does not find the package for a URL."""
+    """A machine where fsspec cannot find the package for a URL."""
     registry = sys.modules["fsspec.registry"]
     patch.setitem(registry.known_implementations, "memory", {"class": "absent.FileSystem", "err": "absent"})
     patch.delitem(registry._registry, "memory", raising=False)
@@ -861,18 +861,18 @@ def with_bfloat16(patch):
 
 
 def without_numba(patch):
-    """A machine where what the fast forward needs is not installed."""
+    """A machine without the packages the fast forward needs."""
     patch.setitem(sys.modules, "xdeepsd.inference.fast", None)
     windows._import_fast.cache_clear()
 
 
 def laid_out(ds, **given):
-    """The graph alone: this machine may lack the instructions."""
+    """Build only the graph: this machine may lack the instructions."""
     return sorted(xdeepsd.downscale(ds.chunk(time=1), **given).sizes.items())
 
 
 def computed_elsewhere(ds, **given):
-    """A graph made where the fast forward is, and computed where it is not."""
+    """A graph built where the fast forward is available and computed where it is not."""
     fine = xdeepsd.downscale(ds.chunk(time=1), **given)
     with pytest.MonkeyPatch.context() as patch:
         without_numba(patch)
@@ -886,7 +886,7 @@ SHALLOW = make_stack(1, channels=(), kernels=(3,))
 CASES["inference"] = [
     case("needed: a StackedSRCNN", xdeepsd.downscale, lambda tmp: to_downscale(model=saved(tmp)),
          filled("model = xdeepsd.load_model('model/')", **{"'model/'": "model"})),
-    # Of a lazy array: whether there is such a device is seen where it is computed, and said there.
+    # For a lazy array, a missing device is noticed and reported only where the array is computed.
     case("needs a processor with avx512_bf16", xdeepsd.downscale, lambda tmp: to_downscale(precision="bfloat16"),
          "precision='float32'", machine=without_bfloat16),
     case("needed: one that computes", xdeepsd.downscale, lambda tmp: to_downscale(device="meta"),
@@ -937,7 +937,7 @@ def saved(tmp):
 
 @contextlib.contextmanager
 def newer(module):
-    """The xdeepsd that comes next, of another format of files."""
+    """The next version of xdeepsd, with another file format."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "FORMAT", module.FORMAT + 1)
         yield
@@ -999,7 +999,7 @@ def strip():
 
 
 def displaced(shape=4, by=9.0, width=0.5, order=(0, 1, 2, 3)):
-    """A curvilinear grid whose bounds are those of other cells, of other corners, or of smaller ones."""
+    """A curvilinear grid whose bounds belong to other cells or corners, or are too small."""
     ds = curvilinear()
     for name, corners in (("latitude", [-1, -1, 1, 1]), ("longitude", [-1, 1, 1, -1])):
         around = [ds[name].values + by + width * corners[i] for i in order[:shape]]
@@ -1183,13 +1183,13 @@ def built_once():
 
 
 def built(tmp, **more):
-    """Arguments for levels that are there."""
+    """Arguments for levels that already exist."""
     shutil.copytree(built_once().name, tmp, dirs_exist_ok=True)
     return to_build(tmp, **more)
 
 
 def twice(hours=0):
-    """The first day again, other data, so many hours later."""
+    """The first day again with other data, ``hours`` later."""
     times = [FINE.time.values[0], FINE.time.values[0] + np.timedelta64(hours, "h"), *FINE.time.values[1:]]
     return FINE.isel(time=[0, 1, 1, 2, 3]).assign_coords(time=times)
 
@@ -1200,7 +1200,7 @@ def of_its_own_levels(tmp):
 
 
 def half_built(tmp):
-    """Levels whose making was interrupted, and a file of the user's among them."""
+    """Levels whose writing was interrupted, with a user's file among them."""
     given = built(tmp)
     zarr.open_group(given["path"], mode="r+").attrs["ready"] = False
     with_notes(given["path"])
@@ -1269,7 +1269,7 @@ def unitless(level):
 
 
 def levels_of_years(first, last):
-    """Levels with the climatology of a period."""
+    """Levels with the climatology of the given years."""
     given = fine(6, 16, 16), height(fine(1, 16, 16)), (2,)
     return [level.load() for level in xdeepsd.make_levels(*given, climatology=slice(first, last))]
 
@@ -1362,20 +1362,20 @@ CASES["stack_training"] = [
 
 
 def trained(tmp, **changes):
-    """Arguments of a training whose checkpoints are there."""
+    """Arguments of a training run whose checkpoints exist."""
     given = to_train(checkpoint_dir=tmp / "a", config=replace(QUICK, **changes))
     xdeepsd.train_stage(**given)
     return given
 
 
 def with_metrics(tmp):
-    """A folder with a table of the user's, of the name of ours."""
+    """A folder with a user's table that has the same name as ours."""
     pd.DataFrame({"mine": [1.0]}).to_parquet(tmp / "metrics.parquet")
     return tmp
 
 
 def diverging(tmp):
-    """A training that stops after some checkpoints."""
+    """A training run that stops after some checkpoints."""
     config = replace(QUICK, steps=30, learning_rate=1e9, validate_every=30)
     return to_train(config=config, checkpoint_dir=tmp / "a")
 
@@ -1482,7 +1482,7 @@ CASES["sweep"] = [
 
 
 def prism_file(folder, day="20110101", of_release=8, **grid):
-    """The zip of a day as the service gives it out: release 8, with the map of any."""
+    """The zip of a day as the service sends it: release 8, with the map of ``of_release``."""
     when = pd.Timestamp(day)
     folder.mkdir(exist_ok=True)
     path = folder / f"{day}.zip"
@@ -1524,7 +1524,7 @@ CASES["prism"] = [
 
 
 def fetch(out, region="hi", variable="ppt", end="2011-01-02"):
-    """Two days or more of a service on loopback."""
+    """Fetch two days or more from a service on loopback."""
     with PrismServer(region=region) as server:
         server.publish("2011-01-01", "2011-01-03")
         return xdeepsd.fetch_prism(
@@ -1533,7 +1533,7 @@ def fetch(out, region="hi", variable="ppt", end="2011-01-02"):
 
 
 def fetched(tmp, with_own=None):
-    """A store of two days, perhaps with an array of the user's along its time."""
+    """A store of two days, perhaps with a user's array along its time axis."""
     fetch(tmp / "a.zarr")
     if with_own is not None:
         root = zarr.open_group(tmp / "a.zarr", mode="r+", use_consolidated=False)
@@ -1542,7 +1542,7 @@ def fetched(tmp, with_own=None):
 
 
 def of_an_early_state(tmp):
-    """A store whose axis begins at its first day."""
+    """A store whose time axis begins at its first day."""
     root = zarr.open_group(fetched(tmp), mode="r+", use_consolidated=False)
     root["time"][:] += 24 * 365 * 40
     zarr.consolidate_metadata(tmp / "a.zarr")
@@ -1592,7 +1592,7 @@ CASES["fetch"] = [
 
 
 def fetch_command(tmp, broken):
-    """A fetch of two days, one of which the service does not give out the first time."""
+    """A fetch of two days, one of which the service does not deliver the first time."""
     with PrismServer() as server:
         days = server.publish("2011-01-01", "2011-01-02")
         server.mischief = {days[1]: ["404"]} if broken else {}
@@ -1620,13 +1620,13 @@ def downscaled(tmp, group="level_0"):
 
 
 def tiny_demo(patch):
-    """A climate of a few cells, and a user who stops the demo."""
+    """A demo with a climate of a few cells, which the user stops."""
     patch.setattr(demo_run, "make_climate", functools.partial(demo_run.make_climate, shape=(32, 32)))
     patch.setattr(demo_run, "downscale", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
 def demo(line):
-    """The demo: after one step the model may be worse than interpolation, which is the last thing that it says."""
+    """The demo: after one step the model may be worse than interpolation, which is the last thing it reports."""
     try:
         command(line)
     except RefusedError as error:
@@ -1635,7 +1635,7 @@ def demo(line):
 
 
 def a_demo_with_notes(tmp):
-    """A folder that a demo made, and notes of the user's in its model."""
+    """A folder made by a demo, with the user's notes in its model."""
     demo_run._make_room(tmp / "demo", Console(quiet=True))
     (tmp / "demo" / "model").mkdir()
     with_notes(tmp / "demo" / "model")
@@ -1705,14 +1705,14 @@ VERBS = (
     "add|check|conda install|convert|copy|correct|crop|drop them|fetch|free|give|leave|look|open them|remove|run|"
     "select|take|use|wait"
 )
-# "Type ..." anywhere in a message, other imperatives at the beginning of a sentence or after an "or"
+# "Type ..." anywhere in a message; other imperatives at the start of a sentence or after "or"
 ADVICE = re.compile(rf"\b[Tt]ype (?=\S)|(?:^|[.:;?] |\bor )(?=(?:{VERBS}|go on with)\b)", re.IGNORECASE)
-# Code in what is left of an advice: an alternative that no case follows
+# Code in the rest of the advice: an alternative that no case follows
 CODE = re.compile(r"[\w\]]\(|\w=[^\s=]|\w\['|\w\.\w+\(")
 
 
 def messages():
-    """``(place, text)`` of every literal text with an advice; what is filled in is ``{}``."""
+    """``(place, text)`` of every literal text with advice; parts to be filled in are ``{}``."""
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text())
         nodes = list(ast.walk(tree))

@@ -1,4 +1,4 @@
-"""What the pages say of the code: every public name is listed, every documented call exists, the examples run."""
+"""What the pages say about the code: every public name is listed, every documented call exists, examples run."""
 
 import ast
 import functools
@@ -21,7 +21,7 @@ SCRIPTS = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.p
 
 
 def blocks(page):
-    """Python blocks of a page, and the line at which each begins."""
+    """Python blocks of a page, and the line where each begins."""
     text = page.read_text()
     return {text[: m.start()].count("\n") + 2: m[1] for m in re.finditer(r"```python\n(.*?)```", text, re.DOTALL)}
 
@@ -33,7 +33,7 @@ def test_every_public_name_is_on_the_page():
 
 
 def target(name, imported):
-    """The object that a dotted name means: of xdeepsd, of the accessor, or of what was imported from the package."""
+    """The object a dotted name refers to: in xdeepsd, the accessor, or imported from the package."""
     first, *rest = name.split(".")
     if "deepsd" in rest:
         found, rest = DeepSDAccessor, rest[rest.index("deepsd") + 1 :]
@@ -69,7 +69,7 @@ def names_of_package(tree):
 
 
 def wrong_calls(code, imported=None):
-    """What the code asks of xdeepsd that is not there, in words."""
+    """What the code uses from xdeepsd that does not exist, in words."""
     tree, found = ast.parse(code), []
     imported = (imported or {}) | names_of_package(tree)
     for node in ast.walk(tree):
@@ -131,7 +131,7 @@ def test_calls_of_the_scripts_exist(script):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The files and names that the pages take for granted, small; training in a few steps."""
+    """Small versions of the files and names that the pages assume; training takes a few steps."""
     monkeypatch.chdir(tmp_path)
     coarse = make_coarse(days=4)
     coarse.to_dataset(name="pr").chunk(time=2).to_zarr("coarse.zarr")

@@ -1,4 +1,4 @@
-"""The examples run, in their quick form: on real data where there is any, on a generated climate otherwise."""
+"""The examples run, in their quick form: on real data if available, otherwise on a generated climate."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(script, *arguments):
-    """Exit status and output. A model trained for a few steps may lose against interpolation: status 1."""
+    """Exit status and output. A model trained for a few steps may do worse than interpolation: status 1."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-W", "ignore", str(ROOT / "examples" / script), *map(str, arguments)],
@@ -52,7 +52,7 @@ def check_stacks(folder):
     kept = {f"{name}, means kept" for name in plain}
     assert set(table.loc["x4"].index) == plain | kept | {"paper preset", "default preset"}
     assert np.isfinite(table).all().all()
-    # One ladder is coarser by two factors of 2, the other by one of 4: the same coarse grid, the same baselines.
+    # One ladder has two factors of 2, the other one factor of 4: the same coarse grid and the same baselines.
     for method in plain | kept:
         assert table.loc[("x2-x2", method), "rmse"] == pytest.approx(table.loc[("x4", method), "rmse"], rel=0.05)
     return table
@@ -72,7 +72,7 @@ def test_oregon_with_further_months(gridmet, tmp_path):
 def test_oregon_denseloss(gridmet, tmp_path):
     arguments = ("oregon.py", "--data", gridmet, "--out", tmp_path, "--steps", 4, "--denseloss")
     run(*arguments, "--seeds", 1)
-    output = run(*arguments, "--seeds", 2)  # goes on: the first seed is not done again
+    output = run(*arguments, "--seeds", 2)  # continues: the first seed is not repeated
     assert "8 of 8" in output
     assert "in the rarest bin" in output
     table = pd.read_csv(tmp_path / "denseloss.csv")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
-# Each folder may import those before it and, within itself, whatever makes no cycle. Of a set, none imports another.
+# Each folder may import earlier ones and, within itself, anything that makes no cycle. Members of a set do not import
+# each other.
 ORDER = [
     {"_version", "_extras"}, {"stores"}, {"prism", "grids"}, {"models"}, {"inference", "levels", "losses"},
     {"training"}, {"evaluation"}, {"accessor"}, {""}, {"cli"}, {"__main__"},
@@ -27,7 +28,7 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def imports(path: Path, known: dict[str, Path], name: str) -> set[str]:
-    """Modules of the package that a file imports anywhere, but for type checkers only."""
+    """Modules of the package that a file imports anywhere, except for type checking only."""
     found = set()
 
     def visit(node: ast.AST) -> None:
@@ -120,7 +121,7 @@ def test_planted_arrows_are_found(tmp_path, file, code, wrong):
 
 
 def test_only_networks_see_torch():
-    """Of what lies below the networks, nothing imports torch, and what is compiled imports neither torch nor xarray."""
+    """No module below the networks imports torch, and compiled code imports neither torch nor xarray."""
     for room, foreign in (("stores", {"torch"}), ("prism", {"torch"}), ("grids", {"torch"}),
                           ("inference/fast", {"torch", "xarray"})):  # fmt: skip
         for path in (PACKAGE / room).glob("*.py"):

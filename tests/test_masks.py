@@ -1,6 +1,6 @@
-"""Where values are wanted, and on how many threads: from the levels through training to the result, cell by cell.
+"""Where values are wanted, and the number of threads: from the levels through training to the result, cell by cell.
 
-What `tests/mutation.py` changes has to be noticed here, within seconds.
+These tests must notice the changes made by `tests/mutation.py`, within seconds.
 """
 
 import threading
@@ -40,7 +40,7 @@ def fine_days(days, nlat=4, nlon=4):
 def test_the_mask_is_what_the_first_thirty_days_observed():
     rain = fine_days(35)
     rain[:, 0, :3] = np.nan
-    rain[29, 0, 0] = rain[30, 0, 1] = 1.0  # the thirtieth day, the day after it
+    rain[29, 0, 0] = rain[30, 0, 1] = 1.0  # on the thirtieth day, and on the day after
     rain[5, 2, 2] = np.nan  # a gap
     finest = xdeepsd.make_levels(rain, factors=(2,))[-1]["mask"]
     expected = np.ones((4, 4), bool)
@@ -54,7 +54,7 @@ def test_a_coarse_cell_is_wanted_where_any_fine_one_is():
     land[0, 0] = True
     other = xr.ones_like(land).rename("mask")
     coarse, finest = xdeepsd.make_levels(fine_days(2), other.to_dataset(), (2,), mask=land)
-    np.testing.assert_array_equal(finest["mask"], land)  # what is given goes before a map of that name
+    np.testing.assert_array_equal(finest["mask"], land)  # a mask given takes precedence over a map of that name
     np.testing.assert_array_equal(coarse["mask"], [[True, True], [False, True]])
     np.testing.assert_array_equal(xdeepsd.make_levels(fine_days(2), other.to_dataset(), (2,))[-1]["mask"], other)
 
@@ -146,7 +146,7 @@ def test_missing_stays_missing_and_tiles_see_as_far_as_the_whole():
 
 
 def test_tiles_reach_for_what_fills_the_cells_that_they_reach():
-    """Every fourth column is observed: what fills the cell two columns on, half-way, may be four columns on."""
+    """Every fourth column is observed: the cell two columns away, half-way between, may be filled from four away."""
     model = make_stack(1, channels=(3,), kernels=(3, 3))
     halo = model.halo
     coarse = make_coarse(days=2, nlat=4, nlon=8 * halo)
@@ -178,8 +178,8 @@ def test_the_loss_looks_at_wanted_and_observed_cells_only():
 def test_patches_want_their_share_and_some_land():
     mask = np.zeros((4, 8), bool)
     mask[:, 4:6] = True
-    np.testing.assert_array_equal(patch_origins(mask, (4, 4), 4, 0.5), [[0, 4]])  # one half is enough
-    np.testing.assert_array_equal(patch_origins(mask, (4, 4), 4, 0.0), [[0, 4]])  # no land is not
+    np.testing.assert_array_equal(patch_origins(mask, (4, 4), 4, 0.5), [[0, 4]])  # exactly half is enough
+    np.testing.assert_array_equal(patch_origins(mask, (4, 4), 4, 0.0), [[0, 4]])  # no land at all is not
 
 
 def test_batches_hold_zeros_where_the_mask_is_false():
@@ -256,7 +256,7 @@ def in_new_thread(function=torch.get_num_threads):
 
 
 def test_runs_within_runs(three_threads):
-    for _ in range(2):  # what one leaves behind, the next one begins with
+    for _ in range(2):  # each starts from what the previous one left behind
         with torch_threads(2):
             assert torch.get_num_threads() == in_new_thread() == 2
             with torch_threads(1):
@@ -267,11 +267,11 @@ def test_runs_within_runs(three_threads):
         assert torch.get_num_threads() == in_new_thread() == 3
     with torch_threads(None):
         torch.set_num_threads(2)
-    assert torch.get_num_threads() == 2  # None is no run at all
+    assert torch.get_num_threads() == 2  # None does not count as a run
 
 
 def test_who_leaves_first_leaves_the_others_theirs(three_threads):
-    """The first run ends while another goes on: new threads still begin with the number of that one."""
+    """The first run ends while another continues: new threads still start with the number of the latter."""
     inside, leave = threading.Event(), threading.Event()
 
     def long():
@@ -292,7 +292,7 @@ def test_who_leaves_first_leaves_the_others_theirs(three_threads):
 
 
 def test_a_last_run_starts_no_thread(three_threads, monkeypatch):
-    """Where nobody else is inside, the number of the process is put back: no thread sets it to that of the run."""
+    """If no other run is inside, the process's number is restored, and no thread sets it to the run's number."""
     with torch_threads(1):
         monkeypatch.setattr("xdeepsd.models.threads.threading.Thread", None)
     monkeypatch.undo()

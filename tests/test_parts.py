@@ -1,4 +1,4 @@
-"""The core does what it promises without any extra, and a part that is missing is told with the line to type."""
+"""The core does what it promises without any extra, and for a missing part the message has the line to type."""
 
 import re
 import subprocess
@@ -91,12 +91,12 @@ def run(code, blocked):
 
 
 def without(*kept):
-    """Packages to block: those of all extras but these, unless the core has them."""
+    """Packages to block: those of all extras except these, unless the core needs them."""
     return set().union(*(EXTRAS[name] for name in EXTRAS)) - set().union(CORE, *(EXTRAS[name] for name in kept))
 
 
 def test_extras_are_those_of_the_project():
-    """What is told to be missing is what pip installs for it."""
+    """What a message calls missing is what pip installs for that extra."""
     assert set(USE) == set(PACKAGES)
     for extra, packages in PACKAGES.items():
         assert set(packages) <= EXTRAS[extra], extra

@@ -68,13 +68,13 @@ def test_an_empty_file_is_what_we_recommend(tmp_path):
 
 
 def test_every_field_of_trainconfig_can_be_said(tmp_path):
-    """The file mirrors the dataclass: a configuration that is written out reads back as the same one."""
+    """The file mirrors the dataclass: a configuration written out reads back unchanged."""
     wanted = TrainConfig(test=0.2, patience=4, threads=2, target_transform="sqrt", clip_gradient=None)
     values = {name: value for name, value in dataclasses.asdict(wanted).items() if value is not None}
     text = "[training]\n" + "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
     read = load_config(write(tmp_path, 'preset = "paper"\n' + text)).training
     assert read == wanted
-    # What a preset sets can be undone.
+    # Settings from a preset can be undone.
     text = '[training]\ntarget_transform = "none"\nclip_gradient = "none"'
     read = load_config(write(tmp_path, text)).training
     assert read == TrainConfig(target_transform=None, clip_gradient=None)

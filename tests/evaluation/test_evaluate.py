@@ -1,4 +1,4 @@
-"""Errors, errors by bins, baselines and tests of significance."""
+"""Errors, errors by bins, baselines and significance tests."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def field(seed=0, days=6, nlat=8, nlon=12, chunks=None):
 
 
 def by_hand(predicted, observed, bins=5):
-    """Rows of the definition, by loops."""
+    """The rows as defined, computed in loops."""
     ok = np.isfinite(predicted) & np.isfinite(observed)
     p, y = predicted[ok].astype(float), observed[ok].astype(float)
     width = (y.max() - y.min()) / bins
@@ -83,7 +83,7 @@ def test_transposed_predictions_are_brought_into_order():
 
 
 def test_other_coordinates_are_refused():
-    """Instead of comparing the few cells that happen to be the same."""
+    """Rather than comparing only the few cells that coincide."""
     observed, predicted = field(1), field(2)
     moved = predicted.assign_coords(lat=predicted["lat"] + 1e-6)
     for compared in (evaluate.compare, evaluate.bin_errors):
@@ -123,7 +123,7 @@ def test_bicubic_is_never_negative_and_keeps_missing_cells():
 
 
 def test_climatology_ratio_recovers_a_fixed_pattern():
-    """Where every day is an even field times one fixed pattern the baseline is exact."""
+    """If every day is a uniform field times one fixed pattern, the baseline is exact."""
     rng = np.random.default_rng(0)
     amount, pattern = rng.gamma(1, 5, 6), rng.gamma(4, 0.25, (8, 12))
     like = field(nlat=8, nlon=12).copy(data=(amount[:, None, None] * pattern).astype(np.float32))
@@ -160,7 +160,7 @@ def test_baselines_are_lazy_and_the_same_in_chunks(no_compute):
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_baselines_with_means_kept_have_them(factor):
-    """By area on the sphere and over the wanted cells, as the coarse level was made."""
+    """Weighted by area on the sphere, over the wanted cells, as in the coarse level."""
     truth = field(nlat=8, nlon=12).assign_coords(lat=70.0 - 2 * np.arange(8), lon=2.0 * np.arange(12))
     truth = truth.where((truth["lat"] != 68) | (truth["lon"] != 4))
     levels = xdeepsd.make_levels(truth, factors=(factor,))

@@ -1,4 +1,4 @@
-"""The sweep over alpha: choice on validation days, restart, report; and training from a TOML file."""
+"""The sweep over alpha: choice by validation days, restart, report; and training from a TOML file."""
 
 import dataclasses
 import json
@@ -73,7 +73,7 @@ def test_the_table(swept, levels, config):
     assert set(zip(validation["alpha"], validation["seed"], strict=True)) == {
         (alpha, seed) for alpha in (0.0, 0.5, 1.0) for seed in (0, 1)
     }
-    # Alpha 0 is included although nobody asked for it; test days are looked at only for it and for the chosen alpha.
+    # Alpha 0 is included without being asked for; test days are used only for it and for the chosen alpha.
     best = choose_alpha(validation)
     assert set(table.loc[(table["part"] == "test") & (table["name"] == "model"), "alpha"]) == {0.0, best}
     assert set(table.loc[table["chosen"], "alpha"]) == {best}
@@ -110,7 +110,7 @@ def test_alpha_0_is_the_mse(swept, levels, config):
 def test_the_density_is_fitted_once_for_all_runs(levels, config, monkeypatch):
     fits = []
     original = train.fit_density
-    for module in (train, stack_training):  # of one run, of several
+    for module in (train, stack_training):  # for one run, for several
         monkeypatch.setattr(module, "fit_density", lambda *a: fits.append(a) or original(*a))
     wet = dataclasses.replace(config, wet_threshold=0.5)
     configs = [
@@ -123,7 +123,7 @@ def test_the_density_is_fitted_once_for_all_runs(levels, config, monkeypatch):
         ]
     ]
     models = dict(stack_training.train_stacks(levels, configs, progress=False))
-    # One fit per stage for the first two, one per stage for the other threshold, none for the MSE.
+    # One fit per stage for the first two, one per stage for the other threshold, and none for the MSE.
     assert len(fits) == 4
     alone = stack_training.train_stack(levels, configs[1], progress=False)
     for a, b in zip(models[1].stages, alone.stages, strict=True):
@@ -167,7 +167,7 @@ def test_other_precipitation_on_the_same_days_is_refused(swept, levels, config, 
     renewed[-1]["precipitation"][7] += 0.1  # a training day
     with pytest.raises(ValueError, match="the precipitation of the same days has changed"):
         run_sweep(renewed, config, [0.5], 1, folder)
-    copy = tmp_path / "sweep"  # by an xdeepsd that did not record it
+    copy = tmp_path / "sweep"  # from an xdeepsd that did not record it
     shutil.copytree(folder, copy)
     about = json.loads((copy / "sweep.json").read_text())
     del about["precipitation"]
@@ -177,7 +177,7 @@ def test_other_precipitation_on_the_same_days_is_refused(swept, levels, config, 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_days_without_an_observation(levels, config, tmp_path, part, caplog, monkeypatch):
-    """Reported by name, before hours of training."""
+    """They are reported by name, before hours of training."""
     monkeypatch.setattr(sweep, "train_stacks", lambda *a, **k: pytest.fail("trained"))
     days = getattr(config.split(levels[-1]["time"]), part)
     gone = [level.where(~level["time"].isin(level["time"][days])) for level in levels]
@@ -215,7 +215,7 @@ def test_bad_input(levels, config, tmp_path, changes, message):
 
 
 def made(relative, seeds=6, seed=0):
-    """A table with the given RMSE relative to alpha 0 by alpha and rank, with a little noise over the seeds."""
+    """A table with the given RMSE relative to alpha 0, by alpha and rank, and a little noise between seeds."""
     rng = np.random.default_rng(seed)
     rows = []
     for part in ("validation", "test"):
@@ -269,7 +269,7 @@ def test_the_report_says_what_is_so(relative, words, capsys):
 
 def test_the_report_fits_a_narrow_terminal(capsys):
     table = made({0.0: (1, 1, 1), 3.8: (1.5, 0.85, 2.05)}, seeds=20)
-    table.loc[table["rank"] != 1, "count"] *= 700_000  # cells of years of a continent
+    table.loc[table["rank"] != 1, "count"] *= 700_000  # as many cells as years of a continent have
     report(table.assign(chosen=table["alpha"] == 3.8), Path("out"), "bins", Console(width=80))
     shown = capsys.readouterr().out
     assert "…" not in shown
@@ -295,7 +295,7 @@ def invoke(*arguments):
 
 
 def test_train_leaves_a_folder_of_the_user_alone(project):
-    """Checked before the training, not after; of an earlier model only its own files are replaced."""
+    """Checked before training, not after; only the files of an earlier model itself are replaced."""
     folder = project.parent
     model = folder / "model"
     model.mkdir()

@@ -1,7 +1,7 @@
 """Endless random cases: what xdeepsd computes and reads, what it leaves behind when killed, and what it leaves alone.
 
 A kind of case is a module with ``case(seed, folder)``: everything in it follows from the seed, and it may use the empty
-folder as it likes. It raises `Wrong` or `Lost` if what its docstring promises does not hold; any other exception is a
+folder as it likes. It raises `Wrong` or `Lost` if the promise of its docstring does not hold; any other exception is a
 traceback that a user might see. ``python -m tests.fuzz --kind stacks --seed 123`` repeats a case.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # builders, oracle, prism_server
 
-# And how many of 20 cases are of this kind; quick kinds come often.
+# And how many of 20 cases are of this kind; quick kinds are frequent.
 KINDS = {"stacks": 4, "regridding": 4, "damage": 9, "folders": 2, "kills": 1}
 
 
@@ -26,7 +26,7 @@ class Wrong(Exception):
 
 
 class Lost(Exception):
-    """A file of the user's is missing or changed."""
+    """A user's file is missing or changed."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def chance(rng, share):
 
 
 def pick(rng, options):
-    """One of a sequence."""
+    """A random element of a sequence."""
     return options[rng.integers(len(options))]
 
 
 def listing(folder):
-    """Every file, folder and symbolic link below a folder, with what it is: links are not followed."""
+    """Every file, folder and symbolic link below a folder, with its contents; links are not followed."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         name = str(path.relative_to(folder))
@@ -65,7 +65,7 @@ def listing(folder):
 
 
 def run(kind: str, seed: int) -> Outcome:
-    """One case in a folder of its own."""
+    """Run one case in its own folder."""
     case = importlib.import_module(f"{__name__}.{kind}").case
     folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-"))
     try:

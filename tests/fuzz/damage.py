@@ -1,4 +1,4 @@
-"""Damaged files: either what was written is read, or an error message names the file."""
+"""Damaged files: either the original contents are read, or an error message names the file."""
 
 import atexit
 import functools
@@ -32,10 +32,10 @@ Values = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Subject:
-    """``make`` writes files into a folder; ``read`` gives what they hold, by name.
+    """``make`` writes files into a folder; ``read`` returns their contents by name.
 
-    ``sure``: damage that a reader can detect. Other damage may go unnoticed, as nothing checks the bytes: the values
-    may then be anything, but there is no traceback.
+    ``sure``: damage that a reader can detect. Other damage may go unnoticed, since nothing checks the bytes: the values
+    may then be anything, but there must be no traceback.
     """
 
     make: Callable[[Path], None]
@@ -91,7 +91,7 @@ def read_checkpoints(folder):
     state = checkpoints.read_checkpoint(folder / "stage_0")
     if state is None:
         return {}
-    # The one before the newest may be taken: each step is a name of its own.
+    # The second newest may be used, so each step has its own name.
     flat, _ = torch.utils._pytree.tree_flatten(state)
     return {f"{state['step']} {i}": np.asarray(value) for i, value in enumerate(flat)}
 
@@ -166,7 +166,7 @@ def netcdf(values):
 
 
 def rasters(day):
-    """The members of a day's file in each form: {form: {name: content}}."""
+    """The members of a day's file in each format: {format: {name: content}}."""
     values = map_of(day)
     filled = np.where(np.isnan(values), np.float32(-9999), values).astype("<f4")
     rows, columns = values.shape
@@ -202,7 +202,7 @@ def make_prism(zipped):
 
 
 def read_prism(folder):
-    """Days by name: a file that is gone is a day less."""
+    """Days by name: a missing file means one day less."""
     ds = xdeepsd.open_prism(folder, allow_missing=True).load()
     return {f"{t:%Y%m%d}": v for t, v in zip(pd.DatetimeIndex(ds.time), ds.ppt.values, strict=True)} | {
         n: ds[n].values for n in ("lat", "lon")
@@ -215,7 +215,7 @@ def make_served(folder):
 
 
 def read_served(folder):
-    """What `fetch_prism` makes of zips that the service sends: whole days, and a cause for every other one."""
+    """What `fetch_prism` makes of zips that the service sends: complete days, and a cause for each other day."""
     files = {f"ppt/{path.stem}": path.read_bytes() for path in folder.glob("*.zip")}
     with PrismServer(files=files) as server:
         server.publish(DAYS[0], DAYS[-1])
@@ -278,7 +278,7 @@ def read_input(name):
 
 @functools.cache
 def models():
-    """A model for the damaged input to be downscaled with."""
+    """A model to downscale the damaged input with."""
     return pristine("zarr input").parent / "model"
 
 
@@ -300,7 +300,7 @@ SUBJECTS = {
 
 @functools.cache
 def pristine(name):
-    """The folder of whole files of a subject, made once in a process."""
+    """The folder with the intact files of a subject, made once per process."""
     root = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-whole-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     (root / "whole").mkdir()
@@ -310,11 +310,11 @@ def pristine(name):
 
 @functools.cache
 def values(name):
-    """What the whole files of a subject hold, read from a copy."""
+    """Contents of the intact files of a subject, read from a copy."""
     copy = pristine(name).parent / "copy"
     shutil.copytree(pristine(name), copy)
     found = SUBJECTS[name].read(copy)
-    if name == "checkpoints":  # where the newest is damaged the one before it is taken
+    if name == "checkpoints":  # if the newest is damaged, the one before it is used
         (copy / "stage_0" / "step-000000020.pt").unlink()
         found |= SUBJECTS[name].read(copy)
     return found
@@ -324,7 +324,7 @@ def values(name):
 
 
 def harm(rng, files):
-    """Damage one or two of the files; what was done, and to which."""
+    """Damage one or two of the files; return what was done to which."""
     how, path = pick(rng, sorted(ALL)), pick(rng, files)
     content = bytearray(path.read_bytes())
     hurt = [path]
@@ -359,7 +359,7 @@ def open_all(path):
 
 
 def case(seed, folder):
-    """One kind of file, damaged: read to the same values, or refused by name."""
+    """One kind of file, damaged: it reads as the same values, or is refused by name."""
     rng = np.random.default_rng(seed)
     name = pick(rng, sorted(SUBJECTS))
     subject, before = SUBJECTS[name], values(name)
@@ -368,18 +368,18 @@ def case(seed, folder):
     how, hurt = harm(rng, sorted(p for p in place.rglob("*") if p.is_file()))
     story = f"{name}: {how} {', '.join(str(p.relative_to(place)) for p in hurt)}"
     if name == "netcdf input" and not kills.outlives(open_all, place / "coarse.nc"):
-        return  # HDF5 itself crashes, or looks for the end of a damaged list for ever: whoever opens it
+        return  # HDF5 itself crashes, or searches endlessly for the end of a damaged list, whatever opens the file
     try:
         after = subject.read(place)
     except TOLD as error:
         text = str(error)
-        # What the values say is told of the input, by the name of the coordinate or variable.
+        # Errors about values name the coordinate or variable of the input, not the file.
         if str(place) not in text and "of the input" not in text and not any(path.name in text for path in hurt):
             raise Wrong(f"{story}: {type(error).__name__} names no file: {text[:300]}") from error
         return
     except Exception as error:
         if isinstance(error, RuntimeError) and re.search("decompress|zstd|blosc", str(error), re.IGNORECASE):
-            return  # a lazy value that the user computes: what the codec says comes out as it is
+            return  # a lazy value that the user computes: the error of the codec comes through unchanged
         error.add_note(story)
         raise
     if how not in subject.sure:

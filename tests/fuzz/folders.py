@@ -1,9 +1,9 @@
-"""Whatever writes, replaces or deletes: no file of the user's beside or inside the target is lost or changed.
+"""Operations that write, replace or delete: no user's file beside or inside the target is lost or changed.
 
-An operation sets up what exists beforehand, yields the paths that it will write to, and then runs; in between, random
-files, folders, links and Zarr stores of the user's are scattered over the target. It may refuse, with a message, or do
-its work.
-The one exception: `to_zarr` with ``overwrite=True`` replaces a Zarr group with all Zarr in it, and nothing else.
+An operation sets up what exists beforehand, yields the paths it will write to, and then runs; in between, random
+files, folders, links and Zarr stores of the user are scattered over the target. It may refuse with a message or do its
+work.
+The only exception: `to_zarr` with ``overwrite=True`` replaces a Zarr group with all Zarr in it, and nothing else.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from . import Lost, Wrong, chance, listing, pick
 from .damage import INI, TOLD
 
 DAYS = pd.date_range("2011-01-01", periods=5)
-# Names that a person, or another program, may give; some are those of our own files.
+# Names that a person or another program may choose; some are the same as our own files.
 NAMES = (
     "notes.txt", "thesis/chapter.tex", ".hidden", "data.csv", "run.partial", "model.json", "metrics.parquet",
     "sweep.png",
@@ -37,7 +37,7 @@ NAMES = (
 
 
 def command(*arguments):
-    """A command; ValueError with what it says where it fails."""
+    """Run a command; raise ValueError with its output if it fails."""
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -72,7 +72,7 @@ def to_zarr(rng, place):
     before = pick(rng, ["nothing", "ours", "killed", "theirs"])
     if before in ("ours", "killed"):
         xdeepsd.to_zarr(lazy(pick(rng, ["pr", "old"])), path, group=group, zarr_format=options["zarr_format"])
-        if before == "killed":  # as it laid the arrays out
+        if before == "killed":  # while it laid out the arrays
             half = {STATUS: BEGUN, "xdeepsd_half": ["pr", "old"]}
             zarr.open_group(path, path=group or "", mode="r+").attrs.update(half)
     elif before == "theirs" and options["overwrite"]:
@@ -82,7 +82,7 @@ def to_zarr(rng, place):
 
 
 def onto_its_input(rng, place):
-    """`to_zarr` where the output is, or holds, what is read: however it was opened."""
+    """`to_zarr` where the output is or contains the input, however that was opened."""
     paths = [place / "one.zarr", place / "two.zarr"]
     for i, path in enumerate(paths):
         ds = xr.Dataset({"pr": (("time", "lat"), np.full((4, 2), i + 1.0))}, {"time": np.arange(4) + 4 * i})
@@ -127,7 +127,7 @@ def downscale(rng, place):
     yield [out, out / group], "--overwrite" in options and out / group
     target = pick(rng, [out, out, out, path])  # the last one is itself the input
     if target == path:
-        group = "g"  # none of the input may be lost
+        group = "g"  # nothing of the input may be lost
     command("downscale", path, place / "model", target, "--threads", 1, *options)
 
 
@@ -135,7 +135,7 @@ def build_levels(rng, place):
     path = place / "levels.zarr"
     if chance(rng, 0.6):
         xdeepsd.build_levels(small(), make_static(small(), 1), (2,), path)
-        if chance(rng, 0.4):  # killed as it was made
+        if chance(rng, 0.4):  # killed while it was made
             zarr.open_group(path, mode="r+").attrs["ready"] = False
     yield [path, path / "level_0", path / "level_1" / "precipitation"], False
     fine = small(pick(rng, [4, 6]))
@@ -198,9 +198,9 @@ def training(rng, place):
 
 
 def demo(rng, place):
-    """In a folder with the files that the demo writes, or once wrote, it must refuse; it clears what it made, no more.
+    """The demo must refuse a folder with files it writes or once wrote; it removes only what it made itself.
 
-    Running it takes too long here.
+    Running it would take too long here.
     """
     path = place / "demo"
     path.mkdir()
@@ -247,7 +247,7 @@ OPERATIONS = {
 
 
 def put(rng, folder, outside):
-    """One thing of the user's into a folder, where nothing is there yet."""
+    """Put one random item of the user into a folder, at a path not taken yet."""
     path = folder / pick(rng, NAMES)
     if path.exists() or path.is_symlink() or any(p.is_file() for p in path.parents):
         return
@@ -282,13 +282,13 @@ def scatter(rng, place, paths, outside):
 
 
 def zarr_of(path, root):
-    """Whether ``path``, in ``root``, belongs to a node of Zarr."""
+    """Whether ``path``, in ``root``, belongs to a Zarr node."""
     marks = {"zarr.json", ".zgroup", ".zarray"}
     return any((p / mark).exists() for p in (path, *path.parents) if p != root and root in p.parents for mark in marks)
 
 
 def case(seed, folder):
-    """One operation among files of the user's."""
+    """One operation among the user's files."""
     rng = np.random.default_rng(seed)
     weights = np.array(list(OPERATIONS.values()))
     operation = list(OPERATIONS)[rng.choice(len(weights), p=weights / weights.sum())]
@@ -302,7 +302,7 @@ def case(seed, folder):
     scatter(rng, place, paths, outside)
     users = {name: what for name, what in listing(folder).items() if name not in ours}
     users |= {name: what for name, what in ours.items() if name.startswith("outside")}
-    if replaced:  # Zarr in a group that is replaced may go
+    if replaced:  # Zarr nodes in a replaced group may go
         users = {
             n: w for n, w in users.items() if replaced not in (folder / n).parents or not zarr_of(folder / n, replaced)
         }

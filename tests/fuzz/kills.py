@@ -1,4 +1,4 @@
-"""Processes killed at any moment: nothing half-written passes for whole, and the same call ends with the same bits."""
+"""Processes killed at any moment: nothing half-written passes as complete, and the same call gives the same bits."""
 
 import contextlib
 import functools
@@ -27,13 +27,13 @@ from xdeepsd.training import checkpoints
 
 from . import Wrong, chance, listing, pick
 
-# Audit events that Python raises before it acts; one of these is the moment of the kill.
+# Audit events that Python raises before it acts; the kill comes at one of them.
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree", "tempfile.mkstemp"}
 DAYS = pd.date_range("2011-01-01", periods=6)
 
 
 def outlives(call, *arguments):
-    """Whether a process of its own gets to the end of ``call``, or to an exception, in 20 seconds of computing."""
+    """Whether a separate process finishes ``call``, or raises, within 20 seconds of CPU time."""
     return Nursery.run(limited, call, *arguments) >= 0
 
 
@@ -44,7 +44,7 @@ def limited(call, *arguments):
 
 
 def victim(name, folder, variant, at, delay):
-    """Run an operation, and die at the ``at``-th thing it does to a file in ``folder``, or ``delay`` seconds after."""
+    """Run an operation, and die at its ``at``-th action on a file in ``folder``, or ``delay`` seconds later."""
     counted = itertools.count(1)
     die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
 
@@ -61,7 +61,7 @@ def victim(name, folder, variant, at, delay):
 
 
 class Nursery:
-    """A process without threads, from which those are forked that may die."""
+    """A process without threads, from which the victims are forked."""
 
     pipe = None
 
@@ -89,16 +89,16 @@ class Nursery:
 
     @classmethod
     def run(cls, *arguments):
-        """Exit status of a call; negative where a signal ended it."""
+        """Exit status of a call; negative if a signal ended it."""
         cls.pipe.send(arguments)
         return cls.pipe.recv()
 
 
-# --- operations: ``prepare`` what is there before, ``run``, ``check`` what a kill left, ``result`` when done ----------
+# --- operations: ``prepare`` the starting state, ``run``, ``check`` what a kill left, ``result`` when done ------------
 
 
 class Store:
-    """`to_zarr`, on an empty place or over an older store; Zarr 2 or 3; root or group."""
+    """`to_zarr`, to a new path or over an older store; Zarr 2 or 3; root or group."""
 
     def variants(rng):
         return {
@@ -135,7 +135,7 @@ class Store:
 
 
 class Levels:
-    """`build_levels`, of a new ladder, or with days to append, of which some may replace older releases."""
+    """`build_levels` for a new ladder, or with days to append, some of which may replace older releases."""
 
     def variants(rng):
         return {"append": (append := chance(rng, 0.6)), "renew": append and chance(rng, 0.5)}
@@ -186,14 +186,14 @@ class Levels:
 
 @functools.cache
 def before_growth():
-    """The folder of a ladder to which nothing is appended yet."""
+    """The folder of a ladder before anything is appended."""
     folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-whole-"))
     Levels.build(folder, 4)
     return folder
 
 
 class Model:
-    """`save_model`, on an empty place or over an older model."""
+    """`save_model`, to a new path or over an older model."""
 
     def variants(rng):
         return {"overwrite": chance(rng, 0.5)}
@@ -275,7 +275,7 @@ def ladder():
 
 
 class Fetch:
-    """`fetch_prism` of a new store, or of one whose period grows."""
+    """`fetch_prism` for a new store, or for one whose period grows."""
 
     def variants(rng):
         return {"grow": chance(rng, 0.5)}
@@ -298,7 +298,7 @@ class Fetch:
             if variant["grow"]:
                 raise Wrong("the store that was there is gone")
             return
-        ds = xr.open_zarr(folder / "store")  # by its consolidated metadata, which are written when all is there
+        ds = xr.open_zarr(folder / "store")  # by its consolidated metadata, which are written last
         if "ppt" not in ds and not variant["grow"]:
             return
         for time, number, values in zip(ds.time.values, ds.ppt_release.values, ds.ppt.values, strict=True):
@@ -324,7 +324,7 @@ OPERATIONS = {
 
 @functools.cache
 def reference(name, variant):
-    """The folder of a run that nothing stopped, and how many things it did to files."""
+    """The folder of an uninterrupted run, and its number of actions on files."""
     folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-whole-"), "whole")
     folder.mkdir()
     OPERATIONS[name].prepare(folder, dict(variant))
@@ -334,12 +334,12 @@ def reference(name, variant):
 
 
 def case(seed, folder):
-    """One operation killed one to three times, looked at after each, and then done to its end."""
+    """One operation killed one to three times, checked after each kill, and then run to its end."""
     rng = np.random.default_rng(seed)
     name = pick(rng, list(OPERATIONS))
     operation, variant = OPERATIONS[name], OPERATIONS[name].variants(rng)
     whole, count = reference(name, tuple(variant.items()))
-    place = folder / "whole"  # the name of the reference's, as the output may hold it
+    place = folder / "whole"  # the same name as the reference's, since the output may contain it
     place.mkdir()
     operation.prepare(place, variant)
     story = f"{name} {variant}"
@@ -359,7 +359,7 @@ def case(seed, folder):
 
 
 def same(found, wanted, story):
-    """Raise where the results of two runs differ."""
+    """Raise if the results of two runs differ."""
     if isinstance(wanted, dict):
         different = {k for k in set(found) | set(wanted) if found.get(k) != wanted.get(k)}
         if different:

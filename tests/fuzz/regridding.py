@@ -1,4 +1,4 @@
-"""`regrid` on any grids: the sums of a dense float64 matrix, NaN where too little is known, the user's labels."""
+"""`regrid` on any grids: same as a dense float64 matrix, NaN where too little is observed, the user's labels."""
 
 import numpy as np
 import xarray as xr
@@ -9,7 +9,7 @@ from . import Wrong, chance, pick
 
 
 def make_edges(rng, low, high, most):
-    """Ascending edges in hundredths of a degree, so that no sliver is left to rounding."""
+    """Ascending edges in hundredths of a degree, so that rounding leaves no slivers."""
     return np.sort(rng.choice(np.arange(round(low * 100), round(high * 100) + 1), rng.integers(3, most), False)) / 100
 
 
@@ -31,13 +31,13 @@ def make_axes(rng):
 
 
 def dataset(edges):
-    """A Dataset of the grid alone, its bounds given as edges."""
+    """A Dataset with only the grid, its bounds given as edges."""
     coords = {n: (n, (e[1:] + e[:-1]) / 2) for n, e in zip(("lat", "lon"), edges, strict=True)}
     return xr.Dataset(coords=coords | {f"{n}_b": (f"{n}_b", e) for n, e in zip(("lat", "lon"), edges, strict=True)})
 
 
 def shares(source, target):
-    """``(target, source)``: part of each target interval that lies in each source interval."""
+    """``(target, source)``: fraction of each target interval that lies in each source interval."""
     low, high = (np.asarray(e, np.longdouble) for e in (source[:-1], source[1:]))
     start, end = (np.asarray(e, np.longdouble)[:, None] for e in (target[:-1], target[1:]))
     return np.maximum(np.minimum(high, end) - np.maximum(low, start), 0) / (end - start)
@@ -61,7 +61,7 @@ def unit(lat, lon):
 
 
 def dense(source, target, method):
-    """``(target cells, source cells)`` of ascending edges, one turn of longitude after the other."""
+    """Weights ``(target cells, source cells)`` from ascending edges, one turn of longitude after the other."""
     (lat, lon), (to_lat, to_lon) = ([(e[1:] + e[:-1]) / 2 for e in edges] for edges in (source, target))
     turns = [360.0 * t for t in range(-3, 4)]
     if method == "nearest":
@@ -146,7 +146,7 @@ def case(seed, folder):
 
 
 def bent(rng, source, target, values, method):
-    """From a curvilinear grid: no value beyond those that go in, and a constant stays what it is."""
+    """From a curvilinear grid: results stay within the range of the input, and a constant stays the same."""
     lat, lon = np.meshgrid(*[(e[1:] + e[:-1]) / 2 * 0.8 for e in source], indexing="ij")
     if np.ptp(lon) > 170:
         lon *= 0.4

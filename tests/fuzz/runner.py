@@ -1,4 +1,4 @@
-"""Run cases in separate processes, so that one that crashes or hangs is an outcome like any other."""
+"""Run cases in separate processes, so that a crash or a hang is an outcome like any other."""
 
 import itertools
 import multiprocessing
@@ -15,12 +15,12 @@ import psutil
 
 from . import KINDS, Outcome, kills, run
 
-# Seconds of computing, and by the clock (on a machine that others use), until a case counts as one without an end.
+# Seconds of CPU time, and by the clock (on a shared machine), after which a case counts as hanging.
 LIMIT, PATIENCE = 120.0, 1200.0
 
 
 def rounds(base: int, kinds: Iterable[str] = KINDS) -> Iterator[tuple[str, int]]:
-    """Cases without end: all kinds in turn, as often as `KINDS` says, with seeds that follow from ``base``."""
+    """Endless cases: all kinds in turn, as often as `KINDS` says, with seeds that follow from ``base``."""
     kinds = list(kinds)
     for turn in itertools.count():
         for kind in kinds:
@@ -29,24 +29,24 @@ def rounds(base: int, kinds: Iterable[str] = KINDS) -> Iterator[tuple[str, int]]
 
 def _work(pipe, folder: str) -> None:
     tempfile.tempdir = folder
-    kills.Nursery.start()  # while there is no thread
+    kills.Nursery.start()  # before there are threads
     null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # what libraries say about broken files
+    for stream in (1, 2):  # messages of libraries about broken files
         os.dup2(null, stream)
     while True:
         pipe.send(run(*pipe.recv()))
 
 
 def _context():
-    """Processes that have imported everything when they begin."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # else the server finds no tests
+    """A context for processes that start with everything imported."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # else the server cannot find tests
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload([f"{__package__}.warm"])
     return made
 
 
 class Worker:
-    """A process, and the case that it is busy with."""
+    """A process, and the case it is working on."""
 
     def __init__(self, folder: str) -> None:
         self.pipe, there = _context().Pipe()
@@ -61,7 +61,7 @@ class Worker:
         self.pipe.send(case)
 
     def computing(self) -> float:
-        """Seconds that the process has computed."""
+        """Seconds of CPU time the process has used."""
         return sum(psutil.Process(self.process.pid).cpu_times()[:2])
 
     def endless(self) -> bool:
@@ -77,7 +77,7 @@ class Worker:
 def many(
     cases: Iterable[tuple[str, int]], processes: int | None = None, seconds: float = float("inf")
 ) -> Iterator[Outcome]:
-    """Outcomes as they come; no case begins after so many ``seconds``."""
+    """Outcomes as they arrive; no case begins after ``seconds``."""
     folder = tempfile.mkdtemp(prefix="xdeepsd-fuzz-")
     cases, ends = iter(cases), time.monotonic() + seconds
     workers = [Worker(folder) for _ in range(processes or os.cpu_count() or 1)]

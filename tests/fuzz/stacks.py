@@ -1,4 +1,4 @@
-"""Any stack on any input: the numbers of a slow float64 forward, NaN where nothing is known, the user's labels."""
+"""Any stack on any input: same as a slow float64 forward, NaN where nothing is known, the user's labels."""
 
 import dask
 import numpy as np
@@ -10,8 +10,8 @@ import xdeepsd
 
 from . import Wrong, chance, pick
 
-# Of the largest rain there is (1 mm day-1 at least). A float32 sum of n products is off by some sqrt(n) * 6e-8 of what
-# is added up; a layer here adds up to 973, and the error of a stage goes through the next ones: some 1e-6 was seen.
+# Relative to the heaviest rain (at least 1 mm day-1). A float32 sum of n products is off by about sqrt(n) * 6e-8 of the
+# terms; a layer here adds up to 973 of them, and the error of a stage goes through the next ones: about 1e-6 was seen.
 BOUND = 1e-5
 MM_DAY = {
     "mm day-1": 1, "mm/day": 1, "mm d-1": 1, "mm h-1": 24, "mm s-1": 86400, "m s-1": 86400e3, "m day-1": 1000,
@@ -22,7 +22,7 @@ MISSING = -9999.0
 
 
 def make_model(rng):
-    """A stack of up to three stages; activations stay of the order of 1, so that the bound means something."""
+    """A stack of up to three stages; activations stay near 1 in size, so that the bound is meaningful."""
     while True:
         factors = rng.integers(1, 5, rng.integers(1, 4))
         if factors.prod() <= 12:
@@ -86,9 +86,9 @@ def centres(rng, nlat, nlon, scale):
 
 
 def label(rng, values, lat, lon, free):
-    """``(..., lat, lon)`` under other names, turned, in another convention of longitude, perhaps in another order.
+    """``(..., lat, lon)`` with other names, perhaps flipped, in another longitude convention or dim order.
 
-    Returns the DataArray, the names of its latitude and longitude, and whether each was turned.
+    Returns the DataArray, the names of its latitude and longitude, and whether each was flipped.
     """
     lon = lon + pick(rng, [0, 0, 360])
     turned = [bool(free and chance(rng, 0.5) and a.size > 1) for a in (lat, lon)]
@@ -107,9 +107,9 @@ def label(rng, values, lat, lon, free):
 
 
 def make_input(rng, model, rain):
-    """Rain ``(member, time, lat, lon)`` in mm day-1 as values in some units, with all that may be missing in it.
+    """Rain ``(member, time, lat, lon)`` in mm day-1 as values in random units, with missing values of every kind.
 
-    Returns the values that go in, what they mean in the model's units, and attributes.
+    Returns the input values, what they mean in the model's units, and attributes.
     """
     units = pick(rng, list(MM_DAY))
     values = (rain / MM_DAY[units]).astype(pick(rng, ["f4", "f4", "f8"]))
@@ -118,7 +118,7 @@ def make_input(rng, model, rain):
     if chance(rng, 0.6):
         gaps |= rng.random(rain.shape[-2:]) < rng.uniform(0, 0.5)  # an ocean
     if chance(rng, 0.4):
-        gaps |= rng.random(rain.shape) < rng.uniform(0, 0.5)  # of a day
+        gaps |= rng.random(rain.shape) < rng.uniform(0, 0.5)  # on single days
     if chance(rng, 0.1):
         gaps[:, 0] = True
     gaps[(0,) * 4] = False
@@ -157,12 +157,12 @@ def chunked(rng, da, lat_dim, lon_dim):
         else:
             cuts = np.unique(rng.integers(1, n, rng.integers(0, 3))) if n > 1 else []
             chunks[dim] = tuple(int(c) for c in np.diff([0, *cuts, n]))
-    # Coordinates off the dims would become lazy too; `downscale` reads coordinates.
+    # Non-dim coordinates would become lazy too, but `downscale` reads coordinates.
     return da.chunk(chunks).assign_coords(da.coords), how
 
 
 def case(seed, folder):
-    """`downscale` on a random stack and input: values, NaN, labels, chunks, and nothing computed before it is asked."""
+    """`downscale` on a random stack and input: values, NaN, labels, chunks, and nothing computed too early."""
     rng = np.random.default_rng(seed)
     model = make_model(rng)
     nlat, nlon = shape_for(rng, model)
@@ -176,7 +176,7 @@ def case(seed, folder):
               "climatology": rng.gamma(2, 2, shape) * (rng.random(shape) < pick(rng, [1.0, 0.3]))}  # fmt: skip
     mask = rng.random(shape) < rng.uniform(0.2, 1) if chance(rng, 0.5) else None
 
-    # What the model knows of the grid, and what is given beside the input
+    # What the model knows about the grid, and what is given beside the input
     fine = (grid["lat"][0], grid["lon"][0])
     maps = xr.Dataset({n: (("lat", "lon"), v) for n, v in static.items()}, dict(zip(("lat", "lon"), fine, strict=True)))
     own = chance(rng, 0.5)
@@ -189,7 +189,7 @@ def case(seed, folder):
         model = xdeepsd.load_model(folder / "model")
     given = None
     if not own or chance(rng, 0.3):
-        # A grid that the model does not know is taken in the order in which it comes.
+        # A grid unknown to the model is taken in the order given.
         look = np.random.default_rng(rng.integers(2**32))
         state = look.bit_generator.state
         given = {}
@@ -239,13 +239,13 @@ def case(seed, folder):
     order = [d for d in ("member", time, lat_dim, lon_dim) if d in result.dims]
 
     def plainly(precision):
-        """The plain forward of torch."""
+        """The plain torch forward."""
         fine = ds.deepsd.downscale(model, given, mask=given_mask, variable=variable, batch_size=2, precision=precision)
         fine = (fine[name] if isinstance(fine, xr.Dataset) else fine).compute().transpose(*order)
         return fine.values.reshape(expected.shape)
 
     def as_torch(off):
-        """Some stacks take differences of large numbers: then this is what float32 can do, and float64 can do it."""
+        """For stacks with differences of large numbers: within what float32 can do, and right in float64."""
         exact, plain = (distance(plainly(p), expected * to_user, unit) for p in ("float64", "float32"))
         return off < 5 * plain and plain < 10 * BOUND and exact < BOUND
 
@@ -269,7 +269,7 @@ def case(seed, folder):
 
 
 def distance(found, expected, unit):
-    """The largest difference, as a share of the largest value, or of 1 mm day-1."""
+    """The largest difference relative to the largest value, or to 1 mm day-1."""
     return np.nanmax(np.abs(found - expected), initial=0) / max(unit, np.nanmax(expected, initial=0))
 
 
@@ -283,7 +283,7 @@ def compare(found, expected, unit, as_good_as_it_gets=lambda off: False):
 
 
 def check_labels(ds, da, out, result, grid, names, scale, turned):
-    """The user's names, order, attributes and coordinates on the target grid; what lay on the coarse one is gone."""
+    """The user's names, order, attributes and coordinates on the target grid; nothing of the coarse grid is left."""
     if type(out) is not type(ds) or result.dims != da.dims or result.name != da.name:
         raise Wrong(f"{type(ds).__name__} {da.name} {da.dims} became {type(out).__name__} {result.name} {result.dims}")
     lost = {k: v for k, v in da.attrs.items() if result.attrs.get(k) != v and k not in ("_FillValue", "missing_value")}

@@ -1,8 +1,8 @@
-"""Imported once, by the server that processes are forked from: all modules, what numba compiles; no thread stays."""
+"""Imported once by the server that forks processes: loads all modules, compiles with numba, leaves no thread."""
 
 import dask
 import torch
-import torch._dynamo  # what optimizers import when the first one is made
+import torch._dynamo  # imported when the first optimizer is made
 from builders import make_coarse, make_stack, make_static
 
 import xdeepsd

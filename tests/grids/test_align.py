@@ -1,4 +1,4 @@
-"""Whether one grid lies on another: just inside and just outside of each tolerance."""
+"""Whether one grid lies on another: just inside and just outside each tolerance."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from xdeepsd.grids import align, cells
 from xdeepsd.levels.pairs import make_pair
 
 INSIDE, OUTSIDE = 0.98, 1.02  # of the tolerance
-# As grids/align.py documents them, stated anew: a change there is noticed here.
+# As documented in grids/align.py, repeated here so that a change there is noticed.
 SAME, LIES_ON, SAME_STEP = 0.01, 0.05, 0.01  # of a cell, of a fine cell, of a step
 SAME_EDGE, INFERRED = 1e-3, 1e-6  # of a cell
 ROUNDING, WHOLE_TURN = 1e-12, 1e-3  # degrees
@@ -67,7 +67,7 @@ def case():
 @pytest.mark.parametrize("dim", ["lat", "lon"])
 @pytest.mark.parametrize(("share", "holds"), [(INSIDE, True), (OUTSIDE, False)])
 def test_where_they_are_asked(case, dim, share, holds, tmp_path):
-    """The same just inside and just outside, through the functions that users call."""
+    """Just inside and just outside, through the functions that users call."""
     bare, coarse, static = case
     fine_step = 0.5
 
@@ -133,7 +133,7 @@ def regular(lat, lon, lat_bounds=None):
 
 
 def turned(nlat=4, nlon=6, step=1.0, angle=0.3):
-    """Centres of a grid that is turned a little about a place on the equator, as 2-D coordinates."""
+    """2-D centres of a grid that is rotated slightly about a point on the equator."""
     y, x = np.meshgrid(step * np.arange(nlat), step * np.arange(nlon), indexing="ij")
     lat, lon = np.cos(angle) * y + np.sin(angle) * x, np.cos(angle) * x - np.sin(angle) * y
     coords = {"lat": (("y", "x"), lat), "lon": (("y", "x"), lon)}
@@ -205,7 +205,7 @@ def test_corners_of_neighbours_are_one(share, holds):
 
 @SHARES
 def test_bounds_are_written_where_they_cannot_be_inferred(share, holds):
-    """As many as need be: those that lie half-way between the centres are left out."""
+    """Only as many as needed: bounds half-way between the centres are left out."""
     centres, edges = np.array([0.5, 1.5, 2.5]), np.arange(4.0)
     edges[1] += share * INFERRED / (1 + share * INFERRED)
     target = regular(centres, [0.5, 1.5], np.stack([edges[:-1], edges[1:]], axis=1))
@@ -230,7 +230,7 @@ def test_columns_go_round_the_earth(share, holds, sign):
 
 @SHARES
 def test_rows_of_a_curvilinear_grid_go_round_the_earth(share, holds):
-    """The way from the last to the first column, in steps of the others, along a row near the equator."""
+    """The distance from the last to the first column, in steps between the others, along a row near the equator."""
     steps = np.full(40, 360 / (40 + share * NEXT_COLUMN))
     lon = np.concatenate([[0], np.cumsum(steps)])
     chord = 2 * np.sin(np.deg2rad([(360 - lon[-1]) / 2, steps[0] / 2]))

@@ -1,4 +1,4 @@
-"""Fill of missing cells, interpolation and static fields against slow independent code."""
+"""Filling missing cells, interpolation and static fields, against slow independent code."""
 
 import numpy as np
 import oracle

@@ -60,8 +60,8 @@ COARSE = grid(np.arange(48, 25, -2.5), np.arange(-124, -68, 2.0))
 # ---------------------------------------------------------------------------------------------------------------------
 # Properties
 
-# Cells of a hundredth of a degree or more on a degree or more: an edge at 180 degrees is rounded by 3e-14, and 1e-12 of
-# a total is to hold.
+# Cells of at least 0.01 degrees on a domain of at least 1 degree: an edge at 180 degrees is rounded by 3e-14, and
+# totals have to hold to 1e-12.
 edges_of = lambda low, high, n: st.lists(  # noqa: E731
     st.integers(low * 100, high * 100), min_size=2, max_size=n, unique=True
 ).map(lambda e: np.sort(np.array(e)) / 100).filter(lambda e: e[-1] - e[0] >= 1)  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_constant_stays_constant(method, value, seed):
 
 
 def test_mass_on_a_curvilinear_pair():
-    """The same between a rotated grid and a regular one that covers it."""
+    """The same from a rotated grid to a regular one that covers it."""
     source = rotated(24, 30)
     target = from_edges(np.linspace(20, 75, 40), np.linspace(220, 320, 50))
     shape = source.lat.shape
@@ -140,7 +140,7 @@ def rotated(ny, nx, pole_lon=83.0, pole_lat=42.5):
 
 
 def by_hand(ds, target):
-    """Conservative means, one pair of cells after the other."""
+    """Conservative means, one pair of cells at a time."""
     s_lat, s_lon = read_grid(ds).bounds()
     t_lat, t_lon = read_grid(target).bounds()
     out = np.full((len(t_lat) - 1, len(t_lon) - 1), np.nan)
@@ -165,7 +165,7 @@ def degrees(points):
 
 
 def bilinear_by_hand(centres, goals):
-    """Dense weights ``(goals, centres)``: every goal in every quadrilateral of centres ``(ny, nx, 3)``, by search."""
+    """Dense weights ``(goals, centres)``, trying each goal in every quadrilateral of centres ``(ny, nx, 3)``."""
     ny, nx = centres.shape[:2]
     number = np.arange(ny * nx).reshape(ny, nx)
     out = np.zeros((len(goals), ny * nx))
@@ -197,11 +197,11 @@ def bilinear_by_hand(centres, goals):
 )
 @settings(max_examples=40)
 def test_bilinear_from_any_small_curvilinear_grid(shape, size, seed):
-    """2 x 2 to 9 x 9 centres, uneven, anywhere and any way round: all weights, and which targets have none."""
+    """2 x 2 to 9 x 9 uneven centres, anywhere and in any orientation: all weights, and which targets have none."""
     rng = np.random.default_rng(seed)
     y, x = np.indices(shape) + rng.uniform(-0.2, 0.2, (2, *shape))
     turn = Rotation.random(random_state=rng).as_matrix()
-    # The tangent plane, laid onto the sphere and turned.
+    # The tangent plane, projected onto the sphere and rotated.
     onto = lambda y, x: (lambda p: p / np.linalg.norm(p, axis=-1, keepdims=True))(  # noqa: E731
         np.stack([(x - shape[1] / 2) * size, (y - shape[0] / 2) * size, np.ones_like(x)], axis=-1) @ turn
     )
@@ -224,7 +224,7 @@ def test_bilinear_from_any_small_curvilinear_grid(shape, size, seed):
 )
 @settings(max_examples=40)
 def test_bilinear_with_rows_at_the_poles(inner, ends, around, curvilinear, seed):
-    """Rows of centres at exactly -90 or 90: a target there takes what is there, others as elsewhere."""
+    """Rows of centres at exactly -90 or 90: a target at the pole takes the value there, others as elsewhere."""
     rng = np.random.default_rng(seed)
     lat = np.unique([*ends, -45.0, 0.0, 45.0, *inner])
     lon = np.arange(0, 360, 40.0) + rng.uniform(0, 360) if around else np.sort(rng.choice(150, 5, False)) - 70.0
@@ -247,7 +247,7 @@ def test_bilinear_with_rows_at_the_poles(inner, ends, around, curvilinear, seed)
 
 
 def test_bilinear_finds_thin_quadrilaterals():
-    """Long thin ones near a pole are not those with the nearest middles; beyond the last row there is nothing."""
+    """Near a pole, the right quadrilateral need not have the nearest middle; beyond the last row there is none."""
     source = field(grid([89.0, 89.5, 89.9], np.arange(0.125, 360, 0.25)))
     target = grid([89.01, 89.3, 89.899, 89.95], np.arange(0, 350, 11.0))
     out = regrid(source, target, "bilinear", engine="spherely").v
@@ -321,7 +321,7 @@ def test_coarsen_by_hand():
 
 
 def test_coarsen_keeps_uneven_cells():
-    """Blocks of uneven cells cannot be inferred from their centres: their bounds come along and are obeyed."""
+    """Blocks of uneven cells cannot be inferred from their centres: the output has their bounds, and they are used."""
     source = field(grid([60.0, 50.0, 47.0, 40.0], [0.0, 1.0, 5.0, 6.0]))
     blocks = coarsen(source, 2)
     assert blocks.lat.attrs["bounds"] == "lat_bnds"
@@ -398,7 +398,7 @@ def test_fifty_years_build_at_once(no_compute):
     da = xr.DataArray(data, dims=("time", "lat", "lon"), coords={"lat": lat, "lon": lon})
     with no_compute():
         out = regrid(da, COARSE)
-    assert len(out.__dask_graph__()) <= 2 * days + 5  # a day made and a day regridded
+    assert len(out.__dask_graph__()) <= 2 * days + 5  # one task makes a day, one regrids it
     assert out.shape == (days, *COARSE.sizes.values())
 
 
@@ -425,7 +425,7 @@ def test_weights_are_in_the_graph_once():
 def test_orientation_and_longitudes_do_not_matter(method):
     world = grid(np.arange(-88, 90, 4.0), np.arange(-177.5, 180, 5.0))
     ds = field(world)
-    target = grid(np.arange(41, 80, 2.0), np.arange(-199.3, -160, 2.0))  # over the date line
+    target = grid(np.arange(41, 80, 2.0), np.arange(-199.3, -160, 2.0))  # across the date line
     want = regrid(ds, target, method)
     other = ds.assign_coords(lon=ds.lon % 360).sortby("lon")
     xr.testing.assert_allclose(regrid(other, target, method), want)
@@ -447,7 +447,7 @@ def test_coarsen_over_the_date_line_keeps_the_convention():
 
 
 def test_cells_at_the_poles():
-    """A grid with centres on the poles has half cells there: the global mean is that of the sphere."""
+    """A grid with centres on the poles has half cells there, so that global means are right for the sphere."""
     lat = np.linspace(-90, 90, 19)
     ds = grid(lat, np.arange(0, 360, 10.0)).assign(v=(("lat", "lon"), np.tile(np.sin(np.deg2rad(lat)) ** 2, (36, 1)).T))
     np.testing.assert_allclose(areas(ds).sum(), 4 * np.pi, rtol=1e-14)
@@ -472,7 +472,7 @@ def test_partial_coverage():
 
 
 def test_bounds_are_obeyed():
-    """CF bounds of both kinds and xESMF's edges give the same; they differ from what would be inferred."""
+    """Both kinds of CF bounds and xESMF's edges give the same result, other than inferred bounds would."""
     lat_edges, lon_edges = [40.0, 41.0, 44.0, 45.0], [350.0, 355.0, 356.0, 362.0]
     source = field(from_edges(lat_edges, lon_edges))
     target = grid([41.0, 43.0], [-8.0, -4.0])
@@ -506,7 +506,7 @@ def test_curvilinear_bounds_of_both_kinds():
 
 
 def with_vertices(ds, lat_b, lon_b, order=(0, 1, 2, 3)):
-    """``ds`` with CF vertices ``(y, x, 4)`` from shared corners, in an order of their own."""
+    """``ds`` with CF vertices ``(y, x, 4)`` from shared corners, in the given order."""
     around = lambda c: np.stack([c[:-1, :-1], c[:-1, 1:], c[1:, 1:], c[1:, :-1]], -1)[..., list(order)]  # noqa: E731
     ds = ds.assign(
         lat_vertices=(("y", "x", "vertices"), around(lat_b)), lon_vertices=(("y", "x", "vertices"), around(lon_b))
@@ -515,14 +515,14 @@ def with_vertices(ds, lat_b, lon_b, order=(0, 1, 2, 3)):
     return ds
 
 
-# CF vertices start at any corner and run either way round; the others cross over, which the neighbours reveal too.
+# CF vertices start at any corner and run either way round; the other orders cross over, as neighbours reveal.
 CF_ORDERS = [np.roll(o, n).tolist() for o in ([0, 1, 2, 3], [3, 2, 1, 0]) for n in range(4)]
 FLIPS = list(itertools.product([1, -1], [1, -1]))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
 def test_corners_come_in_any_order(order):
-    """Vertices that begin anywhere, go either way round or cross over are the same cells, as source and as target."""
+    """Vertices that start anywhere, run either way round or cross over mean the same cells, in source and target."""
     shared = rotated(8, 9)
     source = rotated(7, 8).assign(v=(("y", "x"), np.random.default_rng(0).random((7, 8))))
     edges = {f"{n}_b": (("yb", "xb"), shared[n].values) for n in ("lat", "lon")}
@@ -576,7 +576,7 @@ def test_xesmf_is_named_when_missing(monkeypatch):
 
 
 class Regridder:
-    """A stand-in for xESMF's: weights by other means than ours; a log in the working directory, as ESMF leaves it."""
+    """A stand-in for xESMF's: computes weights in another way than ours, and leaves a log like ESMF's."""
 
     calls: tuple = ()
     failure = None
@@ -605,7 +605,7 @@ class Regridder:
 
     @staticmethod
     def grid(ds):
-        """Of 1-D or 2-D coordinates; the corners are shared ones."""
+        """A grid from 1-D or 2-D coordinates, with shared corners."""
 
         def both(lat, lon):
             lat, lon = ds[lat].values, ds[lon].values
@@ -618,7 +618,7 @@ class Regridder:
 
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
-    """`Regridder` in the place of xESMF, in an empty working directory."""
+    """`Regridder` in place of xESMF's, in an empty working directory."""
     monkeypatch.setitem(sys.modules, "xesmf", types.SimpleNamespace(Regridder=Regridder))
     monkeypatch.setattr(Regridder, "calls", ())
     monkeypatch.setattr(Regridder, "failure", None)
@@ -632,7 +632,7 @@ SMALL = grid(np.arange(34.3, 45, 2.0), np.arange(-109.7, -89, 3.0))
 @pytest.mark.parametrize("method", ["conservative", "conservative_normed", "bilinear", "nearest"])
 @pytest.mark.parametrize("curvilinear", [False, True])
 def test_xesmf_gives_the_weights(stand_in, method, curvilinear):
-    """It is asked for the right grids and method, and its weights are applied."""
+    """xESMF is given the right grids and method, and its weights are applied."""
     if curvilinear:
         ds = rotated(9, 10).assign(v=(("y", "x"), np.random.default_rng(0).random((9, 10))))
     else:
@@ -665,7 +665,7 @@ def test_xesmf_gets_the_corners_that_neighbours_share(stand_in, order, flip):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1)])
 def test_xesmf_gets_the_corners_of_a_single_row(stand_in, shape):
-    """Without neighbours across, a mirror image is as good: the cells are the same."""
+    """Without neighbours on either side, a mirror image is as good: the cells are the same."""
     shared = rotated(shape[0] + 1, shape[1] + 1)
     ds = rotated(*(n + 1 for n in shape)).isel(y=slice(shape[0]), x=slice(shape[1]))
     corners = [shared[n].values for n in ("lat", "lon")]
@@ -726,13 +726,13 @@ def test_methods_that_are_not_documented_are_refused(stand_in, method, engine):
 
 
 def test_nearest_between_cells_of_any_shape():
-    """A target amid long cells is farther from every centre than these are from each other."""
+    """A target amid long cells is farther from every centre than the centres are from each other."""
     source = field(grid(np.linspace(0, 5, 51), np.arange(0, 50, 5.0)))
     assert np.isfinite(regrid(source, from_edges([2, 3], [22, 23]), "nearest").v).all()
 
 
 def test_the_log_of_esmf_is_removed(stand_in, tmp_path):
-    """Only where it is new; everything else in the folder is left alone."""
+    """Only if it is new; everything else in the folder is left alone."""
     (tmp_path / "notes.txt").write_text("mine")
     regrid(field(SMALL), COARSE, "nearest", engine="xesmf")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
@@ -828,7 +828,7 @@ def test_bounds_that_disagree_are_named():
 
 
 def map_of(lat, lon, lat_dim="lat", lon_dim="lon", **bounds):
-    """A map of ones on 1-D coordinates, perhaps of other dims; bounds by name."""
+    """A map of ones on 1-D coordinates, whose dims may have other names; bounds by name."""
     coords = {"lat": (lat_dim, np.asarray(lat, float)), "lon": (lon_dim, np.asarray(lon, float))}
     ds = xr.Dataset({"v": ((lat_dim, lon_dim), np.ones((len(lat), len(lon))))}, coords)
     for name, values in bounds.items():
@@ -886,7 +886,7 @@ ADVICE = {
 
 @pytest.mark.parametrize("name", ADVICE)
 def test_advice_leads_on(name):
-    """Type what the message says to type, with its CAPITALS filled in: the map is regridded."""
+    """Typing what the message says, with its CAPITALS filled in, regrids the map."""
     ds, arguments, capitals = ADVICE[name]
     with pytest.raises(ValueError, match=r"[Tt]ype ") as info:
         regrid(ds, SMALL, **arguments)
@@ -910,7 +910,7 @@ def test_advice_of_coarsen_leads_on(factor, text):
     with pytest.raises(ValueError, match=text) as info:
         coarsen(scope["ds"], factor)
     typed = str(info.value).split("Type ")[1].rstrip(".")
-    if "coarsen" in typed:  # another factor, which this map needs to be cut for
+    if "coarsen" in typed:  # another factor, for which this map must be cropped
         with pytest.raises(ValueError, match="does not divide into blocks of 2") as info:
             eval(typed, scope)
         typed = str(info.value).split("Type ")[1].rstrip(".")
@@ -918,7 +918,7 @@ def test_advice_of_coarsen_leads_on(factor, text):
 
 
 def test_damaged_weights_are_named(tmp_path):
-    """Every byte of the file, one after the other: the same weights, or a ValueError that names the file."""
+    """Damaging each byte of the file in turn gives the same weights, or a ValueError that names the file."""
     path = tmp_path / "weights.npz"
     made = regrid_weights(grid([40.0, 41.0], [0.0, 1.0]), grid([40.5, 41.0], [0.5, 1.0]))
     made.save(path)
@@ -1003,7 +1003,7 @@ def reference(path, name):
 
 
 def names_of(path):
-    """Results of calls that regrid supports (no patch, extrapolation or source mask)."""
+    """Names of results of calls that `regrid` supports (no patch, extrapolation or source mask)."""
     with xr.open_dataset(path) as ds:
         found = {n: ds[n].attrs["xesmf_call"] for n in ds.data_vars if str(n).startswith("result")}
     return [n for n, call in found.items() if not any(word in call for word in ("'patch'", "extrap", "assign(mask"))]
@@ -1035,7 +1035,7 @@ def test_xesmf_curvilinear(real_data, name):
     ["b_prism_to_4x_conservative_normed.nc", "b_prism_to_mis025_conservative.nc", "b2_timevarying_nan_8x.nc"],
 )
 def test_xesmf_prism_with_great_circles(real_data, name):
-    """With the edges of ESMF the conservative numbers and every NaN are those of xESMF, slivers included."""
+    """With ESMF's edges, the conservative numbers and every NaN agree with xESMF, slivers included."""
     path = real_data / "regrid" / name
     weights = {}
     for result in names_of(path):
@@ -1050,10 +1050,10 @@ def test_xesmf_prism_with_great_circles(real_data, name):
         assert np.nanmax(relative(out, want)) < (1e-8 if want.dtype == np.float64 else 1e-6), result
 
 
-# Cells of xESMF that a sliver between its great-circle edges and latitude circles decides (README of the data):
-#  - "conservative" is low along the northern edge of the source, by the sliver there;
-#  - at na_thres 0 and without skipna, cells on the coast are NaN for a sliver of the ocean cell next to them;
-#  - at na_thres 1 (and with few observed cells at others), cells are made of slivers, or of weights near them;
+# Cells of xESMF decided by a sliver between its great-circle edges and latitude circles (README of the data):
+#  - "conservative" is too low along the northern edge of the source, by the sliver there;
+#  - at na_thres 0 and without skipna, cells on the coast are NaN because of a sliver of the ocean cell beside them;
+#  - at na_thres 1 (and at others where few cells are observed), cells consist of slivers, or of weights near them;
 #  - at na_thres 0.25 to 0.75, cells are on the threshold.
 # result: (share of cells whose NaN may differ, bound of the relative difference elsewhere)
 SLIVERS = {
@@ -1070,7 +1070,7 @@ SLIVERS = {
 @pytest.mark.parametrize("target_name", ["4x", "16x", "mis025"])
 @pytest.mark.parametrize("method", ["conservative", "conservative_normed"])
 def test_xesmf_prism(real_data, target_name, method):
-    """Exact product weights against great-circle cells: 5e-6, but for slivers."""
+    """Exact product weights against great-circle cells: 5e-6, except for slivers."""
     path = real_data / "regrid" / f"b_prism_to_{target_name}_{method}.nc"
     for result in names_of(path):
         source, target, arguments, want = reference(path, result)
@@ -1081,18 +1081,18 @@ def test_xesmf_prism(real_data, target_name, method):
         if not arguments["skipna"] and method == "conservative":  # rows at the northern and southern edge of the source
             mapped = np.flatnonzero((np.nan_to_num(want) != 0).any(axis=-1))
             difference = np.delete(difference, [mapped[0], mapped[-1]], axis=-2)
-        if target_name == "mis025":  # the row of which the source covers a part: 5.03e-6 in one cell of 44 x 56
+        if target_name == "mis025":  # the row only partly covered by the source: 5.03e-6 in one cell of 44 x 56
             bound = max(bound, 5.1e-6) if bound < 1e-5 else bound
         assert np.nanmax(difference) < bound, result
 
 
 @pytest.mark.realdata
 def test_xesmf_na_thres(real_data):
-    """NaN that move from day to day, eight thresholds: the same cells but those on a threshold or with a sliver."""
+    """NaN that move from day to day, eight thresholds: the same cells, except on a threshold or with a sliver."""
     path = real_data / "regrid" / "b2_timevarying_nan_8x.nc"
     for result in names_of(path):
         source, target, arguments, want = reference(path, result)
-        if arguments["method"] == "nearest":  # every cell is a tie of four
+        if arguments["method"] == "nearest":  # every cell is a tie between four
             continue
         out = regrid(source, target, **arguments).v.values
         # Bilinear weights of aligned grids are quarters: at 0.25, 0.5 and 0.75 rounding decides.
@@ -1106,7 +1106,7 @@ def test_xesmf_na_thres(real_data):
 
 @pytest.mark.realdata
 def test_xesmf_global(real_data):
-    """1.9 x 2.5 degrees to 0.5 and 5 x 4 to 1 and 2: the known gap between edges, never more; every orientation."""
+    """1.9 x 2.5 degrees to 0.5, and 5 x 4 to 1 and 2, in every orientation: only the known gap between edges."""
     paths = sorted((real_data / "regrid").glob("a_f19*.nc")) + sorted((real_data / "regrid").glob("d_*.nc"))
     for path in paths:
         made = {}

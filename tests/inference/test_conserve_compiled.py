@@ -1,4 +1,4 @@
-"""Coarse means kept: the compiled form against a plain statement in float64."""
+"""Coarse means kept: the compiled form against a plain version in float64."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def block_means(fine, weights, factor):
 
 
 def make_case(seed, factor, days, lat, lon, kind, dtype, none, dry, scale):
-    """Rain, or the network's own numbers; some cells do not count and some count for little."""
+    """Rain, or raw network output; some cells do not count and some count for little."""
     rng = np.random.default_rng(seed)
     fine = rng.gamma(0.4, 8.0 * scale, (days, factor * lat, factor * lon))
     fine[rng.random(fine.shape) < dry] = 0.0
@@ -91,7 +91,7 @@ def test_against_the_plain_statement(seed, factor, shape, kind, dtype, none, dry
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("factor", [2, 3])
 def test_the_same_bits_however_it_is_cut(kind, factor):
-    """A day alone, any part of the map, and arrays as Dask hands them over: read-only."""
+    """A single day, any part of the map, and read-only arrays such as Dask passes."""
     fine, coarse, weights = make_case(3, factor, 4, 7, 37, kind, "f8", 0.2, 0.4, 1.0)
     whole = fine.copy()
     conserve(whole, coarse, weights, factor, kind)

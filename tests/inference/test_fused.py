@@ -1,4 +1,4 @@
-"""The fast forward equals the plain one: same numbers to rounding, same bits whatever else is computed."""
+"""The fast forward equals the plain one: the same numbers up to rounding, the same bits whatever else is computed."""
 
 import copy
 import dataclasses
@@ -99,7 +99,7 @@ def test_relative_error_of_the_usual_networks(factor, residual, kernels_):
     expected = plain(stage, coarse, static)
     got = fused.prepare(stage, static)(coarse)
     assert relative(got, expected) < 1e-6
-    # no farther from the truth than the plain forward in float32, give or take
+    # about as close to the truth as the plain forward in float32
     assert relative(got, expected) < 3 * relative(plain(stage, coarse, static, torch.float32), expected) + 5e-8
 
 
@@ -138,7 +138,7 @@ def test_the_same_bits_from_any_tile(monkeypatch):
 
 
 def test_pickle_and_read_only_arrays():
-    """What Dask hands to a worker: a pickled stage, arrays that may not be written to."""
+    """What Dask passes to a worker: a pickled stage and read-only arrays."""
     stage = make_stage(SRCNNConfig())
     coarse, static = make_input(stage, 2, 5, 9)
     wanted = np.ones(static.shape[1:], bool)
@@ -233,7 +233,7 @@ def test_precision_is_checked(monkeypatch):
 
 
 def test_without_a_folder_for_compiled_code(monkeypatch):
-    """A container without a home and with a read-only package: compiled in every process instead."""
+    """In a container without a home folder and with a read-only package, each process compiles its own."""
 
     def nowhere(cache=False, **options):
         if cache:
@@ -269,7 +269,7 @@ def test_relative_error_on_transformed_precipitation_in_bfloat16(transform, resi
 @pytest.mark.parametrize("kernels_", [(3, 3), (5, 1, 3), (3, 3, 3)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_nan_stays_nan(transform, kernels_, residual):
-    """`downscale` lets none in; where sums overflow inside, they must not come out as rain (NaN compares as dry)."""
+    """`downscale` lets no NaN in, but where sums overflow inside, they must not become rain (NaN compares as dry)."""
     config = SRCNNConfig(channels=(8, 5)[: len(kernels_) - 1], kernels=kernels_, residual=residual)
     stage = make_stage(config, transform=transform)
     coarse, static = make_input(stage, 3, 9, 11)
@@ -285,7 +285,7 @@ def test_nan_stays_nan(transform, kernels_, residual):
 @pytest.mark.parametrize("transform", [None, "sqrt"])
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 def test_coarse_means_kept(kind, transform, precision):
-    """As the plain forward, for cells that count in part, not at all, and in no cell of a block."""
+    """As in the plain forward, where cells count in part or not at all, and where no cell of a block counts."""
     stage = make_stage(SRCNNConfig(residual=kind != "softmax", conserve=kind), transform=transform)
     coarse, static = make_input(stage, 70, 7, 12)  # more days than one pass holds
     cells = np.random.default_rng(0).random(static.shape[1:])

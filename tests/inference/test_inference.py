@@ -90,7 +90,7 @@ def test_time_chunks_give_equal_bits(case, days):
 )
 def test_space_chunks_give_the_same_numbers(case, chunks):
     model, coarse, elevation = case
-    coarse = coarse.where((coarse.lat > 44) | (coarse.lon < -120))  # missing cells, filled across chunks
+    coarse = coarse.where((coarse.lat > 44) | (coarse.lon < -120))  # missing cells, filled from across chunks
     eager = coarse.deepsd.downscale(model, elevation)
     lazy = coarse.chunk(chunks).deepsd.downscale(model, elevation)
     assert lazy.chunks[1] == tuple(model.scale * n for n in coarse.chunk(chunks).chunks[1])
@@ -114,7 +114,7 @@ def test_any_tiling_gives_the_same_numbers(nlat, nlon, lat_chunk, lon_chunk, mis
     coarse = make_coarse(days=2, nlat=max(nlat, 2), nlon=max(nlon, 2), seed=seed)
     gone = np.random.default_rng(seed).random(coarse.shape) < missing
     gone[:, 0, 0] = False
-    static = make_static(coarse, model.scale)  # a single cell has no spacing: its grid is taken from a pair of cells
+    static = make_static(coarse, model.scale)  # a single cell has no spacing, so the grid comes from a pair of cells
     window = {"lat": slice(nlat * model.scale), "lon": slice(nlon * model.scale)}
     coarse, static = coarse.where(~gone).isel(lat=slice(nlat), lon=slice(nlon)), static.isel(window)
     eager = coarse.deepsd.downscale(model, static)
@@ -273,7 +273,7 @@ def test_missing_is_not_dry(case):
     inside[1, 2 * scale : 3 * scale, 3 * scale : 4 * scale] = True
     np.testing.assert_array_equal(np.isnan(fine.values), inside)
     np.testing.assert_array_equal(np.delete(fine.values, 1, 0), np.delete(full.values, 1, 0))
-    # The network saw the nearest observed cell there: the first of four at distance 1 in row order, the northern one.
+    # There the network saw the nearest observed cell: of four at distance 1 the first in row order, the northern one.
     filled = coarse.copy()
     filled[1, 2, 3] = coarse[1, 1, 3]
     np.testing.assert_array_equal(fine.values[~inside], filled.deepsd.downscale(model, elevation).values[~inside])
@@ -317,7 +317,7 @@ def test_the_mask_hides_and_changes_nothing_else(case):
 
 @pytest.mark.parametrize("kernels", [(9, 1, 5), (3, 3, 3), (1, 1, 3)])
 def test_one_wanted_cell_has_the_value_that_it_has_without_a_mask(kernels):
-    """The stages before compute all that it depends on, and no cell less."""
+    """The earlier stages compute every cell that it depends on."""
     model = make_stack(2, channels=(4, 3), kernels=kernels, seed=3)
     coarse = make_coarse(days=1, nlat=9, nlon=9).fillna(1.0)
     elevation = make_static(coarse, model.scale)["elevation"]
@@ -368,7 +368,7 @@ def test_cuda_gives_the_same_numbers(case):
         pytest.skip("no CUDA device")
     model, coarse, elevation = case
     expected = coarse.deepsd.downscale(model, elevation)
-    # Rounded to TF32, as cuDNN does by default, they differ by 2e-2 (seen on an H100).
+    # With rounding to TF32, the default of cuDNN, they differ by 2e-2 (seen on an H100).
     np.testing.assert_allclose(coarse.deepsd.downscale(model, elevation, device="cuda"), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -449,7 +449,7 @@ def test_runs_side_by_side_leave_the_threads_of_torch_alone():
 
         def slow(days):
             with torch_threads(1):
-                barrier.wait()  # both are inside
+                barrier.wait()  # both runs are inside
                 if days == 2:
                     time.sleep(0.05)
                 inside = torch.get_num_threads()
@@ -490,7 +490,7 @@ def test_a_run_that_fails_puts_the_threads_back(three_threads):
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(torch.get_num_threads).result() == 2, "new threads begin as the run that goes on"
     assert torch.get_num_threads() == 3
-    with torch_threads(2):  # the process's number is the one outside again, not one of the runs that failed
+    with torch_threads(2):  # the process has its outside number again, not one from the failed runs
         pass
     assert torch.get_num_threads() == 3
     with torch_threads(None):
@@ -507,9 +507,9 @@ def test_a_new_thread_keeps_its_number_while_the_process_gets_another(three_thre
             return torch.get_num_threads()
 
     with torch_threads(1), ThreadPoolExecutor(1) as pool:
-        inside = pool.submit(run)  # begins while another run is going on
+        inside = pool.submit(run)  # begins during another run
         assert entered.wait(60)
-        torch.set_num_threads(3)  # which, ending, does this for a moment
+        torch.set_num_threads(3)  # as that run briefly does when it ends
         changed.set()
         assert inside.result() == 1
 

@@ -149,7 +149,7 @@ def test_another_variable(case):
     snow = coarse.rename("prsn").assign_attrs(standard_name="snowfall_flux")
     refuse(r"No precipitation among.*snowfall_flux.*trained on 'ppt' in mm day-1", snow, model, elevation)
     refuse("No precipitation among", snow.to_dataset(), model, elevation, variable="prsn")
-    other = coarse.rename("foo")  # nothing says that it is anything else
+    other = coarse.rename("foo")  # nothing says that it is something else
     del other.attrs["standard_name"]
     assert other.deepsd.downscale(model, elevation).size
     assert other.to_dataset().deepsd.downscale(model, elevation, variable="foo")["foo"].size
@@ -181,7 +181,7 @@ def test_mask(case):
     refuse(off, coarse, model, elevation, mask=shifted)
     refuse(off, coarse, model, elevation, mask=(elevation > 0).expand_dims(day=3))
     part = {"lat": slice(0, 3 * model.scale), "lon": slice(0, 4 * model.scale)}
-    refuse(off, coarse[:, :3, :4], model, elevation.isel(part), mask=elevation > 0)  # of more than the target
+    refuse(off, coarse[:, :3, :4], model, elevation.isel(part), mask=elevation > 0)  # larger than the target
 
 
 def test_other_objects_and_options(case):
@@ -203,7 +203,7 @@ def test_nothing_is_built_before_an_error(case, no_compute):
 
 @pytest.mark.parametrize("standard_name", ["pr", "precipitation amount", "Precipitation", None])
 def test_standard_names_that_are_no_cf_names(case, standard_name):
-    """gridMET has "pr", GPCP "precipitation amount", MIROC "Precipitation"."""
+    """gridMET has "pr", GPCP has "precipitation amount", MIROC has "Precipitation"."""
     model, coarse, elevation = case
     users = coarse.rename("precipitation_amount").assign_attrs(standard_name=standard_name)
     if standard_name is None:
@@ -254,7 +254,7 @@ def test_amounts_of_an_hour_are_never_those_of_a_day(case, name):
     refuse("steps of time are 0.04", users.to_dataset(), model, elevation)
     with pytest.raises(ValueError, match=r"steps of time are 0\.0416667 days"):
         xdeepsd.make_levels(users, None, (2,))
-    gap = np.arange(5) // 2 * np.timedelta64(5, "D")  # hides nothing
+    gap = np.arange(5) // 2 * np.timedelta64(5, "D")  # a gap does not hide the short steps
     mixed = users.assign_coords({name: users[name].values + gap})
     refuse("steps of time are 0.04", mixed, model, elevation)
     daily = users.assign_coords({name: xr.date_range("2001-01-01", periods=5)})
@@ -264,7 +264,7 @@ def test_amounts_of_an_hour_are_never_those_of_a_day(case, name):
 
 
 def test_lead_times_are_time(case):
-    """cfgrib: the dim is ``step``, a lead time; ``time`` is the single start of the forecast."""
+    """With cfgrib the dim is ``step``, a lead time; ``time`` is the single start of the forecast."""
     model, coarse, elevation = case
     hours = np.arange(1, 6).astype("timedelta64[h]")
     users = coarse.assign_attrs(units="mm").drop_vars("time").rename(time="step")

@@ -1,4 +1,4 @@
-"""Coarse means kept by `downscale`: against the slow statement, over chunks, with masks, and on models without."""
+"""Coarse means kept by `downscale`: against slow code, across chunks, with masks, and with models trained without."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def land(static):
 
 
 def block_means(fine, mask, scale):
-    """Means of blocks weighted by area, float64, NaN where nothing is wanted."""
+    """Area-weighted block means, float64, NaN where nothing is wanted."""
     weights = oracle.areas(fine["lat"].values, fine.sizes["lon"], mask)
     values = np.nan_to_num(fine.values.astype(float))
     days, nlat, nlon = values.shape

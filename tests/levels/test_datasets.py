@@ -38,7 +38,7 @@ def changed(**options):
 
 
 def test_without_options_it_is_what_it_was(plain):
-    """The climate that the demo, the docs and other tests have been told with."""
+    """The climate that the demo, the docs and other tests are based on."""
     assert float(plain.astype(float).mean()) == pytest.approx(6.02112, rel=1e-5)
     assert float(plain.max()) == pytest.approx(347.945, rel=1e-5)
     xr.testing.assert_identical(plain, changed(storms=0, seasons=0, shadow=0, warming=0, gaps=0))
@@ -61,7 +61,7 @@ def test_lazy_days_are_the_same_in_any_chunks(no_compute, options):
 
 
 def test_lazy_weather_is_like_that_in_memory():
-    """The same distribution and the same memory from day to day, from other random numbers."""
+    """The same distribution and the same day-to-day persistence, from other random numbers."""
 
     def told(rain):
         mean = rain.mean(("lat", "lon"))
@@ -76,7 +76,7 @@ def test_lazy_weather_is_like_that_in_memory():
 
 def test_storms_have_heavy_tails(plain):
     def hill(rain, count=200):
-        """Of the largest values: how slowly they thin out (Hill 1975); 0 for a light tail."""
+        """Tail index of the largest values (Hill 1975): the heavier the tail, the larger; 0 for a light tail."""
         largest = np.sort(rain.values[np.isfinite(rain.values)])[-count - 1 :]
         return np.log(largest[1:] / largest[0]).mean()
 
@@ -102,7 +102,7 @@ def test_seasons(plain):
 
 
 def test_rain_shadow(plain):
-    """Behind the first ridge it is drier than before it at the same height, and drier still with the option."""
+    """Behind the first ridge it is drier than in front of it at the same height, and drier still with the option."""
     height = make_climate(**SMALL)["elevation"]
     ridge = height.isel(lon=slice(0, 32)).argmax("lon")
     column = xr.DataArray(np.arange(height.sizes["lon"]), dims="lon")

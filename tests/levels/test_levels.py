@@ -31,11 +31,11 @@ def days(n, start="2000-01-01"):
 
 
 def fine(n=10, nlat=16, nlon=24, start="2000-01-01", seed=0, **kwargs):
-    """Daily rain with an ocean in the north-west, on a descending latitude."""
+    """Daily rain with an ocean in the north-west, latitude descending."""
     values = np.random.default_rng(seed).gamma(0.3, 8.0, (n, nlat, nlon)).astype(np.float32)
     values[:, : nlat // 3, : nlon // 3] = np.nan
     coords = {"time": days(n, start), "lat": 45 - np.arange(nlat) / 24, "lon": -120 + np.arange(nlon) / 24}
-    units = {"units": "mm" if n > 1 else "mm day-1"}  # of one day alone nobody knows the period
+    units = {"units": "mm" if n > 1 else "mm day-1"}  # a single day does not reveal the period of an amount
     return xr.DataArray(values, coords, ("time", "lat", "lon"), name="ppt", attrs=units | kwargs)
 
 
@@ -89,7 +89,7 @@ def test_levels_hold_what_the_conventions_say(factors):
 def test_each_level_conserves_mass():
     da = fine(3).fillna(0.0)
     for level in make_levels(da):
-        area = np.cos(np.deg2rad(level.lat))  # cells of one height: the mean is exact to second order
+        area = np.cos(np.deg2rad(level.lat))  # cells of equal height: the mean is exact to second order
         mean = level.precipitation.weighted(area).mean(("lat", "lon"))
         np.testing.assert_allclose(mean, da.weighted(np.cos(np.deg2rad(da.lat))).mean(("lat", "lon")), rtol=2e-6)
 
@@ -302,7 +302,7 @@ def test_calendars_are_kept(tmp_path):
 
 
 def test_interrupted_while_writing(tmp_path, monkeypatch):
-    """An error in the middle: open_levels shows the finished days only, the next run does the rest."""
+    """After an error in the middle, open_levels shows only the finished days, and the next run does the rest."""
     da = fine(20)
     path = tmp_path / "l.zarr"
     write = levels_module.write_days
@@ -354,7 +354,7 @@ def test_files_of_the_user_among_levels_half_made_stay(tmp_path, name, caplog):
 @pytest.mark.parametrize("renewed", [[], [1]])
 @pytest.mark.parametrize("step", ["resize", "write", "consolidate"])
 def test_interrupted_while_grown(tmp_path, monkeypatch, step, renewed):
-    """Stopped before any of its changes: readers see the days of before, and the same call again completes."""
+    """Stopped before any of its changes: readers see the earlier days, and repeating the call completes the ladder."""
     old, owner, name = fine(9, 8, 8), *{
         "resize": (zarr.Array, "resize"), "write": (zarr.Array, "__setitem__"),
         "consolidate": (levels_store, "consolidate"),
@@ -364,7 +364,7 @@ def test_interrupted_while_grown(tmp_path, monkeypatch, step, renewed):
     for number in itertools.count(1):
         calls, path = itertools.count(1), tmp_path / f"{number}.zarr"
         build_levels(released(old[:5], days=[]), path=path, **arguments)
-        if number > 1 and renewed:  # as a call leaves it that was stopped after its change of attributes
+        if number > 1 and renewed:  # as left by a call that was stopped after it changed the attributes
             zarr.open_group(path, mode="r+").attrs["climatology_days"] = 4
         before = [level.compute() for level in open_levels(path)]
 
@@ -449,7 +449,7 @@ REWRITTEN = """
 
 @pytest.mark.slow
 def test_kill_9_while_days_are_written_again(tmp_path):
-    """Each kill leaves days of one release each; which of them, and days that are not done, the next run knows."""
+    """After each kill every day is of a single release; the next run knows which, and which days are not done."""
     da = fine(200, 8, 8)
     path = tmp_path / "l.zarr"
     build_levels(released(da, days=[]), path=path, chunk_mb=small(da, 4))
@@ -528,21 +528,21 @@ def test_days_twice_missing_or_unordered(tmp_path, caplog):
     out = build_levels(gaps, path=path, allow_missing=True)
     assert_same_levels(out, make_levels(gaps))
     build_levels(da[:4], path=tmp_path / "m.zarr")
-    with pytest.raises(ValueError, match="1 days are missing"):  # between the store and the new days
+    with pytest.raises(ValueError, match="1 days are missing"):  # a gap between the store and the new days
         build_levels(da[5:], path=tmp_path / "m.zarr")
 
 
 def test_days_that_are_not_fetched_yet(tmp_path):
-    """The store of `xdeepsd fetch` has a gapless axis: release 0 and NaN where a day is not there yet."""
+    """The store of `xdeepsd fetch` has a gapless time axis: release 0 and NaN for days not fetched yet."""
     da = fine(10)
     path = tmp_path / "l.zarr"
     ds = xr.Dataset({"ppt": da.copy(), "ppt_release": ("time", [8] * 4 + [0, 0] + [8] * 4)})
-    ds["ppt"][4] = np.nan  # release 0 alone says nothing: the fifth is not there, of the sixth it is not known
+    ds["ppt"][4] = np.nan  # release 0 alone says nothing: the fifth day is missing, the sixth is uncertain
     with pytest.raises(ValueError, match=r"1 days are missing .*: 2000-01-05\. .*allow_missing=True"):
         build_levels(ds, path=path)
     out = build_levels(ds, path=path, allow_missing=True)
     assert_same_levels(out, make_levels(da.isel(time=[0, 1, 2, 3, 5, 6, 7, 8, 9])))
-    assert_same_levels(build_levels(ds.assign(ppt=da), path=path), make_levels(da))  # it has come
+    assert_same_levels(build_levels(ds.assign(ppt=da), path=path), make_levels(da))  # the day has arrived
 
 
 def test_days_without_a_value(tmp_path):
@@ -576,11 +576,11 @@ def test_a_distributed_cluster_writes_the_same(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Days that were released anew
+# Days that were released again
 
 
 def released(da, number=8, date="2001-01-01", days=slice(None)):
-    """As `xdeepsd fetch` leaves it: with numbers and dates of the releases, of which ``days`` are others."""
+    """As `xdeepsd fetch` leaves it: with release numbers and dates, which are other ones for ``days``."""
     numbers, dates = np.full(da.sizes["time"], 1, np.int8), np.full(da.sizes["time"], "2000-06-01", "datetime64[ns]")
     numbers[days], dates[days] = number, np.datetime64(date)
     return xr.Dataset({"ppt": da, "ppt_release": ("time", numbers), "ppt_release_date": ("time", dates)})
@@ -609,7 +609,7 @@ def test_days_that_were_released_anew_are_written_again(tmp_path_factory, first,
         "allow_missing": True,
     }  # fmt: skip
     before = da[:first].copy()
-    before[sorted(day for day in missing if day < first - 1)] = np.nan  # they come with the second call
+    before[sorted(day for day in missing if day < first - 1)] = np.nan  # they arrive with the second call
     build_levels(released(before, days=[]).chunk(time=3), **arguments)
     new = changed(da, sorted(renewed))
     out = build_levels(released(new, days=sorted(renewed)).chunk(time=7), **arguments)
@@ -635,7 +635,7 @@ def test_renewed_days_are_named_and_only_they_are_read(tmp_path, caplog):
         "10 days have a newer release and are rewritten: 2000-01-04..2000-01-06, 2000-01-09, 2000-01-13" in caplog.text
     )
     assert_same_levels(out, make_levels(new))
-    assert sorted(read) == sorted([0, *renewed, 19])  # the first and the last of the others, to be sure
+    assert sorted(read) == sorted([0, *renewed, 19])  # also the first and last of the others, as a check
     before = contents(path)
     build_levels(released(new, days=renewed), path=path)
     assert contents(path) == before
@@ -646,14 +646,14 @@ def test_renewed_days_are_named_and_only_they_are_read(tmp_path, caplog):
     [
         lambda da: da,
         lambda da: da.to_dataset(),
-        lambda da: released(da).drop_vars("ppt_release_date"),  # of the same number: no sign of which is newer
+        lambda da: released(da).drop_vars("ppt_release_date"),  # the same release number: nothing shows which is newer
         lambda da: released(da, 7, "2000-12-31"),  # older
         lambda da: released(da, 0),
     ],
     ids=["array", "dataset", "number", "older", "unknown"],
 )
 def test_other_days_must_be_the_same(tmp_path, of_new):
-    """A changed day is never passed over, wherever it is; an unchanged one is always taken."""
+    """A changed day is never overlooked, wherever it is; an unchanged one is always accepted."""
     da = fine(20)
     path = tmp_path / "l.zarr"
     build_levels(released(da), path=path, chunk_mb=small(da, 6))
@@ -673,7 +673,7 @@ def test_other_days_must_be_the_same(tmp_path, of_new):
 
 
 def test_releases_are_learned(tmp_path, caplog):
-    """A ladder of an older xdeepsd, or of files without dates, knows no release until days are compared."""
+    """A ladder made by an older xdeepsd, or from files without dates, has no releases until days are compared."""
     da = fine(8)
     path = tmp_path / "l.zarr"
     build_levels(da, path=path)
@@ -691,7 +691,7 @@ def test_releases_are_learned(tmp_path, caplog):
 
 
 def assert_days_are_whole(levels, *versions):
-    """Each day is that of one of the versions, the same one in all levels."""
+    """Each day comes from one of the versions, the same one in all levels."""
     whole = []
     for version in versions:
         pairs = zip(levels, make_levels(version.sel(time=levels[0].time)), strict=True)
@@ -702,7 +702,7 @@ def assert_days_are_whole(levels, *versions):
 
 @pytest.mark.parametrize("at", ["done", "level_0/precipitation", "level_3/precipitation", "releases"])
 def test_interrupted_while_days_are_written_again(tmp_path, monkeypatch, caplog, at):
-    """Killed at any moment: a day is the old one or the new one in all levels, or it is left out."""
+    """Killed at any moment: each day is the old or the new one in all levels, or is left out."""
     da = fine(20)
     path = tmp_path / "l.zarr"
     arguments = {"path": path, "chunk_mb": small(da, 6), "climatology": slice("2000-01-01", "2000-01-10")}
@@ -746,7 +746,7 @@ def test_the_climatology_follows_renewed_days(tmp_path, caplog):
 
 
 def test_days_of_one_chunk_that_come_late(tmp_path):
-    """Several gaps of a chunk are filled at once: none undoes the other."""
+    """Several gaps in a chunk are filled at once without undoing each other."""
     da = fine(40, 8, 8)
     for attempt in range(5):
         path = tmp_path / f"{attempt}.zarr"
@@ -876,7 +876,7 @@ def test_a_damaged_ladder_is_named(tmp_path, damage):
 
 
 def test_an_array_of_the_users_in_a_level(tmp_path):
-    """One that xarray cannot open, for its dims have no names: it is named, and stays."""
+    """One that xarray cannot open because its dims have no names: the message names it, and it stays."""
     path = tmp_path / "levels.zarr"
     build_levels(fine(4), elevation(fine(4)), (2,), path)
     mine = zarr.open_group(path)["level_0"].create_array("mine", shape=(3,), dtype="i4")

@@ -87,7 +87,7 @@ def test_no_patch_with_enough_land():
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("transform", [None, "sqrt", "log1p"])
 def test_patches_are_windows_of_the_whole_map(factor, residual, transform):
-    """A network on a patch gives what the stage gives on the whole map, edges included."""
+    """The network gives the same on a patch as the stage on the whole map, edges included."""
     config = SRCNNConfig((4, 3), (5, 1, 3), factor, ("elevation",), residual)
     coarse, fine = pair_of_levels(days=3, factor=factor)
     pair = make_pair(coarse, fine, config, transform)
@@ -195,7 +195,7 @@ def test_days_of_a_step():
 
 
 def counted(ds, counts, name):
-    """``ds`` whose chunks count how often they are read."""
+    """``ds`` with chunks that count how often they are read."""
     values, chunk = ds["precipitation"].values, 2
     lock = threading.Lock()
 
@@ -223,7 +223,7 @@ def test_every_chunk_is_read_once_per_epoch():
     assert sum(counts.values()) <= 2 * (6 + 2 * 2)
 
     counts.clear()
-    take(loader_of(pair, batch=12, buffer=100 * bytes_per_day(pair)), 60)  # all fits: once for all epochs
+    take(loader_of(pair, batch=12, buffer=100 * bytes_per_day(pair)), 60)  # everything fits: read once for all epochs
     assert set(counts.values()) == {1}
 
 

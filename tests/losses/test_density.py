@@ -56,7 +56,7 @@ def test_density_equals_fftkde(name, bandwidth):
         assert h == pytest.approx(1.06 * y.std() * y.size ** (-1 / 5), rel=1e-12)
     expected = FFTKDE(bw=h).fit(y).evaluate(grid)
     assert np.abs(fit.density(grid) - expected).max() < 1e-6 * expected.max()
-    # ... and the grid is the one that FFTKDE chooses on its own
+    # ... and the grid is the one that FFTKDE chooses by itself
     own_grid, own = FFTKDE(bw=h).fit(y).evaluate(4096)
     np.testing.assert_allclose(grid, own_grid, rtol=1e-12, atol=1e-12)
     assert np.abs(fit.histogram.density - own).max() < 1e-6 * own.max()
@@ -87,7 +87,7 @@ def test_weights_equal_denseweight(name, alpha):
     reference = denseweight.DenseWeight(alpha=alpha)
     of_training = reference.fit(y)
     fit = DenseWeight(alpha=alpha).fit(y)
-    # At grid points nothing is looked up to the left: w* is the same. (The grid is the same too.)
+    # At grid points there is no look-up to the left, so w* is the same. (The grid is the same too.)
     np.testing.assert_allclose(fit.histogram.grid, reference.x, rtol=1e-12, atol=1e-12)
     unscaled = np.maximum(1 - alpha * reference.y_dens_grid, reference.eps)
     np.testing.assert_allclose(fit.weights(reference.x) * fit.mean, unscaled, rtol=1e-9, atol=1e-9)
@@ -102,7 +102,7 @@ def test_weights_equal_denseweight(name, alpha):
     smooth = step < 1e-3 * theirs
     assert smooth.mean() > (0.04 if name != "zero-inflated" or alpha == 0 else 0.01)
     np.testing.assert_allclose(ours[smooth], theirs[smooth], rtol=1e-3)
-    # The look-up of every value affects the mean.
+    # The look-up for every value affects the mean.
     assert fit.mean == pytest.approx(reference.mean_w_star, rel=1e-3 if alpha < 1 else 4e-3)
 
 
@@ -199,7 +199,7 @@ def test_look_up_equals_numpy():
 
 
 def test_a_shift_of_a_billion_keeps_the_spread():
-    # Without a shift, sums of squares would lose all digits.
+    # Without a shift, sums of squares would lose all their digits.
     y = 1e9 + np.arange(10_000.0)
     found = moments(y)
     assert np.sqrt(found.squares / found.n) == pytest.approx(y.std(), rel=1e-12)
@@ -301,7 +301,7 @@ def test_training_mean_is_one(y, alpha, transform):
 def test_training_mean_is_one_above_alpha_one_within_the_grid(y, alpha):
     assume(_varied(y))
     fit = DenseWeight(alpha=alpha).fit(y)
-    # Only between grid points where w* meets eps is it not linear: by a quarter of its step there at most.
+    # It is not linear only between grid points where w* meets eps: there it is off by at most a quarter of its step.
     unscaled = fit.weights(fit.histogram.grid)
     lowest, next_ = np.minimum(unscaled[1:], unscaled[:-1]), np.maximum(unscaled[1:], unscaled[:-1])
     corner = (lowest <= fit.eps / fit.mean * 1.001) & (next_ > lowest)
@@ -362,7 +362,7 @@ def test_transform_is_the_density_of_transformed_values(transform):
     at = np.array([0.0, 0.3, 5.0, 100.0])
     np.testing.assert_allclose(fit.weights(at), plain.weights(getattr(np, transform)(at)), rtol=1e-9)
     np.testing.assert_allclose(fit.density(at), plain.density(getattr(np, transform)(at)), rtol=1e-9, atol=1e-15)
-    # what it is for: 5 mm and 100 mm differ
+    # its purpose: 5 mm and 100 mm differ
     raw = DenseWeight(alpha=0.9).fit(y).weights(at)
     w = fit.weights(at)
     assert w[3] / w[2] > raw[3] / raw[2]
@@ -641,7 +641,7 @@ def test_on_a_cluster_of_processes():
 
 @pytest.mark.slow
 def test_runs_where_no_folder_can_be_written():
-    # A read-only image without a home: numba finds nowhere to keep compiled code, which must not stop the import.
+    # A read-only image without a home folder: numba has nowhere to store compiled code, but the import must not fail.
     code = (
         "from numba.core import caching\n"
         "class Nowhere:\n"
@@ -650,7 +650,7 @@ def test_runs_where_no_folder_can_be_written():
         "caching.Nowhere = Nowhere\n"
         "from numba.core import config; config.CACHE_LOCATOR_CLASSES = 'Nowhere'\n"
         "import runpy, sys, numpy as np\n"
-        "moments = runpy.run_path(sys.argv[1])['moments']\n"  # alone: importing all of xdeepsd takes longer
+        "moments = runpy.run_path(sys.argv[1])['moments']\n"  # on its own: importing all of xdeepsd takes longer
         "assert moments(np.array([1.0, 3.0])).mean == 2.0\n"
     )
     module = Path(__file__).resolve().parents[2] / "xdeepsd" / "losses" / "histogram.py"

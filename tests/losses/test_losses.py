@@ -125,7 +125,7 @@ def test_gradient(name):
 @pytest.mark.parametrize("loss", [masked_mse, DenseLoss(FITS["plain"]), DenseLoss(FITS["wet sqrt"])])
 def test_missing_targets_contribute_nothing(loss):
     pred, target, mask = _batch()
-    pred[0, 0, 2, 0] = torch.nan  # also where the network itself gives no number
+    pred[0, 0, 2, 0] = torch.nan  # also where the network itself gives NaN
     pred.requires_grad_()
     value = loss(pred, target, mask)
     value.backward()

@@ -1,4 +1,4 @@
-"""Coarse means kept: exactly, without loss of what is positive or dry, and with gradients that are finite."""
+"""Coarse means kept: exact, positive and dry cells stay so, and gradients are finite."""
 
 import itertools
 
@@ -67,7 +67,7 @@ def test_means_are_kept_and_nothing_explodes(kind, case):
     np.testing.assert_array_equal(cells[~cell_counts], left[~cell_counts])
     if kind != "additive":
         positive = (x > 0) & ((blocks(fine, factor) > 0) | (kind == "softmax")) & cell_counts
-        # Of 1e-12 mm the next to nothing in a block of 300 mm is no number of float32's any more.
+        # Next to nothing of 1e-12 mm, in a block of 300 mm, is too small for float32.
         whole = (blocks(fine, factor).max(-1, keepdims=True) < 1) | (x > 1e-3)
         assert (cells[positive & whole] > 0).all(), "positive stays positive"
 
@@ -193,7 +193,7 @@ def test_dry_days_teach_nothing_and_break_nothing():
 
 
 def test_means_are_those_of_the_levels():
-    """What the levels' coarse cells are the means of: area on the sphere, observed and wanted cells."""
+    """The same means as in the levels' coarse cells: area on the sphere, observed and wanted cells."""
     rng = np.random.default_rng(0)
     lat, lon = 71 - 2.0 * np.arange(12), 10 + 2.0 * np.arange(8)
     rain = rng.gamma(0.5, 5, (3, 12, 8)).astype(np.float32)
@@ -208,7 +208,7 @@ def test_means_are_those_of_the_levels():
         there = ~np.isnan(low)
         found = conserve(high["precipitation"].fillna(0).values, np.nan_to_num(low), weights, factor, "multiplicative")
         same = there.repeat(factor, 1).repeat(factor, 2) & high["precipitation"].notnull().values
-        # The truth has these means already, but that the land fraction of a level is a mean without areas.
+        # The truth already has these means, except that the land fraction of a level is a mean without area weights.
         rtol = 1e-5 if fine == 2 else 0.05
         np.testing.assert_allclose(found[same], high["precipitation"].values[same], rtol=rtol)
 

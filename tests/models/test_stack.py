@@ -95,7 +95,7 @@ def test_saved_and_loaded_gives_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("stop_at", range(1, 6))
 def test_saving_is_whole_or_not(tmp_path, monkeypatch, stop_at):
-    """Stopped at any of its steps, the old model is there or the new one, and the same call ends well."""
+    """Stopped at any step, either the old or the new model is there, and the same call then succeeds."""
     model, other = make_stack(1, channels=(4, 3)), make_stack(1, seed=5, channels=(4, 3))
     path, fresh = tmp_path / "model", tmp_path / "fresh"
     xdeepsd.save_model(model, path)
@@ -122,7 +122,7 @@ def test_saving_is_whole_or_not(tmp_path, monkeypatch, stop_at):
                 xdeepsd.save_model(other, place, overwrite=True)
     saved = {model.fingerprint(), other.fingerprint()}
     assert xdeepsd.load_model(path).fingerprint() in saved
-    if stop_at == 5:  # the description is there: so is the model
+    if stop_at == 5:  # the description is written, so the model is complete
         assert xdeepsd.load_model(fresh).fingerprint() == other.fingerprint()
     else:
         with pytest.raises(FileNotFoundError, match="No model at"):
@@ -226,7 +226,7 @@ def test_a_model_carries_what_holds_for_its_variable(tmp_path):
     path = tmp_path / "model" / "model.json"
     described = json.loads(path.read_text())
     assert described.pop("kind") == "precipitation"
-    path.write_text(json.dumps(described))  # as an xdeepsd before it wrote it
+    path.write_text(json.dumps(described))  # as written by an earlier xdeepsd
     loaded = xdeepsd.load_model(tmp_path / "model")
     assert loaded.kind is model.kind is PRECIPITATION
     assert loaded.fingerprint() == model.fingerprint()

@@ -1,4 +1,4 @@
-"""What torch is told of TF32 holds while a run needs it, and is the user's again afterwards."""
+"""The TF32 setting of torch holds while a run needs it, and the user's setting is restored afterwards."""
 
 import threading
 

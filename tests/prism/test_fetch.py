@@ -55,9 +55,9 @@ def get(server, out, start="2011-01-01", end="2011-01-08", variable="ppt", **opt
 
 
 def check(out, server, held, missing=(), in_flight=0):
-    """The store has exactly these days, whole, and every other day is NaN with release 0.
+    """Check that the store holds exactly these days, complete, and that all others are NaN with release 0.
 
-    So many days ``in_flight`` may have been killed between the map, whole on disk, and its release.
+    Up to ``in_flight`` days may have been killed after their map was written, but before their release was.
     """
     ds = xr.open_zarr(out, chunks=None)
     days = pd.DatetimeIndex(ds["time"])
@@ -76,7 +76,7 @@ def check(out, server, held, missing=(), in_flight=0):
         np.testing.assert_array_equal(ds["ppt"].sel(time=day).values, map_of(day, server.releases[day]))
     absent = others.difference(written)
     assert bool(ds["ppt_release_date"].sel(time=absent).isnull().all())
-    # None of these has a chunk: if some of them read as missing, all do.
+    # None of these has a chunk: if some read as missing, all do.
     assert bool(ds["ppt"].sel(time=absent[[0, -1]] if len(absent) else absent).isnull().all())
 
 
@@ -97,7 +97,7 @@ def test_a_period_and_again(server, out):
     assert len(server.asked) == 8
     again = get(server, out)
     assert (again.fetched, again.held) == ([], list(DAYS))
-    assert len(server.asked) == 8  # no day that is held in its release was asked for
+    assert len(server.asked) == 8  # days already held in their release were not requested
     assert server.agents == {f"xdeepsd/{xdeepsd.__version__} (python-httpx/{fetch.httpx.__version__})"}
 
 
@@ -110,7 +110,7 @@ def test_releases_are_asked_first_and_once(server, out):
 
 def test_one_day(server, out):
     assert get(server, out, end="2011-01-01").fetched == [DAYS[0]]
-    assert server.requests[0].endswith("/ppt/20110101?json=true")  # one row that is not in a list of rows
+    assert server.requests[0].endswith("/ppt/20110101?json=true")  # a single row that is not in a list
 
 
 def test_only_newer_releases_are_fetched_again(server, out):
@@ -197,7 +197,7 @@ def test_several_variables_and_the_elevation_in_one_store(server, out, tmp_path)
     server.files[f"{name}.zip"] = write_zip(tmp_path / "dem.zip", bil_members(name, elevation)).read_bytes()
     server.region = "us"
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(prism_names.GRIDS, ("us", "4km"))  # the small grid stands for it
+        patch.delitem(prism_names.GRIDS, ("us", "4km"))  # the small grid stands in for it
         assert get(server, out, None, None, variable="elevation").complete
         assert list(xr.open_zarr(out).data_vars) == ["elevation"]
         get(server, out, "2011-01-02", "2011-01-03")
@@ -243,7 +243,7 @@ def test_a_hole_in_what_is_published(server, out):
 
 # ------------------------------------------------------------------------------------------------------ misbehaviour
 
-# what the server does, requests for that day, the cause that is reported
+# what the server does, number of requests for that day, the reported cause
 RECOVERS = [("503", 2), ("cut", 2), ("truncated", 2), ("hang up", 2), ("nothing", 2), ("slow", 2)]
 BAD = [
     ("503", 5, "503"),
@@ -420,7 +420,7 @@ def command(server, out, *arguments):
 
 
 def killed_at(process, server, count, pause):
-    """Kill ``process`` with signal 9 a moment after the server has seen ``count`` requests; whether it still ran."""
+    """Kill ``process`` with signal 9 soon after the server has seen ``count`` requests; return whether it still ran."""
     while process.is_alive() and len(server.requests) < count:
         time.sleep(0.001)
     time.sleep(pause)
@@ -432,7 +432,7 @@ def killed_at(process, server, count, pause):
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments(out):
-    """After each kill the store is whole but for the day in flight, and no day is asked for twice but that one."""
+    """After each kill the store is complete except for the day in flight, the only one requested twice."""
     # A fresh process each time, without importing everything anew.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["xdeepsd.prism.fetch"])
@@ -441,15 +441,15 @@ def test_kill_9_at_random_moments(out):
     with PrismServer() as server:
         days = server.publish("2011-01-01", "2011-02-28")
         server.delay = 0.005
-        # Most of these ends make the axis longer.
+        # Most of these end dates make the axis longer.
         for start, end in [(5, 8), (0, 12), (10, 18), (10, 24), (0, 30), (20, 40), *[(0, 58)] * 40]:
             options = {"region": "hi", "pace": 0, "base_url": server.url}
             process = context.Process(target=fetch_prism, args=(out, "ppt", days[start], days[end]), kwargs=options)
             process.start()
             kills += killed_at(process, server, len(server.requests) + chance.randint(1, 9), chance.random() * 0.03)
-            # At any moment what is marked is whole, and all else is missing but a day in flight for each kill.
+            # At any moment marked days are complete, and all others are missing except one day in flight per kill.
             store = xr.open_zarr(out, chunks=None) if (out / "zarr.json").exists() else {}
-            if "ppt" in store:  # it has no array before all of them are whole
+            if "ppt" in store:  # the arrays appear together, once all of them are whole
                 marked = pd.DatetimeIndex(store["time"].values[store["ppt_release"].values > 0])
                 check(out, server, marked, in_flight=kills)
                 assert len(set(server.asked)) - len(marked) <= kills
@@ -478,7 +478,7 @@ def test_kill_9_of_the_command(server, out):
     assert process.wait() == -9
     report = get(server, out)
     assert len(report.held) == 3
-    assert len(server.asked) == 9  # the day in flight again
+    assert len(server.asked) == 9  # includes the day in flight
     check(out, server, DAYS)
 
 
@@ -565,7 +565,7 @@ def test_the_service_gives_out_the_real_files(real_data, out):
         server.files["ppt/20120101"] = bad["PRISM_ppt_stable_4kmD2_20120101_bil"]
         failed = get(server, out.with_name("cut.zarr"), "2012-01-01", "2012-01-01").failed
         assert "is cut: 3480082 bytes of 3490020" in failed[pd.Timestamp("2012-01-01")]
-        server.files["ppt/20251104"] = good  # the day before in its place
+        server.files["ppt/20251104"] = good  # the previous day in its place
         assert "the zip holds prism_ppt_us_25m_20251103.tif" in str(get(server, out, day, "2025-11-04").failed)
         server.releases[pd.Timestamp("2011-01-01")] = 8
         old = real_data / "prism" / "small_PRISM_ppt_stable_4kmD2_20110101_bil.zip"

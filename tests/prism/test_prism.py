@@ -1,4 +1,4 @@
-"""open_prism: files of every form to one lazy Dataset on exact cell centres."""
+"""open_prism: files in every format become one lazy Dataset on exact cell centres."""
 
 import pickle
 import zipfile
@@ -29,7 +29,7 @@ def old_stem(day: pd.Timestamp, variable: str = "ppt", release: str = "stable", 
 
 
 def bil_members(stem: str, values: np.ndarray, nodata: float = -9999.0, declare: bool = True) -> dict[str, bytes]:
-    """A BIL as PRISM writes it, byte by byte: ULXMAP and ULYMAP are the centre of the first cell."""
+    """A BIL file exactly as PRISM writes it: ULXMAP and ULYMAP are the centre of the first cell."""
     rows, columns = values.shape
     header = (
         f"BYTEORDER      I\nLAYOUT         BIL\nNROWS          {rows}\nNCOLS          {columns}\nNBANDS         1\n"
@@ -71,7 +71,7 @@ def write_files(folder: Path, members: dict[str, bytes]) -> None:
 
 
 def netcdf(values: np.ndarray, form: Literal["NETCDF3_CLASSIC", "NETCDF4"]) -> bytes:
-    """As GDAL writes it for the service: Band1 from south to north."""
+    """A netCDF file as GDAL writes it for the service: Band1 from south to north."""
     ds = xr.Dataset(
         {"Band1": (("lat", "lon"), values[::-1]), "crs": ((), b"")}, {"lat": FIRST_LAT[::-1], "lon": FIRST_LON}
     )
@@ -81,7 +81,7 @@ def netcdf(values: np.ndarray, form: Literal["NETCDF3_CLASSIC", "NETCDF4"]) -> b
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Eight days in a row, each in another form, in folders of years."""
+    """Eight consecutive days, each in a different format, in one folder per year."""
     days = pd.date_range("2010-12-30", periods=9)
     d = [map_of(day) for day in days]
     (tmp_path / "2010").mkdir()
@@ -132,7 +132,7 @@ def test_one_task_per_map(mixed):
             ds["ppt"].isel(time=[2]).compute()
         finally:
             prism.read_map = reader
-    assert len(calls) == 1  # of two maps in that zip, and of nine files
+    assert len(calls) == 1  # of the two maps in that zip, and of nine files
 
 
 def test_maps_travel_to_other_processes_and_have_the_same_name_again(mixed):
@@ -235,7 +235,7 @@ def test_names(name, variable, date, release, region, resolution):
     [
         ("PRISM_ppt_30yr_normal_4kmD1_0301_bil.bil", "is a normal"),
         ("PRISM_tmax_30yr_normal_800mM4_annual_bil.bil", "is a normal"),
-        ("prism_ppt_us_25m_20200301_avg_30y.tif", "is a normal"),  # looks like a date, is none
+        ("prism_ppt_us_25m_20200301_avg_30y.tif", "is a normal"),  # looks like a date but is not
         ("prism_ppt_us_25m_2020_avg_30y.tif", "is a normal"),
         ("PRISM_tmin_stable_4kmM3_198712_bil.bil", r"is a monthly grid \(198712\)"),
         ("prism_tmin_us_25m_2019.tif", r"is an annual grid \(2019\)"),

@@ -1,4 +1,4 @@
-"""The store of fetch: consistent for readers at any moment, and whatever the user keeps in it stays untouched."""
+"""The store of fetch: always consistent for readers, and anything the user keeps in it stays untouched."""
 
 import itertools
 import uuid
@@ -22,7 +22,7 @@ HEIGHT = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
 
 
 def write(out, variable, days):
-    """What fetch does with the maps of these days."""
+    """Write the maps of these days as fetch does."""
     store = prism_store.open_store(out, "hi", "4km")
     prism_store.check_room(out, store, variable, list(days))
     group = prism_store.make_room(out, GRID, "hi", "4km", variable, days[-1])
@@ -31,7 +31,7 @@ def write(out, variable, days):
 
 
 def history(out):
-    """A store that is begun, grows, and gets another variable and the elevation."""
+    """A store that is created, grows, and gets another variable and the elevation."""
     write(out, "ppt", DAYS[[1]])
     write(out, "ppt", DAYS[[0, 3]])
     write(out, "tmax", DAYS[[4]])
@@ -43,7 +43,7 @@ ALL = {"ppt": {*DAYS[[0, 1, 3]]}, "tmax": {DAYS[4]}}
 
 
 def check_reader(out):
-    """Whoever opens the store finds whole maps on a gapless axis; the days of each variable."""
+    """Check that a reader finds complete maps on a gapless axis; return the days of each variable."""
     if not (out / "zarr.json").exists():
         return {}
     ds = xr.open_zarr(out, chunks=None).load()
@@ -102,7 +102,7 @@ def test_killed_in_every_file_that_is_written(tmp_path, monkeypatch):
 
 
 def test_a_reader_at_every_write(tmp_path, monkeypatch):
-    """The days that a reader finds only become more, whatever file is being written; one who came early goes on."""
+    """Readers find ever more days, whatever file is being written; a store opened early stays readable."""
     out, put, seen, early = tmp_path / "prism.zarr", _local._put, [], []
 
     def watched(path, value, exclusive=False):
@@ -122,7 +122,7 @@ def test_a_reader_at_every_write(tmp_path, monkeypatch):
 
 
 def test_a_new_variable_and_a_longer_axis_after_a_kill_between(tmp_path, monkeypatch):
-    """A variable that was begun and never finished does not get in the way of the others."""
+    """A variable that was started and never finished does not hinder the others."""
     out = tmp_path / "prism.zarr"
     write(out, "ppt", DAYS[:2])
     monkeypatch.setattr(prism_store, "_publish", lambda path: (_ for _ in ()).throw(Killed()))
@@ -167,7 +167,7 @@ def test_damage_is_named(tmp_path):
 
 
 def early_store(out, days):
-    """As the states of xdeepsd before 2026-12 wrote it: the axis begins at the first day, marks are in one chunk."""
+    """As xdeepsd before 2026-12 wrote it: the axis begins at the first day, marks are in one chunk."""
     ds = skeleton(GRID, days)
     ds.attrs |= {"prism_region": "hi", "prism_resolution": "4km"}
     ds["ppt_release"] = ("time", np.full(len(days), 8, np.int8), RELEASE_ATTRS | {"long_name": "release of ppt"})
@@ -205,7 +205,7 @@ def test_an_early_store_grows_at_its_end(tmp_path):
 
 
 def test_prepare_takes_the_days_that_were_fetched(tmp_path):
-    """The axis begins in 1981 and the days years later: they are the levels' days, and a gap among them is told."""
+    """The axis begins in 1981 and the days years later: the levels have only those days; a gap in them is reported."""
     from typer.testing import CliRunner
 
     from xdeepsd.cli import app

@@ -23,7 +23,7 @@ NEW_NAME = f"prism_ppt_us_25m_{DAY:%Y%m%d}"
 
 
 def damaged(content: bytes, seed: int, keep: int = 0) -> bytes:
-    """Some bytes flipped, replaced, cut out or put in, or the end cut off; the first ``keep`` stay."""
+    """Flip, replace, remove or insert some bytes, or cut off the end; the first ``keep`` stay."""
     chance = random.Random(seed)
     changed = bytearray(content)
     for _ in range(chance.choice([1, 1, 1, 3])):
@@ -74,7 +74,7 @@ def assert_same(got, expected):
 
 
 def cropped(path: Path) -> bytes:
-    """A real zip with all of its members, its maps cut to 40 x 50 cells."""
+    """A real zip with all its members, its maps cropped to 40 x 50 cells."""
     small = BytesIO()
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in whole.namelist():
@@ -120,7 +120,7 @@ def test_random_damage_to_the_real_zips(real_data, tmp_path):
 
 
 def whole_files() -> dict[str, dict[str, bytes]]:
-    """Files of every form, unpacked; the first of each is damaged."""
+    """Files in every format, unpacked; the first of each is damaged."""
     rain = map_of(DAY)
     bil = bil_members(old_stem(DAY), rain)
     return {
@@ -238,7 +238,7 @@ def test_a_date_that_no_axis_can_hold(tmp_path):
 
 
 def peak(call) -> float:
-    """MB that Python's allocators had at most; and what the call raised, if it is a ValueError."""
+    """Run ``call``, which may raise, and check the peak memory of Python's allocators."""
     tracemalloc.start()
     try:
         call()
@@ -259,7 +259,7 @@ def test_a_bomb_beside_a_map(tmp_path, name):
 
 
 def test_a_bomb_that_says_that_it_is_small(tmp_path):
-    """Headers that tell of few bytes do not make zipfile inflate all of them."""
+    """If the headers declare few bytes, zipfile does not inflate all there are."""
     name = f"{old_stem(DAY)}.info.txt"
     content = write_zip(tmp_path / "x.zip", bil_members(old_stem(DAY), map_of(DAY)) | {name: BOMB}).read_bytes()
     size = len(BOMB).to_bytes(4, "little")

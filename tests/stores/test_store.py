@@ -1,4 +1,4 @@
-"""`to_zarr`: equal to xarray's, resumed after any interruption, refused where something else was begun."""
+"""`to_zarr`: same result as xarray's, resumes after any interruption, refuses a store begun with something else."""
 
 import errno
 import itertools
@@ -32,11 +32,11 @@ pytestmark = pytest.mark.filterwarnings("error:.*:UserWarning:xdeepsd")
 
 
 class Killed(BaseException):
-    """Like a kill, not an Exception that anything would handle."""
+    """Stands for a kill: not an Exception, so that no code handles it."""
 
 
 class Counted:
-    """A function of blocks that counts what it computes, and can stop there."""
+    """A function on blocks that counts what it computes, and can stop there."""
 
     def __init__(self, stop_after=None):
         self.days, self.stop_after = [], stop_after
@@ -61,7 +61,7 @@ def make_ds(days=7, chunk=2, nlat=3, nlon=4, seed=0, seen=None):
 
 
 def chunks_of(path, variable="pr"):
-    """Content of every chunk file of a variable."""
+    """Contents of every chunk file of a variable."""
     files = [
         p for p in (Path(path) / variable).rglob("*") if p.is_file() and not p.name.startswith((".z", "zarr.json"))
     ]
@@ -108,7 +108,7 @@ def test_output_can_go_on_to_netcdf(tmp_path):
 @pytest.mark.parametrize("inputs", [2, 3])
 @pytest.mark.parametrize("outputs", [2, 3])
 def test_formats_do_not_mix(tmp_path, inputs, outputs):
-    """The codecs that xarray keeps of the input are not those of another format."""
+    """The codecs that xarray keeps from the input do not apply to another format."""
     make_ds().to_zarr(tmp_path / "in.zarr", zarr_format=inputs)
     ds = opened(tmp_path / "in.zarr")
     xdeepsd.to_zarr(ds, tmp_path / "out.zarr", zarr_format=outputs)
@@ -116,7 +116,7 @@ def test_formats_do_not_mix(tmp_path, inputs, outputs):
 
 
 def test_any_dataset(tmp_path):
-    """Variables in memory and lazy, of dates, text, bool, no dim; coordinates on two dims; an encoding of netCDF."""
+    """In-memory and lazy variables; dates, text, bool, scalars; coordinates on two dims; an encoding from netCDF."""
     ds = make_ds()
     bounds = xr.DataArray(ds.time.data[:, None] + np.array([0, 86400], "m8[s]"), dims=("time", "nv"))
     ds = ds.assign(
@@ -242,7 +242,7 @@ def test_resume_computes_only_what_is_left(tmp_path, scheduler):
 
 
 class Brittle(zarr.storage.MemoryStore):
-    """A store that is gone after some operations that change it, and comes back as it was."""
+    """A store that fails after a number of changes, and comes back as it was."""
 
     left = None
 
@@ -266,14 +266,14 @@ class Brittle(zarr.storage.MemoryStore):
 
 
 def everything(store):
-    """Content of a store but for what stems from the first command."""
+    """Contents of a store, except what comes from the first command."""
     return {k: v.to_bytes() for k, v in store._store_dict.items()}
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_killed_at_every_moment(zarr_format, overwrite):
-    """After each single operation on the store in turn: metadata, chunks, the end; over nothing and over another."""
+    """Killed after each operation on the store: metadata, chunks, the end; on an empty place and over another store."""
     options = {"zarr_format": zarr_format, "overwrite": overwrite, "group": "a/b"}
     ds = make_ds(days=4)
     with dask.config.set(scheduler="synchronous"):
@@ -292,7 +292,7 @@ def test_killed_at_every_moment(zarr_format, overwrite):
             else:
                 break
             store.left = None
-            # The same command, unless it asks to begin anew each time: then without that, as soon as it has begun.
+            # Repeat the same command, but drop a request to start afresh once the store has been begun.
             status = open_group(store, "a/b/")
             again = overwrite and (status is None or status.attrs[layout.STATUS] == layout.COMPLETE)
             done = [k for k in store._store_dict if "/pr/" in k and not k.endswith((".zarray", ".zattrs", "zarr.json"))]
@@ -349,7 +349,7 @@ class Stopped(Exception):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_stopped_before_any_change_of_a_file(tmp_path, monkeypatch, zarr_format, overwrite):
-    """Also in the middle of a folder that is deleted: the same call ends with the same files."""
+    """Even while a folder is being deleted: the same call then ends with the same files."""
     options = {"group": "a/b", "zarr_format": zarr_format, "overwrite": overwrite}
     local = zarr.storage.LocalStore
 
@@ -369,7 +369,7 @@ def test_stopped_before_any_change_of_a_file(tmp_path, monkeypatch, zarr_format,
         def stops(original, counted=counted, number=number):
             async def change(store, key, *arguments):
                 if next(counted) == number:
-                    if original is local.delete_dir:  # in no order
+                    if original is local.delete_dir:  # in any order
                         shutil.rmtree(store.root / key, ignore_errors=True)
                         (store.root / key / "c").mkdir(parents=True)
                         (store.root / key / "c" / "0").write_bytes(b"half")
@@ -400,7 +400,7 @@ def test_stopped_before_any_change_of_a_file(tmp_path, monkeypatch, zarr_format,
 
 
 def test_files_without_bytes_and_left_overs(tmp_path):
-    """What a power failure and a kill in the middle of a file leave behind."""
+    """What is left behind by a power failure and by a kill in the middle of a file."""
     path = tmp_path / "a.zarr"
     xdeepsd.to_zarr(make_ds(), path)
     whole = chunks_of(path)
@@ -481,7 +481,7 @@ def test_kill_9_of_the_process(tmp_path):
 
 
 def make_random(days=24, slow=0.05, side=20):
-    """Regions that take their time, by a function that workers can import nothing for."""
+    """Regions that take a while to compute, by a function that needs no imports on the workers."""
 
     def compute(block, block_info=None):
         time.sleep(slow)
@@ -563,7 +563,7 @@ def test_something_else_is_refused_by_name(case, tmp_path):
     path = tmp_path / "out.zarr"
     mask = static["elevation"] > 500
     begin(folder, model, static, path, mask=mask)
-    begin(folder, model, static, path, mask=mask)  # opened again: known again
+    begin(folder, model, static, path, mask=mask)  # opened again: still recognised
     whole = chunks_of(path)
 
     def refused(match, model=model, static=static, **options):
@@ -693,7 +693,7 @@ def test_the_input_in_another_kind_of_store(case):
 
 
 def test_a_group_beside_the_input_in_one_store(case, tmp_path):
-    """The ladder of `prepare`, say: its coarsest level in, a group of our own out."""
+    """The ladder of `prepare`, say: its coarsest level as input, another group as output."""
     _, model, static = case
     path = tmp_path / "levels.zarr"
     make_coarse().to_dataset().chunk(time=2).to_zarr(path, group="level_0")
@@ -797,7 +797,7 @@ with dask.config.set(scheduler="synchronous"):
 
 @pytest.mark.slow
 def test_a_full_disk(tmp_path):
-    """Files over a limit cannot be written: the error of a disk that fills, made by the system itself."""
+    """Files over a size limit cannot be written: the system itself raises the error, as on a full disk."""
     command = [sys.executable, "-c", FULL_DISK, tmp_path / "a.zarr", PACKAGE]
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 1
@@ -807,14 +807,14 @@ def test_a_full_disk(tmp_path):
     done, seen = len(chunks_of(tmp_path / "a.zarr")), []
     blocks = [np.random.default_rng(i).normal(size=(1, 100, 100)) * (i == 2) for i in range(4)]
     data = dask.array.concatenate([dask.array.from_array(block, chunks=-1) for block in blocks])
-    ds = xr.Dataset({"pr": (("time", "lat", "lon"), data)})  # in another process, known by its names
+    ds = xr.Dataset({"pr": (("time", "lat", "lon"), data)})  # in another process, identified by its names
     xdeepsd.to_zarr(ds, tmp_path / "a.zarr", progress=lambda *done: seen.append(done))
     assert seen[0] == (done, 4)
     assert opened(tmp_path / "a.zarr").attrs[layout.STATUS] == layout.COMPLETE
 
 
 def test_a_full_file_system(tmp_path):
-    """A real, small one, where the tests may mount it; and another one while the metadata is written."""
+    """A real small one that fills up, if the tests may mount it."""
     if (
         os.geteuid() != 0
         or subprocess.run(
@@ -913,7 +913,7 @@ def test_icechunk_killed_and_committed_half(repository):
     session = repository.writable_session("main")
     with dask.config.set(scheduler="synchronous"), pytest.raises(Killed):
         xdeepsd.to_zarr(make_ds(seen=Counted(stop_after=4)), session.store)
-    del session  # killed: nothing of it was ever there
+    del session  # killed: none of it is visible
     with pytest.raises(FileNotFoundError):
         read(repository)
     session = repository.writable_session("main")
@@ -991,7 +991,7 @@ def test_one_task_for_a_chunk_of_fifty_years(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "compute", look)
     with pytest.raises(Killed):
         xdeepsd.to_zarr(make_ds(days=8), tmp_path / "half.zarr")
-    assert 1 <= len(graphs[-1][1]) <= 2  # and what is done is not in the graph
+    assert 1 <= len(graphs[-1][1]) <= 2  # what is finished is not in the graph
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -1075,7 +1075,7 @@ def test_command_reads_and_writes_groups(job, tmp_path):
     assert result.exit_code == 0, result.output
     assert opened(store, group="fine")["pr"].equals(coarse.deepsd.downscale(model).load())
     result = run(folder, str(store), "model", str(store), "--group", "level_0", "--out-group", "fine", "--overwrite")
-    assert "levels.zarr/fineisreplaced." in "".join(result.output.split())  # however the line is broken
+    assert "levels.zarr/fineisreplaced." in "".join(result.output.split())  # wherever the line is wrapped
     result = run(folder, str(store), "model", str(store), "--group", "level_0", "--out-group", "level_0", "--overwrite")
     assert result.exit_code == 1
     assert "is, or holds, the input" in result.stderr
@@ -1142,7 +1142,7 @@ def test_the_howto_runs(tmp_path, monkeypatch):
 
 
 def test_a_damaged_input_of_a_command_is_named(tmp_path):
-    """Dates beyond any calendar: what xarray raises then is no ValueError."""
+    """Dates beyond any calendar, for which xarray does not raise a ValueError."""
     from xdeepsd.cli.inputs import open_file
 
     path = tmp_path / "in.zarr"

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all."""
+"""Checkpoints are complete or not there at all."""
 
 import errno
 import multiprocessing
@@ -111,7 +111,7 @@ def test_disk_full_keeps_the_one_before(tmp_path, monkeypatch):
             write_checkpoint(tmp_path, 2, state(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]
     assert read_checkpoint(tmp_path)["step"] == 1
-    write_checkpoint(tmp_path, 2, state(2))  # space again
+    write_checkpoint(tmp_path, 2, state(2))  # there is space again
     assert read_checkpoint(tmp_path)["step"] == 2
 
 

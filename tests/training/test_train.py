@@ -1,4 +1,4 @@
-"""Training: it learns what there is to learn, with the same bits each time, and says what it cannot do."""
+"""Training: it learns what can be learned, gives the same bits each time, and says what it cannot do."""
 
 import contextlib
 import dataclasses
@@ -108,7 +108,7 @@ def test_overfits_eight_patches():
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_recovers_what_is_exactly_linear(residual):
-    """fine = 1.4 * interpolated + 0.002 * elevation + 3: a network of one layer has exactly these numbers."""
+    """fine = 1.4 * interpolated + 0.002 * elevation + 3: a network of one layer finds exactly these numbers."""
     coarse, fine = pair_of_levels(days=20, ocean=False)
     between = upsample(coarse["precipitation"].values, 2)
     values = 1.4 * between + 0.002 * fine["elevation"].values + 3
@@ -130,7 +130,7 @@ def test_recovers_what_is_exactly_linear(residual):
 @pytest.mark.parametrize("transform", [None, "sqrt", "log1p"])
 @pytest.mark.parametrize("residual", [False, True])
 def test_the_error_reported_is_the_one_of_downscale(transform, residual):
-    """Training, validation and inference are one definition: ocean, edges, transform and static fields included."""
+    """Training, validation and inference agree, including ocean, edges, transform and static fields."""
     levels = ladder(factors=(2,))
     config = small(target_transform=transform, residual=residual, static=("elevation", "climatology"), steps=40)
     model = train_stack(levels, config, progress=False)
@@ -164,7 +164,7 @@ def test_the_best_on_validation_comes_out():
 
 
 def test_denseloss():
-    """Its weights are 1 for alpha 0; above that the best stage is the one of least DenseLoss."""
+    """Its weights are 1 for alpha 0; above that the best stage has the lowest DenseLoss."""
     coarse, fine = pair_of_levels(days=12, chunks=4)
     mse = train_stage(coarse, fine, small())
     same = train_stage(coarse, fine, small(loss="denseloss", alpha=0.0))
@@ -172,7 +172,7 @@ def test_denseloss():
     dense = train_stage(coarse, fine, small(loss="denseloss", alpha=1.0, residual=True, density_transform="log1p"))
     assert dense.history["validation_loss"].idxmin() == list(dense.history["step"]).index(dense.summary["best_step"])
     assert not torch.equal(weights(dense.stage), weights(mse.stage))
-    # The validation loss is that of the whole maps, in normalised space.
+    # The validation loss is computed on whole maps, in normalised space.
     assert same.history["validation_loss"].iloc[-1] == pytest.approx(
         (same.history["rmse"].iloc[-1] / same.stage.target.std) ** 2, rel=1e-4
     )
@@ -229,7 +229,7 @@ def test_same_seed_same_bits_whatever_the_loader():
 
 
 def run_to_the_end(store, folder):
-    """What the killed process runs: one stage, from where it is."""
+    """What the killed process runs: one stage, continued from its last checkpoint."""
     train_stack(store, long(), checkpoint_dir=folder, resume=True, progress=False)
 
 
@@ -257,8 +257,8 @@ def same_states(one, other):
 
 @pytest.mark.slow
 def test_kill_minus_nine_at_random_moments(store, tmp_path):
-    """A process that is killed repeatedly ends with the same bits as one that is left alone."""
-    # Processes are forked from a server that has imported everything: a run starts in a moment.
+    """A process that is killed repeatedly ends with the same bits as an undisturbed one."""
+    # Processes are forked from a server that has imported everything, so that a run starts at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_train", "torch._dynamo"])
     straight, killed = tmp_path / "straight", tmp_path / "killed"
@@ -267,7 +267,7 @@ def test_kill_minus_nine_at_random_moments(store, tmp_path):
     process.join()
     assert process.exitcode == 0
 
-    chance = random.Random(int(time.time()))  # another run, other moments
+    chance = random.Random(int(time.time()))  # other moments in each run
     kills, steps = 0, set()
     while True:
         process = context.Process(target=run_to_the_end, args=(store, killed))
@@ -279,7 +279,7 @@ def test_kill_minus_nine_at_random_moments(store, tmp_path):
         process.join(chance.uniform(0, 0.1))
         process.kill()
         process.join()
-        if process.exitcode != -signal.SIGKILL:  # it had come to its end, perhaps while it was about to be killed
+        if process.exitcode != -signal.SIGKILL:  # it had finished, perhaps just before it would have been killed
             break
         kills += 1
         steps.add(newest(killed))
@@ -366,7 +366,7 @@ def cluster():
 
 
 def count_layers(levels, stack):
-    # A compute on the cluster would wait for the stacks that are not trained yet.
+    # A compute on the cluster would have to wait for the stacks not trained yet.
     return float(levels[-1]["precipitation"].sum().compute(scheduler="synchronous")), len(stack.stages)
 
 
@@ -382,7 +382,7 @@ def test_a_stack_does_not_wait_for_all_the_others(store, cluster, tmp_path):
     rest = dict(stacks)
     assert sorted([i, *rest]) == list(range(8))
     assert set(rest.values()) == {(total, 2)}
-    # Without a cluster it is the same.
+    # The same without a cluster.
     [(_, alone)] = train_stacks(levels, [small()], progress=False, then=count_layers)
     assert alone == (total, 2)
 
@@ -409,7 +409,7 @@ def test_a_cluster_gives_the_same_model(store, cluster, tmp_path, caplog):
 
 
 def test_a_disk_that_fills_up(tmp_path):
-    """A real small disk; the training that filled it goes on when there is space again, with the same bits."""
+    """A real small disk; training that filled it resumes when there is space again, with the same bits."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", tmp_path], capture_output=True)
     if mounted.returncode:
         pytest.skip("no file system of a small size can be mounted here")
@@ -527,7 +527,7 @@ def test_the_last_layer_learns_slower(tmp_path):
 
 
 def test_mixed_precision_comes_close():
-    """The same in bfloat16 (on a GPU where there is one): about three digits."""
+    """The same to about three digits in bfloat16 (on a GPU if there is one)."""
     coarse, fine = pair_of_levels(days=12)
     exact, mixed = (train_stage(coarse, fine, small(precision=p)).summary["rmse"] for p in ("float32", "bfloat16"))
     assert mixed == pytest.approx(exact, rel=0.05)
@@ -616,7 +616,7 @@ def test_resume_with_another_configuration(tmp_path):
         train_stage(coarse, fine, small(), checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="without a folder"):
         train_stage(coarse, fine, small(), resume=True)
-    # What does not change the result may change.
+    # Settings that do not affect the result may change.
     train_stage(coarse, fine, small(workers=1, checkpoint_every=3), checkpoint_dir=tmp_path, resume=True)
 
 
@@ -644,11 +644,11 @@ def test_climatology_is_of_the_training_days_only(store):
     np.testing.assert_allclose(mean, fine.isel(time=slice(10, None)).mean("time"), rtol=1e-5)
 
 
-# --- other data under the same days -----------------------------------------------------------------------------------
+# --- other data on the same days --------------------------------------------------------------------------------------
 
 
 def interrupted(coarse, fine, config, folder, monkeypatch, at=15):
-    """A training that is killed at a step."""
+    """A training run that is killed at step ``at``."""
     update = loop._update
 
     def stop(run, state, *arguments):
@@ -687,7 +687,7 @@ def test_resume_with_other_precipitation_on_the_same_days(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("day", [4, 11, 13])
 def test_resume_with_a_single_renewed_day(tmp_path, monkeypatch, day):
-    """It is found when it is read, before anything is learned from it; so the checkpoints go on with the old data."""
+    """It is noticed when read, before anything is learned from it; so the checkpoints still work with the old data."""
     coarse, fine = pair_of_levels(days=15, chunks=3)
     config = small(validation=("2001-01-13/2001-01-15",), steps=80, buffer=0.03, checkpoint_every=5)
     straight = train_stage(coarse, fine, config)
@@ -699,7 +699,7 @@ def test_resume_with_a_single_renewed_day(tmp_path, monkeypatch, day):
 
 
 def test_data_that_change_while_they_are_trained_on(tmp_path, monkeypatch):
-    """A ladder whose days are rewritten meanwhile must not be learned from."""
+    """Nothing may be learned from a ladder whose days are rewritten during training."""
     coarse, fine = pair_of_levels(days=15)
     values = fine["precipitation"].values.copy()
 
@@ -749,14 +749,14 @@ def test_validation_days_without_an_observation(tmp_path, caplog, chunks):
     ):
         train_stage(*without(levels, [4, 5, 11]), config, checkpoint_dir=tmp_path)
     assert not list(tmp_path.iterdir())
-    # Days that are observed outside the mask only, or not on the coarse grid
+    # Days observed only outside the mask, or not on the coarse grid
     coarse, fine = levels
     only_outside = fine["precipitation"].where(~fine["mask"] | ~fine["time"].isin(fine["time"][[4, 5, 11]]))
     with pytest.raises(ValueError, match="None of the 3 validation days"):
         train_stage(coarse, fine.assign(precipitation=only_outside), config)
     with pytest.raises(ValueError, match="None of the 3 validation days"):
         train_stage(without([coarse], [4, 5, 11])[0], fine, config)
-    # Some of them do not count, and the log says so.
+    # Some days do not count, and the log says so.
     part = train_stage(*without(levels, [4, 11]), config)
     assert "2 of 3 validation days have no observed cell inside the mask and do not count: 2001-01-05, 2001-01-12." in (
         caplog.text
@@ -815,7 +815,7 @@ def test_a_climatology_of_validation_or_test_days_is_refused(kind, tmp_path, mon
         )
         with pytest.raises(ValueError, match=r"1 validation days \(2001-01-02\) and 2 test days \(2001-01-03\.\.2001"):
             train_stack(levels, both, progress=False)
-    train_stack(levels, small(validation=config.validation, test=config.test), progress=False)  # it takes none
+    train_stack(levels, small(validation=config.validation, test=config.test), progress=False)  # it uses none
     # Following the advice in the error works.
     model = train_stack([level.drop_vars("climatology") for level in ladder_], config, progress=False)
     assert model.training["climatology"] == "mean of the training days (14 from 2001-01-01 to 2001-01-14)"
@@ -858,7 +858,7 @@ def test_stages_of_other_training_days_want_a_climatology(store):
 @pytest.mark.parametrize("level", ["coarse", "fine"])
 @pytest.mark.parametrize("day", [0, 8])
 def test_numbers_that_are_no_rain_are_not_learned(level, day):
-    """Neither on training nor on validation days: refused, or missing where the attributes name them."""
+    """On training or validation days, they are refused, or count as missing if the attributes name them."""
     low, high = pair_of_levels(days=10)
     given, clean = {"coarse": low, "fine": high}, {"coarse": low.copy(deep=True), "fine": high.copy(deep=True)}
     config = small(steps=3, validation=0.3)

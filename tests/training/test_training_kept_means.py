@@ -1,4 +1,4 @@
-"""Training with coarse means kept: whole coarse cells in every patch, exact resume, the error of what is kept."""
+"""Training with coarse means kept: whole coarse cells in every patch, exact resume, the error after keeping means."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def test_patches_hold_whole_coarse_cells(factor, output, stride, seed):
     mean = (batch.weights * batch.target).reshape(blocks).sum((2, 4)).numpy() / np.where(count > 0, count, 1)
     assert (count > 0).any()
     assert batch.weights.numpy()[~batch.mask.numpy()].sum() == 0
-    # The levels of this test are plain block means: areas of neighbouring rows differ by 0.2 %.
+    # The levels of this test are plain block means, and the areas of neighbouring rows differ by 0.2 %.
     np.testing.assert_allclose(mean[count > 0], batch.coarse.numpy()[count > 0], rtol=5e-3, atol=1e-6)
     assert weights.max() == 1
 
@@ -85,7 +85,7 @@ def test_resumed_is_uninterrupted(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize("transform", [None, "sqrt", "log1p"])
 @pytest.mark.parametrize("loss", ["mse", "denseloss"])
 def test_it_learns(kind, transform, loss):
-    """Rain that follows elevation: the error falls, on days that are dry everywhere too, and never is NaN."""
+    """Rain that follows elevation: the error falls and is never NaN, even with days that are dry everywhere."""
     coarse, fine = pair_of_levels(days=12, ocean=False)
     pattern = np.random.default_rng(0).uniform(0.2, 1.8, (12, 2, 14, 2))
     pattern /= pattern.mean((1, 3), keepdims=True)
@@ -140,7 +140,7 @@ def test_what_cannot_be():
 
 @pytest.mark.parametrize("kind", KEPT)
 def test_the_loss_is_that_of_the_output_and_of_what_is_kept(kind):
-    """Both, half and half; of exponents, that of what is kept alone."""
+    """The mean of both; for exponents, only the loss of the output with means kept."""
     coarse, fine = pair_of_levels(days=12)
     stage = train_stage(coarse, fine, small(conserve=kind, steps=1)).stage
     rng = torch.Generator().manual_seed(0)

@@ -1,5 +1,5 @@
-"""Applying a model: its input and whether it fits (``inputs``), windows of the map (``windows``), ``downscale``.
+"""Apply a model: check its input (``inputs``), compute it window by window (``windows``); ``downscale`` joins them.
 
-``fast`` is the fused forward for CPUs, which may be missing. May import ``models``, ``grids`` and ``stores``; nothing
-of training or losses.
+``fast`` is the fused forward for CPUs, which is optional. May import ``models``, ``grids`` and ``stores``, but nothing
+from training or losses.
 """

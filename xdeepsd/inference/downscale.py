@@ -1,4 +1,4 @@
-"""Downscale a coarse Dataset with a stack, lazily: the input is checked, computed in blocks, and labelled again."""
+"""Downscale a coarse Dataset with a stack, lazily: check the input, compute it in blocks, label the result."""
 
 from __future__ import annotations
 
@@ -43,37 +43,37 @@ def downscale(
     Parameters
     ----------
     ds
-        Coarse daily precipitation with latitude and longitude (found by CF metadata, any names and order) and any
-        other dims; units of precipitation in the attributes; NaN = missing. Dask or numpy.
+        Coarse daily precipitation with latitude and longitude (found by CF metadata, in any order and under any
+        names), perhaps with other dims too; its units in the attributes; NaN = missing. Dask or numpy.
     model
-        A `StackedSRCNN` of `train_stack` or `load_model`.
+        A `StackedSRCNN` from `train_stack` or `load_model`.
     static
         Elevation (DataArray, m) or a Dataset of the model's static fields on the finest grid. Its grid is the target
-        grid: ``model.scale`` times finer than the input. None: those saved with the model.
+        grid: ``model.scale`` times finer than the input. None: the fields saved with the model.
     variable
-        Name of the precipitation in a Dataset. None: found by name and standard name.
+        Name of the precipitation variable in a Dataset. None: found by name and standard name.
     mask
         ``(lat, lon)`` bool on the target grid, True where values are wanted; elsewhere the output is NaN. None: the
-        model's, where the target grid is the model's.
+        model's mask, if the target grid is the model's.
     device
-        Torch device of the plain forward, such as ``"cuda"``. None: the CPU.
+        Torch device for the plain forward, such as ``"cuda"``. None: the CPU.
     precision
-        ``"float32"``; ``"bfloat16"``: products of 8 bits summed in float32, relative error under 6e-3, faster, where
-        the processor or GPU has it; ``"float64"``: plain forward in double precision, slow, to check numbers.
+        ``"float32"``; ``"bfloat16"``: 8-bit products summed in float32, relative error under 6e-3, faster, if the
+        processor or GPU supports it; ``"float64"``: plain forward in double precision, slow, for checking numbers.
     batch_size
-        Days computed at a time inside a chunk by the plain torch forward; it bounds the memory of the activations and
-        has nothing to do with chunks. None: the fast forward on a CPU, 16 days on a GPU.
+        Days computed at a time inside a chunk by the plain torch forward; it limits the memory for the activations and
+        has nothing to do with chunk sizes. None: the fast forward on a CPU, 16 days on a GPU.
     conserve
-        "multiplicative" or "additive": after each stage the fine cells of a coarse cell are given its mean, weighted by
-        area, over the cells of the mask, whether the model was trained so or not. A bias of the input goes through.
-        None: as the model was trained.
+        "multiplicative" or "additive": after each stage the fine cells are adjusted so that their area-weighted mean,
+        over the cells of the mask, is the value of their coarse cell, whether or not the model was trained that way.
+        A bias of the input is passed on. None: as the model was trained.
 
     Returns
     -------
     The same type as ``ds``, float32 (float64 with ``precision="float64"``), on the target grid, with the user's names,
-    order, units and attributes. Lazy if the input is: building the graph computes nothing, chunks keep their days and
-    become ``scale`` times larger in space. NaN outside the mask and inside missing coarse cells, on that day only
-    (docs/conventions.md). At least 0.
+    order, units and attributes. Lazy if the input is: building the graph computes nothing, and chunks keep their
+    days and become ``scale`` times larger along latitude and longitude. NaN outside the mask, and inside missing coarse
+    cells on that day only (docs/conventions.md). Never below 0.
 
     Raises
     ------
@@ -87,12 +87,12 @@ def downscale(
     _check_options(ds, model, device, precision, batch_size)
     _check_conserve(model, conserve)
     prepared = prepare(ds, model, static, variable, mask)
-    # A copy: the user may train on before the graph is computed. The static fields and the mask are passed separately.
+    # A copy: the user may continue training before the graph is computed. The static fields and mask go separately.
     stages = [copied(stage, conserve) for stage in model.stages]
     model = replace(model, stages=stages, static=None, mask=None, training={})
     lat = np.asarray(prepared.grid["lat"], np.float64)
     if isinstance(prepared.mask, np.ndarray) and any(stage.config.conserve for stage in stages):
-        cell_weights(lat, prepared.mask.shape[1], prepared.mask)  # an error of the mask now, not in a task
+        cell_weights(lat, prepared.mask.shape[1], prepared.mask)  # raises now if the mask is wrong, not in a task
     job = Job(model, prepared.values, Options(str(device or "cpu"), precision, batch_size), lat)
     made_with = _made_with(job, prepared)
     token = digest((made_with, prepared.values, prepared.coarse.shape[-2:], digest(lat)))
@@ -146,11 +146,11 @@ def _check_conserve(model: StackedSRCNN, conserve: str | None) -> None:
         )
 
 
-# --- what goes out ----------------------------------------------------------------------------------------------------
+# --- the output -------------------------------------------------------------------------------------------------------
 
 
 def _label(data: Any, prepared: Prepared) -> xr.DataArray:
-    """Coordinates of the target grid, in the user's names, order and longitude convention."""
+    """Label the result with the target grid, in the user's names, order and longitude convention."""
     coarse, given, names = prepared.coarse, prepared.given, prepared.names
     coords: dict[Any, Any] = {
         name: coord for name, coord in coarse.coords.items() if not {"lat", "lon"} & set(coord.dims)
@@ -158,10 +158,10 @@ def _label(data: Any, prepared: Prepared) -> xr.DataArray:
     lon = axes.wrap_longitude(np.asarray(prepared.grid["lon"], np.float64), near=np.asarray(coarse["lon"], np.float64))
     coords |= {"lat": ("lat", np.asarray(prepared.grid["lat"], np.float64)), "lon": ("lon", lon)}
     fine = axes.restore(xr.DataArray(data, coords, coarse.dims).isel(prepared.turn), names)
-    for name in (names.lat, names.lon):  # their bounds are those of the coarse cells
+    for name in (names.lat, names.lon):  # their bounds belong to the coarse cells
         fine[name].attrs = {k: v for k, v in given[name].attrs.items() if k not in {"bounds", "actual_range"}}
     fine.name = given.name
-    fine.attrs = {k: v for k, v in given.attrs.items() if k not in FILL_ATTRIBUTES}  # NaN is missing now
+    fine.attrs = {k: v for k, v in given.attrs.items() if k not in FILL_ATTRIBUTES}  # missing is now NaN
     return fine
 
 
@@ -184,7 +184,7 @@ def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[
 
 
 def _into_dataset(ds: xr.Dataset, fine: xr.DataArray, names: axes.Axes, made_with: Mapping[str, str]) -> xr.Dataset:
-    """The user's Dataset with the fine variable; whatever lay on the coarse map is left behind."""
+    """The user's Dataset with the fine variable; all other variables on the coarse map are dropped."""
     on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}
     kept = ds.drop_vars([k for k, v in ds.variables.items() if set(v.dims) & on_map or k in on_map])
     out = kept.assign({fine.name: fine})

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_variable(ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, variable: str | None) -> xr.DataArray:
-    """The precipitation to downscale; a model is never applied to something else unnoticed."""
+    """The precipitation to downscale; a model is never silently applied to anything else."""
     name = model.kind.name
     wanted = f"{name}; the model was trained on {model.variable or name!r} in {model.units}"
     return find_variable(ds, variable, model.variable, wanted, model.kind)
@@ -33,14 +33,14 @@ def choose_variable(ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, variable
 class Prepared:
     """Input that fits its model."""
 
-    given: xr.DataArray  # the precipitation as it came
-    names: axes.Axes  # its names, to be restored
-    coarse: xr.DataArray  # in our names, turned to the order of the static fields
+    given: xr.DataArray  # the precipitation as given
+    names: axes.Axes  # its names, restored in the output
+    coarse: xr.DataArray  # with our names, in the order of the static fields
     values: Values
-    grid: xr.Dataset  # coordinates of the target
-    turn: Mapping[str, slice]  # turns the result back to the user's order
-    maps: Mapping[str, Any]  # static fields on the target grid, arrays
-    mask: Any  # array of the target grid, or None
+    grid: xr.Dataset  # coordinates of the target grid
+    turn: Mapping[str, slice]  # puts the result back in the user's order
+    maps: Mapping[str, Any]  # arrays of the static fields on the target grid
+    mask: Any  # array on the target grid, or None
 
 
 def prepare(
@@ -66,7 +66,7 @@ def prepare(
 
 
 def _own(data: Any) -> Any:
-    """A copy of an array in memory, which its owner may change before the graph is computed; a lazy array as it is."""
+    """Copy an array in memory, since its owner may change it before the graph is computed; keep a lazy one as it is."""
     return data.copy() if isinstance(data, np.ndarray) else data
 
 
@@ -91,7 +91,7 @@ def check_values(name: str, da: xr.DataArray) -> None:
 
 
 def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None) -> xr.Dataset:
-    """The static fields the stages need, dims ``lat, lon``, in the order they came; at least the target grid."""
+    """The static fields that the stages need, dims ``lat, lon``, in the order given; at least the target grid."""
     needed = model.static_names
     if static is None:
         if model.static is None:
@@ -115,7 +115,7 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
         )
     fields: dict[str, xr.DataArray] = {}
     for name in needed:
-        # Scalars (a selected time, a band) would clash between fields and mean nothing to the network.
+        # Scalar coordinates (a selected time, a band) would conflict between fields and mean nothing to the network.
         da, found = axes.standardize(axes.as_map(without_fills(static[name])))
         if da.dims != ("lat", "lon"):
             raise ValueError(
@@ -126,7 +126,7 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
             axes.spacing(static[own], f"The {dim} of the static fields")
         _check_static_units(name, da, model)
         fields[name] = da
-    if not fields:  # a network of precipitation alone: the grid is all that is asked for
+    if not fields:  # a network with precipitation alone: only the grid is needed
         found = axes.find(static)
         return xr.Dataset(coords={"lat": ("lat", static[found.lat].data), "lon": ("lon", static[found.lon].data)})
     first = next(iter(fields.values()))
@@ -140,7 +140,7 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
 
 
 def _to_type(needed: Sequence[str]) -> str:
-    """What to type for ``static``; any map tells the grid where no field is needed."""
+    """What to type for ``static``; if no field is needed, any map will do for the grid."""
     fields = ", ".join(f"{name!r}: {name}" for name in needed or ["elevation"])
     return needed[0] if len(needed) == 1 else f"xr.Dataset({{{fields}}})"
 
@@ -165,9 +165,9 @@ def _ascending(coord: xr.DataArray) -> bool:
 def fit(
     fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN
 ) -> tuple[xr.Dataset, xr.DataArray, dict[str, slice]]:
-    """Turn static fields to the model's order and the input to theirs; check that the grids belong together.
+    """Put the static fields in the model's order and the input in theirs; check that the grids fit together.
 
-    Returns the fields, the coarse array, and what turns the result back to the user's order.
+    Returns the fields, the coarse array, and the slices that put the result back in the user's order.
     """
     turn: dict[str, slice] = {}
     backwards = slice(None, None, -1)
@@ -185,7 +185,7 @@ def fit(
 
 
 def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) -> None:
-    """The target grid is ``scale`` times the input's, cell by cell, and of the spacing the model was trained for."""
+    """Check the target grid: ``scale`` times finer than the input, cell by cell, and of the spacing trained on."""
     scale = model.scale
     fine_step = {dim: axes.spacing(fields[dim], dim) for dim in ("lat", "lon")}
     if model.spacing is not None:
@@ -218,7 +218,7 @@ def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) 
 
 
 def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Dataset) -> xr.DataArray | None:
-    """Mask on the target grid, or None. A given mask must lie on it; of the model's, the part that does is taken."""
+    """Mask on the target grid, or None. A given mask must match it; the model's is cut to it where possible."""
     given = mask is not None
     if mask is None:
         mask = model.mask

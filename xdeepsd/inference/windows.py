@@ -1,7 +1,7 @@
 """Apply a stack to arrays of coarse days, chunk by chunk: numpy and Dask, no labels.
 
-The graph is one task that prepares the stack (weights, static channels of every level) and one task per chunk.
-A chunk of part of the map is computed on a window: the chunk and the cells around it that it depends on.
+The graph has one task that prepares the stack (weights, static channels of every level) and one task per chunk.
+A chunk that covers part of the map is computed on a window: the chunk and the surrounding cells it depends on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Options:
 
     @property
     def dtype(self) -> str:
-        """Of the days, input and output."""
+        """Dtype of the days, input and output."""
         return "float64" if self.precision == "float64" else "float32"
 
 
@@ -56,12 +56,12 @@ class Job:
     model: StackedSRCNN
     values: Values
     options: Options
-    lat: np.ndarray  # of the finest grid, for the areas of its cells
+    lat: np.ndarray  # latitudes of the finest grid, for its cell areas
 
 
 @dataclass(frozen=True)
 class _Levels:
-    """Static channels of each stage on the whole domain, what its cells count, and where its output is wanted."""
+    """Static channels and cell weights of each stage on the whole domain, and where its output is wanted."""
 
     channels: list[np.ndarray]
     weights: list[np.ndarray]  # see `cell_weights`
@@ -70,7 +70,7 @@ class _Levels:
 
 @dataclass(frozen=True)
 class _Window:
-    """Rows and columns of the coarse grid: ``core`` is what is asked for, ``outer`` what is computed for it."""
+    """Rows and columns of the coarse grid: ``core`` is the part wanted, ``outer`` the part computed for it."""
 
     core: tuple[slice, slice]
     outer: tuple[slice, slice]
@@ -85,7 +85,7 @@ class _Window:
 
 
 def _wanted(mask: np.ndarray, stages: Sequence[Stage]) -> list[np.ndarray]:
-    """Where each stage's output has to be computed, for the last one to be right on ``mask``."""
+    """Where each stage must be computed for the output of the last one to be right on ``mask``."""
     wanted = [np.asarray(mask, bool)]
     for stage in reversed(stages[1:]):
         factor, halo = stage.config.factor, stage.config.halo
@@ -99,7 +99,7 @@ def _wanted(mask: np.ndarray, stages: Sequence[Stage]) -> list[np.ndarray]:
 def _static_levels(
     job: Job, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
 ) -> _Levels:
-    """Static channels of each stage from the finest maps (block means), for the whole domain of a coarse ``shape``."""
+    """Static channels of each stage, block means of the finest maps, for the whole domain of coarse ``shape``."""
     model = job.model
     scale = model.scale
     counts = mask if any(stage.config.conserve for stage in model.stages) else None
@@ -141,7 +141,7 @@ class PlainStage:
         )
 
     def __call__(self, coarse: np.ndarray) -> np.ndarray:
-        """``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``, units of the model, no NaN."""
+        """``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``, in the model's units, without NaN."""
         factor = self.stage.config.factor
         days, nlat, nlon = coarse.shape
         fine = np.empty((days, nlat * factor, nlon * factor), coarse.dtype)
@@ -163,7 +163,7 @@ def _import_fast() -> Any:
         from xdeepsd.inference.fast import fused
 
         fused.try_out()
-    except Exception as error:  # no numba, or one that cannot compile here: LLVM raises many kinds
+    except Exception as error:  # numba is missing or cannot compile here; LLVM raises many kinds of error
         warnings.warn(
             f"The fast forward is not available ({type(error).__name__}: {error}): plain torch gives the same numbers, "
             "several times more slowly. Type pip install xdeepsd[fast].",
@@ -189,20 +189,20 @@ def has_bfloat16() -> bool:
 def _runner(
     stage: Stage, static: np.ndarray, weights: np.ndarray, wanted: np.ndarray | None, options: Options
 ) -> Runner:
-    """The forward of one stage for this device and precision: the fast one where possible, else the plain one."""
+    """The forward of one stage for this device and precision: fast if possible, otherwise plain."""
     if options.device == "cpu" and options.precision != "float64" and options.batch_size is None:
         fused = fast_forward()
         fast = None if fused is None else fused.prepare(stage, static, wanted, options.precision, weights)
         if fast is not None:
             return fast
-        if options.precision == "bfloat16":  # asked for on a machine that has it, computed on one that does not
+        if options.precision == "bfloat16":  # the machine that built the graph has it, this worker does not
             raise ValueError("precision='bfloat16' cannot be computed on this worker. Type precision='float32'.")
     return PlainStage(stage, static, weights, options)
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """Everything that turns coarse days of one window into fine ones."""
+    """Everything needed to turn coarse days of one window into fine ones."""
 
     job: Job
     window: _Window
@@ -245,7 +245,7 @@ def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
     window = ready.window
     if window.core != window.outer:
         rows, cols = window.trim(scale)
-        fine = fine[:, rows, cols].copy()  # not a view that keeps the whole window alive
+        fine = fine[:, rows, cols].copy()  # a view would keep the whole window in memory
         missing = missing[:, rows.start // scale : rows.stop // scale, cols.start // scale : cols.stop // scale]
     if factor != 1:
         fine /= factor
@@ -257,7 +257,7 @@ def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
 
 
 def _run_in_threads(block: np.ndarray, ready: _Ready) -> np.ndarray:
-    """`_run` on all cores: groups of days side by side, the same bits as in Dask tasks."""
+    """`_run` on all cores, groups of days in parallel, with the same bits as in Dask tasks."""
     days = block.reshape(-1, *block.shape[-2:])
     workers = min(os.cpu_count() or 1, len(days)) if ready.job.options.device == "cpu" else 1
     groups = np.array_split(days, workers)
@@ -267,23 +267,23 @@ def _run_in_threads(block: np.ndarray, ready: _Ready) -> np.ndarray:
 
 
 def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -> Any:
-    """Numpy in, numpy out; dask in, dask out: one task per chunk after one that prepares.
+    """Numpy in, numpy out; dask in, dask out: one task per chunk, after one that prepares.
 
-    ``token`` names the tasks: the same in every process for the same model, options and maps, so that `to_zarr` can
-    tell whether a store was begun with the same.
+    ``token`` names the tasks. It is the same in every process for the same model, options and maps, so that `to_zarr`
+    can tell whether a store was begun with them.
     """
     nlat, nlon = data.shape[-2:]
     everything = (slice(0, nlat), slice(0, nlon))
     if not dask.is_dask_collection(data):
         maps, mask = dask.compute(dict(maps), mask)
         ready = _get_all_ready(job, maps, mask, _Window(everything, everything))
-        return _run_in_threads(job.values.clean(data, job.options.dtype), ready)  # here: its warnings count all days
+        return _run_in_threads(job.values.clean(data, job.options.dtype), ready)  # here, so warnings count all days
 
     if data.numblocks[-2:] == (1, 1):
         window = _Window(everything, everything)
         ready = dask.delayed(_get_all_ready)(job, dict(maps), mask, window, dask_key_name=f"prepare-{token}")
         return _map_window(data, ready, job)
-    # A filled cell may come from as far as the halo, and the networks reach as far again.
+    # A cell may be filled from as far away as the halo, and the networks reach that far again.
     reach = 2 * job.model.halo
     levels = dask.delayed(_static_levels)(job, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
     rows = _slices(data.chunks[-2], reach, nlat)
@@ -303,7 +303,7 @@ def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -
 
 
 def _slices(sizes: Sequence[int], reach: int, total: int) -> list[tuple[slice, slice]]:
-    """Each chunk along an axis, and the same with ``reach`` cells around it as far as the domain goes."""
+    """Each chunk along an axis, and the same widened by ``reach`` cells on each side, within the domain."""
     ends = np.cumsum(sizes).tolist()
     return [
         (slice(end - size, end), slice(max(0, end - size - reach), min(total, end + reach)))
@@ -312,7 +312,7 @@ def _slices(sizes: Sequence[int], reach: int, total: int) -> list[tuple[slice, s
 
 
 def _map_window(data: Any, ready: Any, job: Job, core: tuple[slice, slice] | None = None) -> Any:
-    """One task for every chunk of ``data``, whose map is one chunk."""
+    """One task per chunk of ``data``, which is not split along latitude or longitude."""
     nlat, nlon = data.shape[-2:] if core is None else (s.stop - s.start for s in core)
     chunks = (*data.chunks[:-2], (nlat * job.model.scale,), (nlon * job.model.scale,))
     dtype = job.options.dtype

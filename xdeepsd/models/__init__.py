@@ -1,5 +1,5 @@
-"""What a model is: its networks, transforms, normalisers and static fields, the stack, and its files.
+"""The parts of a model: networks, transforms, normalisers, static fields, the stack, and its files.
 
-``variable`` says what holds for precipitation alone. May import ``grids`` and ``stores``; knows nothing of how a
+``variable`` holds what is specific to precipitation. May import ``grids`` and ``stores``; knows nothing about how a
 model is trained or applied.
 """

@@ -1,4 +1,4 @@
-"""Coarse means kept: the fine cells of a coarse cell have its mean. Stated once, for tensors and arrays alike."""
+"""Coarse means kept: the mean of the fine cells is the value of their coarse cell. For tensors and arrays alike."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from xdeepsd.models.transform import transform
 Conserve = Literal["multiplicative", "additive", "softmax"]
 KINDS: tuple[Conserve | None, ...] = (None, "multiplicative", "additive", "softmax")
 
-# A mean below this share of the coarse value holds no pattern, and gradients through it would have no bound: as dry.
+# A mean below this fraction of the coarse value holds no pattern, and its gradients would be unbounded: taken as dry.
 NOTHING = 1e-9
-# exp(-60) is 1e-26: the driest cell of "softmax" stays above 0 in float32.
+# exp(-60) is 1e-26, so that the driest cell of "softmax" stays above 0 in float32.
 _DRIEST = -60.0
-# mm day-1: as good as dry, and the square root has a slope.
+# mm day-1: as good as dry, but the square root still has a finite slope.
 _LEAST = 1e-8
 
 
@@ -27,7 +27,7 @@ def check(kind: str | None, argument: str = "conserve") -> None:
 
 
 def cell_weights(lat: np.ndarray, columns: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """What each cell counts in the mean of its block: its area on the sphere times its wanted share.
+    """Weight of each cell in the mean of its block: its area on the sphere times the fraction of it that is wanted.
 
     Parameters
     ----------
@@ -36,12 +36,12 @@ def cell_weights(lat: np.ndarray, columns: int, mask: np.ndarray | None = None) 
     columns
         Number of longitudes, evenly spaced.
     mask
-        ``(lat, columns)``: True where values are wanted, or the share of each cell that is. None: everywhere.
+        ``(lat, columns)``: True where values are wanted, or the fraction of each cell where they are. None: everywhere.
 
     Returns
     -------
-    ``(lat, columns)`` float64, from 0 (does not count) to 1 (the largest cell, wanted). The areas are those of
-    `xdeepsd.coarsen`. ValueError where the mask is of another shape or leaves no cell.
+    ``(lat, columns)`` float64, from 0 (does not count) to 1 (the largest cell, wanted). The areas are the same as in
+    `xdeepsd.coarsen`. ValueError if the mask has another shape or leaves no cell.
 
     >>> cell_weights(np.array([60.25, 59.75]), 2, np.array([[True, True], [True, False]])).round(3)
     array([[0.985, 0.985],
@@ -62,12 +62,12 @@ def cell_weights(lat: np.ndarray, columns: int, mask: np.ndarray | None = None) 
 
 
 def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve | str) -> Any:
-    """Fine precipitation whose weighted mean over each block of cells is the coarse value. Tensors or numpy.
+    """Adjust fine precipitation so that its weighted mean over each block is the coarse value. Tensors or numpy.
 
     With ``x`` the coarse value, ``y`` the fine ones and ``mean`` over the block, weighted:
 
-    * "multiplicative": ``y x / mean(y)``; ``x`` everywhere where all y are 0 and x is not.
-    * "additive": ``y + x - mean(y)``, clipped at 0, then multiplicative, for the clip adds mass.
+    * "multiplicative": ``y x / mean(y)``, or ``x`` everywhere if all y are 0 and x is not.
+    * "additive": ``y + x - mean(y)``, clipped at 0, then multiplicative, because clipping adds mass.
     * "softmax": ``x exp(y) / mean(exp(y))`` (Harder et al., JMLR 2023), y any real number.
 
     Parameters
@@ -75,20 +75,20 @@ def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve |
     fine
         ``(..., factor * lat, factor * lon)``, mm day-1, at least 0; for "softmax" the exponents. No NaN.
     coarse
-        ``(..., lat, lon)``, mm day-1. No NaN; below 0 counts as 0.
+        ``(..., lat, lon)``, mm day-1. No NaN; values below 0 count as 0.
     weights
-        ``(factor * lat, factor * lon)`` as `cell_weights`, or one for each map. Cells of weight 0 do not count and stay
-        as they are ("softmax": ``x``).
+        ``(factor * lat, factor * lon)`` as from `cell_weights`, or one for each map. Cells with weight 0 do not count
+        and are left unchanged ("softmax": set to ``x``).
     factor
         Fine cells per coarse cell along an axis.
     kind
-        One of `KINDS` but None.
+        One of `KINDS` except None.
 
     Returns
     -------
     Shape and dtype of ``fine``, at least 0. Means are exact to 1e-6 of the coarse value in float32 (summed in
-    float64). A dry coarse cell gives dry fine ones; what is positive stays so, but for "additive". A mean(y) below
-    1e-9 x counts as 0, so that nothing is scaled by more than 1e9 and gradients are finite everywhere.
+    float64). A dry coarse cell gives dry fine cells; otherwise positive values stay positive, except with "additive".
+    A mean(y) below 1e-9 x counts as 0, so that nothing is scaled by more than 1e9 and gradients are finite everywhere.
 
     >>> conserve(np.array([[1.0, 0.0], [2.0, 1.0]]), np.array([[3.0]]), np.ones((2, 2)), 2, "multiplicative")
     array([[3., 0.],
@@ -105,7 +105,7 @@ def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve |
         lib = _library(y)
         largest = lib.amax(lib.where(w > 0, y, -np.inf), axis=(-3, -1), keepdims=True)
         kept = _scaled(lib.exp((y - largest).clip(min=_DRIEST, max=0.0)), x, w)
-        y = x  # of a cell that does not count
+        y = x  # for cells that do not count
     elif kind == "additive":
         kept = _scaled((y + (x - _mean(y, w))).clip(min=0), x, w)
     else:
@@ -114,15 +114,15 @@ def conserve(fine: Any, coarse: Any, weights: Any, factor: int, kind: Conserve |
 
 
 def transform_kept(kept: Any, name: str | None) -> Any:
-    """`transform` of what `conserve` gives, with finite gradients: the square root of 0 has none.
+    """`transform` of the output of `conserve`, with finite gradients, which the square root at 0 does not have.
 
-    Less than 1e-8 mm day-1 counts as that (square root: 1e-4) and has the gradient 0. Tensors or numpy.
+    Values below 1e-8 mm day-1 count as 1e-8 (square root: 1e-4) and have gradient 0. Tensors or numpy.
     """
     return transform(kept.clip(min=_LEAST), name)
 
 
 def _scaled(y: Any, x: Any, w: Any) -> Any:
-    """``y x / mean(y)`` of blocks ``(..., lat, factor, lon, factor)``, and ``x`` where the mean holds nothing."""
+    """``y x / mean(y)`` of blocks ``(..., lat, factor, lon, factor)``, and ``x`` where the mean is next to nothing."""
     mean = _mean(y, w)
     holds = mean > NOTHING * x
     lib = _library(y)
@@ -130,9 +130,9 @@ def _scaled(y: Any, x: Any, w: Any) -> Any:
 
 
 def _mean(y: Any, w: Any) -> Any:
-    """Weighted mean of each block, summed in float64, dtype of ``y``; 0 where nothing counts.
+    """Weighted mean of each block, summed in float64, returned in the dtype of ``y``; 0 where no cell counts.
 
-    Cell by cell in one order, so that a tile of the map or a part of the days gives the same bits.
+    The cells are added in a fixed order, so that a tile of the map or some of the days give the same bits.
     """
     lib = _library(y)
     cells = list(np.ndindex(y.shape[-3], y.shape[-1]))
@@ -145,7 +145,7 @@ def _cast(values: Any, dtype: Any) -> Any:
 
 
 def _library(values: Any) -> Any:
-    """numpy or torch: what is used here they call alike."""
+    """numpy or torch: the functions used here have the same names in both."""
     if isinstance(values, np.ndarray):
         return np
     import torch

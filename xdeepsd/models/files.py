@@ -23,7 +23,7 @@ from xdeepsd.models.stage import Stage
 from xdeepsd.models.variable import PRECIPITATION, VARIABLES
 from xdeepsd.stores.whole import partial_of, write_whole
 
-FORMAT = 1  # to be raised when an older xdeepsd can no longer read the files
+FORMAT = 1  # increase it when an older xdeepsd can no longer read the files
 _JSON, _TENSORS, _NEW_TENSORS = "model.json", "model.safetensors", "model.safetensors.new"
 
 
@@ -48,7 +48,7 @@ def _static_attrs(model: StackedSRCNN) -> dict[str, dict[str, Any]]:
 
 
 def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raise FileExistsError where `save_model` would refuse to write: before a training rather than after it."""
+    """Raise FileExistsError if `save_model` would refuse to write: before training rather than after it."""
     path = Path(path)
     names = {file.name for file in path.iterdir()} if path.is_dir() else {""}
     begun = all(name == _NEW_TENSORS or partial_of(name) in (_NEW_TENSORS, _JSON) for name in names)
@@ -67,9 +67,9 @@ def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
 def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write a model to the folder ``path``: ``model.safetensors`` and a ``model.json`` that describes it.
 
-    Raises FileExistsError if ``path`` exists and ``overwrite`` is False, or if it is anything but a model. Of an
-    existing model, these two files are replaced and nothing else; whenever it is interrupted, either the old or the new
-    model is complete. Lazy static fields are computed.
+    Raises FileExistsError if ``path`` exists and ``overwrite`` is False, or if it is anything but a model. Only
+    these two files of an existing model are replaced; whenever saving is interrupted, either the old or the new model
+    is complete. Lazy static fields are computed.
     """
     path = Path(path)
     check_model_folder(path, overwrite)
@@ -86,8 +86,8 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
         "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
     }
     path.mkdir(parents=True, exist_ok=True)
-    # First the new tensors beside the old ones; then the description, which from then on means the new ones; then the
-    # new tensors take the old ones' name.
+    # First write the new tensors beside the old ones; then the description, which from then on refers to the new ones;
+    # then rename the new tensors over the old ones.
     write_whole(path / _NEW_TENSORS, tensors)
     write_whole(path / _JSON, (json.dumps(description, indent=2, default=str) + "\n").encode())
     (path / _NEW_TENSORS).replace(path / _TENSORS)

@@ -11,8 +11,8 @@ from typing import Any
 class Normalizer:
     """``(value - mean) / std`` with a mean and std fixed in training.
 
-    Two constants, unlike batch norm, so that it folds into the convolutions (docs/method.md). Works on numbers, numpy
-    and dask arrays, DataArrays and tensors; NaN stays NaN; lazy if its input is.
+    Only two constants, unlike batch norm, so that it can be folded into the convolutions (docs/method.md). Works on
+    numbers, numpy and dask arrays, DataArrays and tensors; NaN stays NaN; lazy if its input is.
 
     >>> n = Normalizer(mean=2.0, std=4.0)
     >>> n.apply(10.0), n.invert(2.0)

@@ -1,4 +1,4 @@
-"""The network of one stage: a super-resolution CNN of 'valid' convolutions (tensors only).
+"""The network of one stage: a super-resolution CNN with 'valid' convolutions (tensors only).
 
 Dong et al. (2014), stacked as in DeepSD (Vandal et al., KDD 2017, section 3): ``conv k1, ReLU, conv k2, ReLU,
 conv k3`` on the interpolated precipitation and the fine static fields.
@@ -22,7 +22,7 @@ class SRCNNConfig:
     Parameters
     ----------
     channels
-        Output channels of each convolution but the last (64, 32 in the paper).
+        Output channels of each convolution except the last (64, 32 in the paper).
     kernels
         Odd kernel sizes, one more than ``channels`` (9, 1, 5 in the paper; 9, 3, 5 in deepsd's code).
     factor
@@ -32,9 +32,9 @@ class SRCNNConfig:
     residual
         The network predicts the difference from the interpolated input instead of the value itself.
     conserve
-        "multiplicative", "additive" or "softmax": the fine cells of a coarse cell have its mean, see
-        `xdeepsd.models.conserve.conserve`. None: the means are as they come. With "softmax" the network gives exponents
-        and is never residual.
+        "multiplicative", "additive" or "softmax": the mean of the fine cells is kept at the coarse value, see
+        `xdeepsd.models.conserve.conserve`. None: means are not kept. With "softmax" the network gives exponents and is
+        never residual.
     """
 
     channels: tuple[int, ...] = (64, 32)
@@ -72,12 +72,12 @@ class SRCNNConfig:
 
     @property
     def radius(self) -> int:
-        """Fine cells that the 'valid' convolutions take off each side."""
+        """Fine cells that the 'valid' convolutions remove on each side."""
         return sum((k - 1) // 2 for k in self.kernels)
 
     @property
     def halo(self) -> int:
-        """Coarse cells needed around a cell: the reach of the convolutions plus that of bilinear interpolation."""
+        """Coarse cells needed around a cell: the reach of the convolutions and of bilinear interpolation together."""
         # The leftmost fine cell needed, -radius, lies at coarse index (-radius + 0.5) / factor - 0.5.
         return max(0, -math.floor((0.5 - self.radius) / self.factor - 0.5))
 
@@ -85,8 +85,8 @@ class SRCNNConfig:
 class SRCNN(nn.Module):
     """One stage's network: normalised channels in, one normalised channel out.
 
-    ``parameters()`` yields weight and bias of each layer in order. With 9-1-5, 64-32-1 and two input channels there
-    are 13,313 of them.
+    ``parameters()`` yields the weight and bias of each layer in order: 13,313 numbers with 9-1-5 kernels, 64-32-1
+    channels and two input channels.
     """
 
     def __init__(self, config: SRCNNConfig | None = None) -> None:

@@ -19,25 +19,25 @@ from xdeepsd.models.variable import PRECIPITATION, Variable
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StackedSRCNN:
-    """Stages applied one after another, each to the output of the one before (DeepSD, KDD 2017, section 3.2).
+    """Stages applied one after another, each to the output of the previous one (DeepSD, KDD 2017, section 3.2).
 
     Parameters
     ----------
     stages
         From the coarsest level to the finest.
     units
-        Units of precipitation that the stages were trained in.
+        Precipitation units that the stages were trained in.
     variable
         Name of the variable that the model was trained on; None: unknown.
     static
         Static fields on the finest grid: a Dataset with dims ``lat, lon`` whose coordinates are the target grid. None:
-        the grid is that of the ``static`` passed to `xdeepsd.downscale`.
+        the grid comes from the ``static`` passed to `xdeepsd.downscale`.
     mask
         ``(lat, lon)`` bool on the same grid, True where values are wanted; None: everywhere.
     training
-        What is worth knowing about the training: years, errors, seed.
+        Facts worth knowing about the training: years, errors, seed.
     kind
-        What holds for the variable: `xdeepsd.models.variable.PRECIPITATION`, the only one yet.
+        Properties of the variable: `xdeepsd.models.variable.PRECIPITATION`, so far the only one.
     """
 
     stages: Sequence[Stage]
@@ -102,7 +102,7 @@ class StackedSRCNN:
         return "\n".join(_lines(self))
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change if any weight, normaliser, the units or the variable changes.
+        """Twelve hexadecimal digits that change if any weight or normaliser, the units or the variable change.
 
         The static fields and the mask are left out, since they may be lazy.
         """
@@ -114,7 +114,7 @@ class StackedSRCNN:
 
 
 def describe(model: StackedSRCNN) -> dict[str, Any]:
-    """What `fingerprint` covers besides the weights, in the form in which it is saved."""
+    """What `fingerprint` covers besides the weights, in the form it is saved in."""
     return {
         "units": model.units,
         "variable": model.variable,
@@ -132,7 +132,7 @@ def describe(model: StackedSRCNN) -> dict[str, Any]:
 
 
 def level_grids(model: StackedSRCNN) -> list[dict[str, Any]]:
-    """Shape, first centre and step of every level, coarsest first, for people to read."""
+    """Shape, first centre and step of every level, coarsest first, for humans to read."""
     if model.static is None:
         return []
     grids, scale = [], model.scale
@@ -153,7 +153,7 @@ def level_grids(model: StackedSRCNN) -> list[dict[str, Any]]:
 
 
 def _lines(model: StackedSRCNN) -> Iterator[str]:
-    """The model in words. Does not read any map."""
+    """The model in words. Reads no maps."""
     factors = " x ".join(map(str, model.factors))
     yield f"StackedSRCNN of factor {factors} = {model.scale}, {model.variable or model.kind.name} in {model.units}"
     grids = level_grids(model)

@@ -40,8 +40,8 @@ class Stage:
     target
         Normaliser of the fine precipitation, or of its difference from the interpolated input if ``residual``.
     transform
-        "sqrt" or "log1p": the coarse precipitation is transformed first and the output transformed back last;
-        everything in between (interpolation, normalisers, residual) works on transformed values. None: no transform.
+        "sqrt" or "log1p": the coarse precipitation is transformed first, and the output is transformed back at the
+        end; everything in between (interpolation, normalisers, residual) uses transformed values. None: no transform.
     """
 
     net: SRCNN
@@ -75,8 +75,8 @@ class Stage:
         static
             ``(static, factor * lat, factor * lon)`` from `xdeepsd.models.static.stage_channels`, not normalised.
         weights
-            ``(factor * lat, factor * lon)``, what each cell counts in the mean of its coarse cell, from
-            `xdeepsd.models.conserve.cell_weights`. Only where ``config.conserve``; None: all the same.
+            ``(factor * lat, factor * lon)``, the weight of each cell in the mean of its coarse cell, from
+            `xdeepsd.models.conserve.cell_weights`. Used only with ``config.conserve``; None: all equal.
 
         Returns
         -------
@@ -107,22 +107,22 @@ class Stage:
         return transforms.invert(result.clamp_min(0.0), self.transform)
 
     def conserved(self, output: Tensor, interpolated: Tensor, coarse: Tensor, weights: Tensor) -> Tensor:
-        """`precipitation_of` with the means of ``coarse`` kept, as ``config.conserve`` says."""
+        """`precipitation_of` with the means of ``coarse`` kept as ``config.conserve`` says."""
         kind = self.config.conserve
         assert kind is not None
         fine = output if kind == "softmax" else self.precipitation_of(output, interpolated)
         return conserve(fine, coarse, weights, self.config.factor, kind)
 
     def normalized_target(self, fine: Tensor, interpolated: Tensor) -> Tensor:
-        """Precipitation as the network's output would have it: transformed, residual, normalised. For the loss."""
+        """The value the network should output for ``fine``: transformed, residual, normalised. For the loss."""
         target = transform_kept(fine, self.transform)
         return self.target.apply(target - interpolated if self.config.residual else target)
 
 
 def copied(stage: Stage, conserve: str | None = None) -> Stage:
-    """The same stage with its own network, on the CPU: later changes to the original's weights do not affect it.
+    """A copy of the stage with its own network, on the CPU: later changes to the original's weights do not affect it.
 
-    ``conserve`` replaces what the network was trained with, see `SRCNNConfig`; None: it stays.
+    ``conserve`` replaces the setting the network was trained with, see `SRCNNConfig`; None: no change.
     """
     net = SRCNN(stage.config if conserve is None else replace(stage.config, conserve=conserve))
     net.load_state_dict(stage.net.state_dict())

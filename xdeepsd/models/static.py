@@ -1,6 +1,6 @@
 """Static fields (elevation, climatology, ...) at each level, as a stage needs them (numpy).
 
-Training and inference share these functions, so a field is never resampled in two ways.
+Training and inference share these functions, so a field is never resampled in two different ways.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def stage_channels(
         Maps ``(lat, lon)`` of the stage's output and input level by name; NaN is filled here. From ``coarse`` only
         ``climatology`` is read.
     names, factor
-        Those of the stage's `SRCNNConfig`.
+        ``static`` and ``factor`` of the stage's `SRCNNConfig`.
 
     Returns
     -------

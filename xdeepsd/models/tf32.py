@@ -1,4 +1,4 @@
-"""float32 on NVIDIA GPUs: a setting of the whole process, so runs at the same time must not overwrite it."""
+"""float32 on NVIDIA GPUs: a process-wide setting, which concurrent runs must not overwrite."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 _lock = threading.Lock()
 _inside = 0
-_outside = True  # the setting while no run is going on
+_outside = True  # the setting while nothing is running
 
 
 @contextmanager
 def no_tf32() -> Iterator[None]:
     """Compute convolutions in float32 here.
 
-    By default cuDNN rounds their factors to 10 bits (TF32): errors of 1e-3, where float32 was asked for.
+    By default cuDNN rounds their factors to 10 bits (TF32): errors of 1e-3 although float32 was asked for.
     """
     global _inside, _outside
     with _lock:

@@ -1,6 +1,4 @@
-"""Transforms of precipitation in which networks and densities may work, stated once for tensors, arrays and compiled
-code.
-"""
+"""Transforms of precipitation for networks and densities, defined once for tensors, arrays and compiled code."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ Transform = Literal["sqrt", "log1p"]
 
 # Compiled code refers to a transform by its position here.
 TRANSFORMS: tuple[Transform | None, ...] = (None, "sqrt", "log1p")
-_INVERSE = {"sqrt": "square", "log1p": "expm1"}  # of numpy and of tensors alike
+_INVERSE = {"sqrt": "square", "log1p": "expm1"}  # names in both numpy and torch
 
 
 def transform(values: Any, name: Transform | str | None) -> Any:
@@ -34,7 +32,7 @@ def invert(values: Any, name: Transform | str | None) -> Any:
 
 
 def _call(name: str, values: Any) -> Any:
-    method = getattr(values, name, None)  # tensors have one
+    method = getattr(values, name, None)  # tensors have a method
     return getattr(np, name)(values) if method is None else method()
 
 
@@ -48,7 +46,7 @@ def check(name: str | None, argument: str = "transform") -> None:
 
 
 def transform_number(value: Any, number: int) -> Any:
-    """`transform` of a single value of at least 0; ``number`` is its position in `TRANSFORMS`."""
+    """`transform` of a single value of at least 0; ``number`` is the transform's position in `TRANSFORMS`."""
     if number == 1:
         return np.sqrt(value)
     if number == 2:
@@ -57,7 +55,7 @@ def transform_number(value: Any, number: int) -> Any:
 
 
 def invert_number(value: Any, number: int) -> Any:
-    """`invert` of a single value; ``number`` is the position in `TRANSFORMS`."""
+    """`invert` of a single value; ``number`` is the transform's position in `TRANSFORMS`."""
     if number == 1:
         return value * value
     if number == 2:

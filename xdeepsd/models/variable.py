@@ -1,6 +1,6 @@
-"""What holds for precipitation and for no other variable: how it is found, its units, which of its values count.
+"""Everything specific to precipitation: how it is found, its units, which of its values are valid.
 
-Stated once for `downscale`, the resolution ladder and training; the rest speaks of fields and values.
+Defined once for `downscale`, the resolution ladder and training; other modules deal with fields and values in general.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Variable:
-    """A daily variable: what holds for it and not for others. A model carries that of its field.
+    """The properties of a daily variable. A model stores those of the variable it was trained on.
 
     Parameters
     ----------
     name
-        Ours, in levels, model.json and messages.
+        Our name for it, in levels, model.json and messages.
     units
-        Those of levels, and of models unless they say otherwise.
+        Units of levels, and of models unless they say otherwise.
     standard_names, names
-        By which it is found: CF standard names, and common names of variables, in lower case.
+        CF standard names and common variable names by which it is found, in lower case.
     parts
-        Regular expression that the standard names of its parts match (convective precipitation, say).
+        Regular expression that matches the standard names of its components (convective precipitation, say).
     lowest
-        In ``units``. The variable is at least 0: what lies between this and 0 is rounding and counts as 0, what lies
-        below is refused.
+        In ``units``. The variable is at least 0: values between this and 0 are rounding errors and count as 0, lower
+        values are refused.
     transforms
-        Spaces in which its networks may work, see `xdeepsd.models.transform`.
+        Transforms that its networks may work with, see `xdeepsd.models.transform`.
     conserved
-        Whether a coarse value is the mean of the fine ones inside, so that it may be kept.
+        Whether a coarse value is the mean of the fine values inside it, so that it can be kept.
     """
 
     name: str
@@ -71,22 +71,22 @@ PRECIPITATION = Variable(
     ),
     frozenset({"precipitation", "precip", "pr", "ppt", "prcp", "prec", "tp", "pre", "rain", "rainfall"}),
     parts="precipitation|rain",
-    lowest=-0.1,  # the least that a rain gauge tells from nothing; rounding and packing stay far above it
+    lowest=-0.1,  # the least a rain gauge can detect; errors of rounding and packing are far smaller
     transforms=TRANSFORMS,
     conserved=True,
 )
 VARIABLES = {variable.name: variable for variable in (PRECIPITATION,)}
 
-# Attributes that name values which stand for missing.
+# Attributes with the values that stand for missing.
 FILL_ATTRIBUTES = ("_FillValue", "missing_value")
 
 
 def _meaning(da: xr.DataArray, trained_on: str | None, kind: Variable) -> bool | None:
-    """True where the metadata say that it is of this ``kind``, False where something else, None where neither."""
+    """True if the metadata say that it is of this ``kind``, False if something else, None if they do not say."""
     standard_name = str(da.attrs.get("standard_name", "")).strip().lower().replace(" ", "_")
     if standard_name in kind.standard_names | kind.names:
         return True
-    # Names of the CF table are words joined by underscores; files also hold "pr", "Rain rate" and the like there.
+    # CF standard names are words joined by underscores; some files have "pr", "Rain rate" and the like instead.
     if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+", standard_name) and " " not in str(da.attrs["standard_name"]):
         return False
     known = str(da.name).lower() in kind.names or (trained_on is not None and da.name == trained_on)
@@ -94,7 +94,7 @@ def _meaning(da: xr.DataArray, trained_on: str | None, kind: Variable) -> bool |
 
 
 def _named_something_else(da: xr.DataArray, kind: Variable) -> bool:
-    """True where the standard name is a CF name of anything but the ``kind`` or a part of it (convective, say)."""
+    """True if the standard name is a CF name of anything but the ``kind`` or a component of it (convective, say)."""
     return _meaning(da, None, kind) is False and not re.search(kind.parts, str(da.attrs["standard_name"]))
 
 
@@ -120,23 +120,23 @@ def find_variable(
     ds
         A Dataset, or the DataArray itself.
     variable
-        Its name. It is taken unless its standard name is a CF name of something else.
+        Its name. Accepted unless its standard name is a CF name of something else.
     trained_on
         Name of the variable that a model was trained on: preferred where several could be meant.
     wanted
-        What is needed, in words for messages.
+        Description of what is needed, for messages.
     kind
-        What is looked for.
+        The kind of variable to look for.
 
     Returns
     -------
-    The variable that is named; else the one whose standard name or name tells; else the only map there is, which the
-    log says.
+    The variable named; otherwise the one identified by its standard name or name; otherwise the only map there is, and
+    the log says so.
 
     Raises
     ------
     ValueError
-        None or several could be meant, or ``variable`` is not there or is something else.
+        If none or several could be meant, or if ``variable`` does not exist or is something else.
     """
     candidates = _candidates(ds, variable)
     if variable is not None or isinstance(ds, xr.DataArray):
@@ -164,10 +164,10 @@ def find_variable(
 
 
 def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray], kind: Variable) -> dict[Hashable, xr.DataArray]:
-    """Of variables whose metadata do not tell, those on latitude, longitude and time, if possible in fitting units."""
+    """Of variables whose metadata leave it open: those on latitude, longitude and time, best in suitable units."""
     try:
         found = axes.find(ds)
-    except ValueError:  # what is wrong with the coordinates is told by whoever needs them
+    except ValueError:  # the code that needs the coordinates reports what is wrong with them
         return silent
     maps = {name: da for name, da in silent.items() if {found.lat_dim, found.lon_dim} <= set(da.dims)}
     maps = {name: da for name, da in maps.items() if found.time in da.dims} or maps
@@ -179,7 +179,7 @@ def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray], kind: Variab
 
 
 def _candidates(ds: xr.Dataset | xr.DataArray, variable: str | None) -> dict[Hashable, xr.DataArray]:
-    """Variables that may be meant, by name: the one that is named, or all maps."""
+    """Variables that could be meant, by name: the one named, or all maps."""
     if isinstance(ds, xr.DataArray):
         if variable is not None and variable != ds.name:
             raise ValueError(
@@ -203,21 +203,21 @@ def _candidates(ds: xr.Dataset | xr.DataArray, variable: str | None) -> dict[Has
 def rate_factor(
     da: xr.DataArray, units: str = PRECIPITATION.units, ds: xr.Dataset | xr.DataArray | None = None
 ) -> float:
-    """Number that turns ``da`` into ``units``. Amounts (``mm``) must be those of a day.
+    """Factor that converts ``da`` to ``units``. Amounts (``mm``) must be daily.
 
     Parameters
     ----------
     da
         Precipitation after `axes.standardize`.
     units
-        Those wanted; an amount means that of a day.
+        Units to convert to; an amount means a daily amount.
     ds
-        Where ``da`` comes from: its bounds of time or its ``frequency`` tell the period of a single step.
+        Where ``da`` comes from: its time bounds or its ``frequency`` give the period if there is only one step.
 
     Raises
     ------
     ValueError
-        Units that are missing or not precipitation's; amounts of another period than a day, or of one not known.
+        If the units are missing or not for precipitation, or an amount is not for one day or its period is unknown.
     """
     given = da.attrs.get("units")
     factor = precipitation_factor(given, units)
@@ -240,9 +240,9 @@ def rate_factor(
 
 
 def _period(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> float | None:
-    """Days that an amount was collected in, by the steps of time; None where they do not tell."""
+    """Days over which an amount was collected, from the time steps; None if unknown."""
     found = {name: days for name, index in da.indexes.items() if (days := axes.days_since_first(index)) is not None}
-    # Of a forecast, the lead time: it runs within each start.
+    # For a forecast, use the lead time, which counts from each start.
     lead = [name for name in found if da.indexes[name].dtype.kind == "m"]
     for name in lead or list(found):
         steps = np.diff(np.sort(found[name]))
@@ -263,18 +263,18 @@ def _period(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> float | N
 
 @dataclass(frozen=True)
 class Values:
-    """What the numbers of some field mean.
+    """What the numbers of a field mean.
 
     Parameters
     ----------
     name
-        Of the variable, for messages.
+        Name of the variable, for messages.
     factor
-        Number that turns them into the units wanted.
+        Number that converts them to the units wanted.
     lowest
-        In their own units: down to it, what is below 0 by rounding counts as 0.
+        In their own units: values from here to 0 are rounding errors and count as 0.
     fills
-        Numbers that stand for missing, by the attributes.
+        Numbers that stand for missing according to the attributes.
     """
 
     name: str = "precipitation"
@@ -290,21 +290,21 @@ class Values:
         ds: xr.Dataset | xr.DataArray | None = None,
         kind: Variable = PRECIPITATION,
     ) -> Values:
-        """Those of ``da``, to be turned into ``units``; arguments and errors as of `rate_factor`. Reads no values."""
+        """`Values` of ``da``, to be converted to ``units``; arguments and errors as in `rate_factor`. Reads no data."""
         factor = rate_factor(da, units, ds)
         lowest = kind.lowest / precipitation_factor(da.attrs["units"], kind.units)
         return cls(str(da.name), factor, lowest, fill_values(da))
 
     def clean(self, values: np.ndarray, dtype: Any = None) -> np.ndarray:
-        """Precipitation as a network may see it: at least 0, NaN where missing; still in its own units.
+        """Precipitation fit for a network: at least 0, NaN where missing; still in its own units.
 
-        Returns ``values`` itself where nothing is to be done. Raises ValueError for values below `lowest`.
+        Returns ``values`` itself if there is nothing to do. Raises ValueError for values below `lowest`.
         """
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so missing
+        with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, and so missing
             values = np.ascontiguousarray(values, dtype)
         if not values.size:
             return values
-        low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # NaN is passed over
+        low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # these ignore NaN
         if low >= 0 and np.isfinite(high) and not any(low <= fill <= high for fill in self.fills):
             return values
         values = values.copy()
@@ -327,21 +327,21 @@ class Values:
 
 
 def fill_values(da: xr.DataArray) -> tuple[float, ...]:
-    """Numbers that stand for missing by the attributes or the encoding of ``da``."""
+    """Numbers that stand for missing according to the attributes or the encoding of ``da``."""
     named = [a[key] for a in (da.attrs, da.encoding) for key in FILL_ATTRIBUTES if key in a]
     numbers = [np.asarray(value).ravel() for value in named]
     return tuple({float(n) for array in numbers if array.dtype.kind in "fiu" for n in array if np.isfinite(n)})
 
 
 def without_fills(da: xr.DataArray) -> xr.DataArray:
-    """NaN where a map holds numbers that stand for missing by its attributes. Lazy if it is."""
+    """Replace the numbers in a map that stand for missing, by its attributes, with NaN. Lazy if the map is."""
     for fill in fill_values(da) if da.dtype.kind == "f" else ():
         da = da.where(da != da.dtype.type(fill))
     return da
 
 
 def clean(da: xr.DataArray, values: Values) -> xr.DataArray:
-    """`Values.clean` of a DataArray, lazily where it is lazy."""
+    """`Values.clean` for a DataArray; lazy if it is."""
     if da.chunks is None:
         return da.copy(data=values.clean(da.values))
     data = da.data.map_blocks(values.clean, dtype=da.dtype, meta=np.empty((0,) * da.ndim, da.dtype))

@@ -1,13 +1,14 @@
 """The compiled core of `fused`: register-blocked vector code, written once for every processor (numba, LLVM).
 
-All of it is in this file, since numba's cache on disk looks at one file's date.
+All of it is in this one file, because numba's disk cache only checks the date of a single file.
 
 One building block does all convolutions: `_product` keeps ``outputs x vectors`` accumulators in registers and adds
 ``weight[tap, output] * x[offset[tap] + column]`` for all taps. An offset table makes it a 9 x 9 convolution of the
-coarse field, a 3 x 3 of hidden channels or a 1 x 1. It is emitted as LLVM vectors, which become AVX-512, AVX2 or NEON.
+coarse field, or a 3 x 3 or 1 x 1 convolution of hidden channels. It is emitted as LLVM vectors, which become AVX-512,
+AVX2 or NEON.
 
-The order of additions of each value depends on nothing but the network: not on the tile, the lane, the other days or
-the mask. So any of these gives the same bits.
+The order in which each value is summed depends only on the network, not on the tile, the lane, the other days or the
+mask. So the bits are the same whatever these are.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from xdeepsd.models.transform import invert_number
 
 
 def _features() -> set[str]:
-    """What numba compiles for: the processor here, unless NUMBA_CPU_FEATURES says otherwise."""
+    """The processor features numba compiles for: those of this machine, unless NUMBA_CPU_FEATURES says otherwise."""
     given = getattr(config, "CPU_FEATURES", None)
     return set((given or llvmlite.binding.get_host_cpu_features().flatten()).split(","))
 
 
 def _vectors() -> tuple[int, int]:
-    """Floats in a vector register, and vectors side by side (a panel): 8 outputs by a panel must fit in registers."""
+    """Floats per vector register, and vectors per panel: the sums of 8 outputs on a panel must fit in the registers."""
     if "+avx512f" in _FEATURES:
         return 16, 3  # 32 registers of 16
     if "+avx2" in _FEATURES:
@@ -42,14 +43,14 @@ def _vectors() -> tuple[int, int]:
 
 _FEATURES = _features()
 LANES, WIDEST = _vectors()
-# LLVM 15 (numba before 0.62) has the instruction under another type.
+# LLVM 15 (numba before 0.62) has the instruction, but with another type.
 HAS_BFLOAT16 = {"+avx512bf16", "+avx512f"} <= _FEATURES and llvmlite.binding.llvm_version_info[0] > 15
 PANEL = LANES * WIDEST
-BLOCKS = (8, 5, 1)  # outputs computed together; every number of outputs is a sum of these, largest first
+BLOCKS = (8, 5, 1)  # outputs computed together; any number of outputs is split into these, largest first
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at first use, without the GIL; kept on disk for the next process where a folder can be written."""
+    """Compile on first use, to run without the GIL; cached on disk for later processes if a folder is writable."""
     try:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # numba found no folder for its cache
@@ -60,7 +61,7 @@ _invert = numba.njit(invert_number)
 
 
 class _BFloat16(ir.Type):
-    """LLVM's bfloat, which llvmlite has no name for."""
+    """LLVM's bfloat type, for which llvmlite has no name."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -79,7 +80,7 @@ _PAIRS = ir.VectorType(_BFloat16(), 2 * LANES)
 
 @intrinsic
 def _at(typing, array, position):  # type: ignore[no-untyped-def]
-    """Address of a number of a flat array. Plain integers cost nothing to choose between and to pass on."""
+    """Address of an element of a flat array. Plain integers cost nothing to choose between or pass on."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -95,11 +96,11 @@ def _product(  # type: ignore[no-untyped-def]
     """``out[m, j] = max(floor, init[m, j] + sum over t of weight[t, m] * x[offset[t] + j])`` for one block of outputs.
 
     ``m < outputs`` (a literal) and ``j < vectors * LANES``. ``x``, ``offset``, ``weight``, ``init`` and ``out`` are
-    addresses (`_at`); ``init_row`` and ``out_row`` are the floats from one output to the next. ``taps`` is at least 1.
-    Nothing is checked.
+    addresses (`_at`); ``init_row`` and ``out_row`` are the distances in floats from one output to the next. ``taps``
+    is at least 1. Nothing is checked.
 
-    ``pairs_in`` is None or True: then each float of ``x`` and ``weight`` holds two bfloat16 and a tap is two taps.
-    ``pairs_out`` likewise: outputs 0 and 1, 2 and 3, ... are written as pairs. Returns the rows written.
+    ``pairs_in`` is None or True. If True, each float of ``x`` and ``weight`` holds two bfloat16: one tap is two taps.
+    ``pairs_out`` likewise: outputs 0 and 1, 2 and 3, ... are written as pairs. Returns the number of rows written.
     """
     signature = types.intp(outputs, pairs_in, pairs_out, *[types.intp] * 9, types.float32)
     rows = outputs.literal_value
@@ -120,7 +121,7 @@ def _product(  # type: ignore[no-untyped-def]
 
 
 def _cells(rows, columns):  # type: ignore[no-untyped-def]
-    """Output and vector of each sum, in the order in which they are kept."""
+    """Output and vector of each sum, in the order they are kept in."""
     return [(m, j) for m in range(rows) for j in range(columns)]
 
 
@@ -136,12 +137,12 @@ def _add_taps(builder, rows, columns, paired_in, start, taps, x, offset, weight)
     weight_tap = builder.gep(weight, [builder.mul(tap, _INDEX(rows))])
     loaded = [_load(builder, builder.gep(x_tap, [_INDEX(j * LANES)])) for j in range(columns)]
     added = []
-    for m in range(rows):  # one weight at a time: all would not fit in registers beside the sums
+    for m in range(rows):  # one weight at a time: all of them would not fit in the registers beside the sums
         factor = _splat(builder, builder.load(builder.gep(weight_tap, [_INDEX(m)])))
         added += [_multiply_add(builder, paired_in, sums[m * columns + j], loaded[j], factor) for j in range(columns)]
     following = builder.add(tap, _INDEX(1))
     branch = builder.cbranch(builder.icmp_signed("<", following, taps), loop, after)
-    if rows * columns > 8:  # enough for the pipeline; unrolled, the sums no longer fit in registers
+    if rows * columns > 8:  # enough to fill the pipeline; if unrolled, the sums would not fit in the registers
         loop_id = builder.module.add_metadata([builder.module.add_metadata(["llvm.loop.unroll.disable"])])
         loop_id.operands = (loop_id, *loop_id.operands)  # LLVM wants the node itself first
         branch.set_metadata("llvm.loop", loop_id)
@@ -153,7 +154,7 @@ def _add_taps(builder, rows, columns, paired_in, start, taps, x, offset, weight)
 
 
 def _store(builder, rows, columns, paired_out, sums, floor, out, out_row):  # type: ignore[no-untyped-def]
-    """Write the sums, at least ``floor``."""
+    """Write the sums, raised to ``floor`` where they are below it."""
     lowest = _splat(builder, floor)
     # This way round NaN stays NaN, as in torch.
     values = [builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value) for value in sums]
@@ -167,7 +168,7 @@ def _store(builder, rows, columns, paired_out, sums, floor, out, out_row):  # ty
 
 
 def _address(builder, base, row, column, size):  # type: ignore[no-untyped-def]
-    """Of the vector ``column`` in row ``row``; rows are ``size`` floats apart."""
+    """Address of the vector ``column`` in row ``row``; rows are ``size`` floats apart."""
     return builder.gep(builder.gep(base, [builder.mul(size, _INDEX(row))]), [_INDEX(column * LANES)])
 
 
@@ -190,12 +191,12 @@ def _multiply_add(builder, paired, total, x, factor):  # type: ignore[no-untyped
     if paired:
         dot = declare("llvm.x86.avx512bf16.dpbf16ps.512", _VECTOR, _PAIRS, _PAIRS)
         return builder.call(dot, [total, builder.bitcast(x, _PAIRS), builder.bitcast(factor, _PAIRS)])
-    fused = declare(f"llvm.fmuladd.v{LANES}f32", _VECTOR, _VECTOR, _VECTOR)  # where the processor has it
+    fused = declare(f"llvm.fmuladd.v{LANES}f32", _VECTOR, _VECTOR, _VECTOR)  # fused where the processor can
     return builder.call(fused, [x, factor, total])
 
 
 def _interleave(builder, even, odd):  # type: ignore[no-untyped-def]
-    """Two vectors as one of pairs of bfloat16."""
+    """Two vectors merged into one vector of bfloat16 pairs."""
     halves = [builder.fptrunc(half, ir.VectorType(_BFloat16(), LANES)) for half in (even, odd)]
     order = [half * LANES + lane for lane in range(LANES) for half in (0, 1)]
     mask = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order)
@@ -206,7 +207,7 @@ def _interleave(builder, even, odd):  # type: ignore[no-untyped-def]
 def _layer(  # type: ignore[no-untyped-def]
     pairs_in, pairs_out, vectors, x, offset, taps, weight, init, init_row, out, out_row, outputs, floor
 ):  # fmt: skip
-    """All outputs of a layer on one panel of ``vectors`` vectors: see `_product`."""
+    """Compute all outputs of a layer on one panel of ``vectors`` vectors: see `_product`."""
     done = 0
     while done < outputs:
         w, i = weight + 4 * done * taps, init + 4 * done * init_row  # bytes
@@ -224,13 +225,13 @@ def _layer(  # type: ignore[no-untyped-def]
 
 @jit
 def _panels(needed, start, vectors):  # type: ignore[no-untyped-def]
-    """Cover the True columns of one row by disjoint panels: fills ``start`` and ``vectors``, returns their number."""
+    """Cover the True columns of one row with disjoint panels: fill ``start`` and ``vectors``, return their number."""
     count, column = 0, 0
     while column < needed.size:
         if not needed[column]:
             column += 1
             continue
-        # A run ends where a whole vector of columns is not needed.
+        # A run ends at a gap of a whole vector of unneeded columns.
         last = column
         for j in range(column + 1, needed.size):
             if needed[j]:
@@ -240,7 +241,7 @@ def _panels(needed, start, vectors):  # type: ignore[no-untyped-def]
         left = (last - column) // LANES + 1
         pieces = (left + WIDEST - 1) // WIDEST
         for piece in range(pieces):
-            size = (left + pieces - piece - 1) // (pieces - piece)  # 4 vectors are 2 + 2, not 3 + 1
+            size = (left + pieces - piece - 1) // (pieces - piece)  # 4 vectors are split 2 + 2, not 3 + 1
             start[count], vectors[count] = column, size
             count += 1
             column += size * LANES
@@ -250,7 +251,7 @@ def _panels(needed, start, vectors):  # type: ignore[no-untyped-def]
 
 @jit
 def neighbours(x, pairs):  # type: ignore[no-untyped-def]
-    """Each value and the one after it as two bfloat16 (rounded to nearest even); bits of float32 in, bits out."""
+    """Each value and the next as two bfloat16 (rounded to nearest even). Takes and returns float32 bit patterns."""
     for i in range(x.size - 1):
         low = (x[i] + np.uint32(0x7FFF) + ((x[i] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         high = (x[i + 1] + np.uint32(0x7FFF) + ((x[i + 1] >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
@@ -265,10 +266,10 @@ def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, 
     """Compute the coarse cells ``[row_first, row_last) x [column_first, column_last)`` of all days.
 
     ``pairs`` is None in float32 and True in bfloat16; ``x_source`` is what the first layer reads: ``x``, or its
-    `neighbours` in bfloat16. ``plan`` and ``work`` are of `layout`.
+    `neighbours` in bfloat16. ``plan`` and ``work`` come from `layout`.
 
-    Rows of coarse cells stream through the network: each is computed once, for all days, with the static fields' share
-    computed once for all of them. A later chain runs as many rows behind as it looks ahead.
+    Rows of coarse cells stream through the network: each row is computed once, on all days, and the contribution of the
+    static fields once for all days. Each later chain runs behind by as many rows as it looks ahead.
     """
     reach = plan.chains.reach
     edge, last = reach[0], reach.size - 1
@@ -291,7 +292,7 @@ def run(pairs, plan, work, x, x_source, static, wanted, needed, out, row_first, 
 
 @jit
 def _begin_row(plan, work, static, needed, chain, row, column_first, column_last):  # type: ignore[no-untyped-def]
-    """What is the same on all days: the panels, the static fields' share, where the rows of the ring are."""
+    """Prepare what is the same on all days: the panels, the static contribution, and where the ring's rows are."""
     phases, width = plan.factor * plan.factor, plan.width
     edge, chains = plan.chains.reach[0], plan.chains.reach.size
     inside = needed[chain, row + edge, column_first : column_last + 2 * edge]
@@ -322,7 +323,7 @@ def _begin_row(plan, work, static, needed, chain, row, column_first, column_last
 
 @jit
 def _hidden_row(pairs, plan, work, x, chain, row, day, column_first):  # type: ignore[no-untyped-def]
-    """One coarse row of a chain on one day, panel by panel; what the last chain makes goes on into `_add_row`."""
+    """One coarse row of a chain on one day, panel by panel; `_add_row` takes the output of the last chain."""
     factor, width, layers, edge = plan.factor, plan.width, plan.layers, plan.chains.reach[0]
     begin, end = plan.chains.first_layer[chain], plan.chains.first_layer[chain + 1]
     last = chain == plan.chains.reach.size - 1
@@ -363,7 +364,7 @@ def _hidden_row(pairs, plan, work, x, chain, row, day, column_first):  # type: i
 
 @jit
 def _add_row(pairs, plan, work, day, p):  # type: ignore[no-untyped-def]
-    """Add a fine row's share to the kernel rows of output around it; the sums are in registers."""
+    """Add a fine row's contribution to the output rows under the kernel around it; the sums stay in registers."""
     last, factor, width = plan.last, plan.factor, plan.width
     chains = plan.chains.reach.size
     rows_at = (day * (factor + last.kernel - 1) + p) * factor * width
@@ -380,7 +381,7 @@ def _add_row(pairs, plan, work, day, p):  # type: ignore[no-untyped-def]
 
 @jit
 def _finish_rows(plan, work, x, wanted, out, day, row, row_first, row_last, column_first, column_last):  # type: ignore[no-untyped-def]
-    """Write the fine rows that the coarse row ``row`` was the last to add to, and make room for the next ones."""
+    """Write the fine rows completed by the coarse row ``row``, and make room for the next ones."""
     factor, kernel = plan.factor, plan.last.kernel
     fine = factor * plan.width
     at = day * (factor + kernel - 1) * fine
@@ -412,14 +413,14 @@ def _finish(plan, x, x_at, rows, rows_at, out, wanted, day, row, first, last):  
         weight_column = np.float32(position - left)
         values = rows_at + q * plan.width + edge
         for j in range(last - first):
-            value = rows[values + j] + plan.last.bias  # last: sums of small numbers round less
+            value = rows[values + j] + plan.last.bias  # bias last: sums of small numbers have less rounding
             if plan.last.residual:
                 at = line + first + j + left
                 upper = x[at] * (np.float32(1) - weight_column) + x[at + 1] * weight_column
                 at += plan.coarse.row
                 lower = x[at] * (np.float32(1) - weight_column) + x[at + 1] * weight_column
                 value += upper * (np.float32(1) - weight_row) + lower * weight_row
-            if value < plan.last.floor:  # not max(), which may lose a NaN
+            if value < plan.last.floor:  # not max(), which could lose a NaN
                 value = plan.last.floor
             value = _invert(value, plan.last.transform)
             column = factor * (first + j) + q

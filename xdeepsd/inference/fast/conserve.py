@@ -1,6 +1,6 @@
-"""Coarse means kept: the fine cells of a coarse cell get that cell's mean, compiled, in place.
+"""Coarse means kept: adjust fine cells in place so that their mean is the coarse value (compiled).
 
-Blocks know nothing of each other, so the bits are the same however days and maps are cut. Sums are in float64.
+Blocks are independent, so the bits are the same however the days and maps are split. Sums are in float64.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ def conserve(
         ``(days, factor * lat, factor * lon)`` float32, changed in place. Precipitation, at least 0, not transformed;
         for "softmax" the network's own output ``u``, of any sign.
     coarse
-        ``(days, lat, lon)`` float32, same units, the input of the same stage. What is below 0 counts as 0.
+        ``(days, lat, lon)`` float32, same units, the input of the same stage. Values below 0 count as 0.
     weights
         ``(factor * lat, factor * lon)`` float32 or float64, at least 0: the cell's area times its wanted share. A cell
-        of weight 0 does not count and stays as it is; with "softmax" it becomes ``x``.
+        with weight 0 does not count and is left unchanged; with "softmax" it becomes ``x``.
     factor
         Fine cells per coarse cell along an axis.
     kind
-        "multiplicative": ``y x / mean(y)``, and ``x`` everywhere where ``mean(y)`` is next to nothing. "additive":
-        ``y + x - mean(y)``, clipped at 0 and, since that adds to the mean, then multiplicative. "softmax": ``x exp(u)
+        "multiplicative": ``y x / mean(y)``, or ``x`` everywhere if ``mean(y)`` is next to nothing. "additive":
+        ``y + x - mean(y)``, clipped at 0, then multiplicative, since clipping raises the mean. "softmax": ``x exp(u)
         / mean(exp(u))``.
 
     Raises
     ------
     ValueError
-        Shapes that do not fit each other, another ``kind``.
+        If the shapes do not fit together or ``kind`` is unknown.
 
     Notes
     -----
-    The mean holds to 1e-6 (relative; the rounding of float32). Nothing exceeds ``x`` times the sum of the block's
-    weights over the cell's own. Where ``x`` is 0 all are 0, NaN in a block or in its ``x`` makes its counted cells NaN.
+    The mean holds to 1e-6 (relative; float32 rounding). No value exceeds ``x`` times the sum of the block's weights
+    divided by the cell's own weight. Where ``x`` is 0, the cells that count are 0; with NaN in a block
+    or in its ``x``, they are NaN.
     "softmax": Harder et al., JMLR 2023.
     """
     days, lat, lon = coarse.shape
@@ -85,7 +86,7 @@ def _keep_mean(fine, coarse, weights, factor, additive):  # type: ignore[no-unty
                 amount = np.float64(_amount(coarse[day, i, j]))
                 block = slice(factor * j, factor * j + factor)
                 mean = sums[j] / total[i, j]
-                holds = not mean <= NOTHING * amount  # NaN goes on
+                holds = not mean <= NOTHING * amount  # NaN is passed on
                 scale[block] = amount / mean if holds else 0
                 instead[block] = 0 if holds else amount
             for row in rows:
@@ -116,7 +117,7 @@ def _softmax(fine, coarse, weights, factor):  # type: ignore[no-untyped-def]
             most[:], sums[:] = -np.inf, 0
             for r in range(factor):
                 line, weight, values = fine[day, factor * i + r], weights[factor * i + r], power[r]
-                for column in range(line.size):  # apart from the next loop, which would be branches then
+                for column in range(line.size):  # separate from the next loop, which would otherwise branch
                     values[column] = line[column] if weight[column] > 0 else -np.inf
                 for j in range(lon):
                     for column in range(factor * j, factor * j + factor):
@@ -142,7 +143,7 @@ def _softmax(fine, coarse, weights, factor):  # type: ignore[no-untyped-def]
 
 @jit
 def _exp(values):  # type: ignore[no-untyped-def]
-    """exp of numbers of at most 0 (NaN: NaN), in place, to 1e-8 relative; becomes vectors, unlike the library's exp."""
+    """exp of numbers of at most 0 (NaN: NaN), in place, to 1e-8 relative; vectorizes, unlike the library's exp."""
     scale = np.empty_like(values)
     bits = scale.view(np.int64)
     for k in range(values.size):
@@ -163,7 +164,7 @@ def _exp(values):  # type: ignore[no-untyped-def]
 
 @jit
 def _totals(weights, factor):  # type: ignore[no-untyped-def]
-    """Sum of the weights of each block."""
+    """Sum of the weights in each block."""
     total = np.zeros((weights.shape[0] // factor, weights.shape[1] // factor))
     for row in range(weights.shape[0]):
         for column in range(weights.shape[1]):
@@ -173,5 +174,5 @@ def _totals(weights, factor):  # type: ignore[no-untyped-def]
 
 @jit
 def _amount(value):  # type: ignore[no-untyped-def]
-    """At least 0; NaN stays NaN."""
+    """The value, or 0 where it is negative; NaN stays NaN."""
     return value * 0 if value < 0 else value

@@ -2,8 +2,8 @@
 
 Two facts save most of the work of the plain forward: upsampling is linear, so it and the first convolution together
 are, for each sub-pixel phase, one small convolution on the coarse grid (6 x 6 instead of 9 x 9 at factor 2); and the
-static fields never change, so their share of the first convolution is computed once for all days. What remains streams
-through the cache row by row (`compiled`). Cells outside ``wanted`` are not computed.
+static fields never change, so their contribution to the first convolution is computed once for all days. The rest
+streams through the cache row by row (`compiled`). Cells outside ``wanted`` are not computed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from xdeepsd.models.stage import Stage
 
-_DAYS = 64  # days of one pass: bounds the buffers; the static fields' share is computed once for each pass
-_STATIC_ROW = 2**18  # bytes of the static fields' share of one coarse row of a tile: with the rest it stays in L2
+_DAYS = 64  # days per pass: limits the buffers; the static contribution is computed once per pass
+_STATIC_ROW = 2**18  # bytes of the static contribution to one coarse row of a tile: it fits in L2 with the rest
 
 
 @dataclass(frozen=True, eq=False)
 class FusedStage:
-    """One stage on one map, ready to run; made by `prepare`. Plain numpy: pickle it, share it between threads.
+    """One stage on one map, ready to run; made by `prepare`. Plain numpy, so it can be pickled and shared by threads.
 
     ``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``: see `__call__`.
     """
@@ -42,11 +42,11 @@ class FusedStage:
     factor: int
     channels: tuple[int, ...]  # outputs of every layer but the last
     kernels: tuple[int, ...]
-    # The first layer on the coarse field, per phase: rows and columns that it sees, weights (rows, columns, outputs).
+    # The first layer on the coarse field, per phase: the rows and columns it sees, weights (rows, columns, outputs).
     first: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
     static_weights: np.ndarray  # (kernel**2, static, outputs)
-    # Of the layers after the first: (kernel**2, inputs, outputs). Of the last one (columns of the kernel, inputs, rows
-    # of the kernel): a row of inputs adds to as many rows of output.
+    # Of the layers after the first: (kernel**2, inputs, outputs). Of the last one: (kernel columns, inputs, kernel
+    # rows), since one row of inputs adds to that many rows of output.
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]  # of every layer but the last
     last_bias: float
@@ -55,10 +55,8 @@ class FusedStage:
     residual: bool = False
     transform: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
-    conserve: Conserve | None = None  # "softmax": the network's own output is computed, and finished by `conserve`
-    cells: np.ndarray | None = (
-        None  # (factor * lat, factor * lon): what each cell counts in the mean of its coarse cell
-    )
+    conserve: Conserve | None = None  # for "softmax", `conserve` turns the network's raw output into values
+    cells: np.ndarray | None = None  # (factor * lat, factor * lon): weight of each cell in the mean of its coarse cell
 
     @property
     def reach(self) -> tuple[int, ...]:
@@ -66,19 +64,19 @@ class FusedStage:
         return layout.find_reach(self.kernels, self.factor)
 
     def __call__(self, coarse: np.ndarray, threads: int = 1) -> np.ndarray:
-        """Fine precipitation of some days, as `xdeepsd.Stage.__call__` defines it.
+        """Fine precipitation for some days, as `xdeepsd.Stage.__call__` defines it.
 
         Parameters
         ----------
         coarse
-            ``(days, lat, lon)`` float32, units of the model, no NaN.
+            ``(days, lat, lon)`` float32, in the model's units, without NaN.
         threads
             1 under Dask, whose threads each call this (the GIL is released); more for one large input.
 
         Returns
         -------
         ``(days, factor * lat, factor * lon)`` float32, same units, at least 0; 0 where not ``wanted``. Each day's bits
-        depend on that day only: not on the other days, the threads or ``wanted``.
+        depend on that day only, not on the other days, the threads or ``wanted``.
         """
         if coarse.ndim != 3 or coarse.shape[1:] != self.shape:
             raise ValueError(
@@ -151,17 +149,17 @@ def prepare(
     static
         ``(static, factor * lat, factor * lon)`` from `xdeepsd.models.static.stage_channels`: float32, not normalised.
     wanted
-        ``(factor * lat, factor * lon)`` bool; where it is False the result is 0 and is not computed. None: everywhere.
+        ``(factor * lat, factor * lon)`` bool; where False, nothing is computed and the result is 0. None: everywhere.
     precision
-        "bfloat16" multiplies numbers of 8 bits and adds them up in float32, about 1.6 times as fast, on processors
-        that have it (`compiled.HAS_BFLOAT16`); ValueError on others.
+        "bfloat16" multiplies 8-bit numbers and sums in float32, about 1.6 times as fast, on processors that support it
+        (`compiled.HAS_BFLOAT16`); ValueError on others.
     cells
         ``(factor * lat, factor * lon)`` float64 from `xdeepsd.models.conserve.cell_weights`, where the stage keeps
         coarse means; None: all cells count the same. A cell that counts must be ``wanted``.
 
     Returns
     -------
-    The stage ready to run on this map. None where the network has no hidden layer: take ``stage`` itself.
+    The stage ready to run on this map. None if the network has no hidden layer: use ``stage`` itself.
     """
     _check_precision(precision)
     config = stage.config
@@ -172,7 +170,7 @@ def prepare(
     if config.conserve != "softmax":
         weights[-1], biases[-1] = weights[-1] * stage.target.std, biases[-1] * stage.target.std + stage.target.mean
 
-    # Precipitation: the normaliser goes into weights and bias; interpolation weights add up to 1.
+    # Precipitation: the normaliser can go into weights and bias, since interpolation weights sum to 1.
     x_weights = weights[0][:, 0] / stage.precipitation.std
     biases[0] = biases[0] - stage.precipitation.mean * x_weights.sum(axis=(1, 2))
     return FusedStage(
@@ -196,7 +194,7 @@ def prepare(
 
 
 def try_out() -> None:
-    """Compute a tiny stage, which compiles everything; raises whatever numba and LLVM raise where they cannot."""
+    """Compute a tiny stage, which compiles everything; raises whatever numba or LLVM raise if that fails."""
     one = np.ones((1, 1, 1), np.float32)
     tiny = FusedStage(
         shape=(1, 1), factor=1, channels=(1,), kernels=(1, 1),
@@ -220,13 +218,13 @@ def _double(parameter: Tensor | Module) -> np.ndarray:
 
 
 def _split(size: int, parts: int) -> list[tuple[int, int]]:
-    """``size`` cells in at most ``parts`` equal pieces; the first is the largest."""
+    """Split ``size`` cells into at most ``parts`` pieces of equal size; the first is the largest."""
     length = math.ceil(size / min(parts, size))
     return [(start, min(start + length, size)) for start in range(0, size, length)]
 
 
 def _with_upsampling(weights: np.ndarray, factor: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
-    """Of ``(outputs, rows, columns)`` on the interpolated field, the same on the coarse one: `FusedStage.first`."""
+    """Turn ``(outputs, rows, columns)`` weights on the interpolated field into `FusedStage.first` on the coarse one."""
     upsampling = [_upsampling(weights.shape[-1] // 2, p, factor) for p in range(factor)]
     first = []
     for rows, row_weights in upsampling:
@@ -237,7 +235,7 @@ def _with_upsampling(weights: np.ndarray, factor: int) -> tuple[tuple[np.ndarray
 
 
 def _upsampling(radius: int, phase: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coarse cells that the fine cells within ``radius`` of a phase's cell are interpolated from.
+    """Coarse cells from which the fine cells within ``radius`` of a phase's cell are interpolated.
 
     Returns their positions relative to the coarse cell and the ``(2 radius + 1, cells)`` weights of bilinear
     interpolation (half-pixel centres).

@@ -1,4 +1,4 @@
-"""Where everything lies while a stage is computed: the network, laid out for the compiled loops, and their buffers."""
+"""Memory layout for computing a stage: the network, arranged for the compiled loops, and their buffers."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from xdeepsd.inference.fast.fused import FusedStage
 
 RIGHT = 64  # columns that the last panel may read beyond the map, on any processor
-_KEEP = 2**22  # numbers (16 MiB) of a buffer that a thread keeps between calls
+_KEEP = 2**22  # a thread keeps buffers of up to this many numbers (16 MiB) between calls
 
 
 class Chains(NamedTuple):
     """Convolutions with a reach (the first layer, and later ones of kernel > 1), each with the 1 x 1 layers after it.
 
-    A chain is computed panel by panel and keeps its output in ``hidden``. The last convolution is no part of a chain.
+    A chain is computed panel by panel and keeps its output in ``hidden``. The last convolution is not part of a chain.
     """
 
     reach: np.ndarray  # (chains,) coarse rows and columns beyond the tile that the chain must compute
     first_layer: np.ndarray  # (chains + 1,) index of the chain's first layer
-    ring: np.ndarray  # (chains,) coarse rows kept of the chain's output
+    ring: np.ndarray  # (chains,) coarse rows of the chain's output that are kept
     hidden_at: np.ndarray  # (chains,) start of the chain's output in hidden
-    hidden_day: np.ndarray  # (chains,) floats of one day in it; 0: one day only (the last chain)
+    hidden_day: np.ndarray  # (chains,) floats per day in it; 0: it holds only one day (the last chain)
 
 
 class Layers(NamedTuple):
     """All layers but the last, ``(layers,)`` each."""
 
-    taps: np.ndarray  # inputs of one output; for the first layer the most of any phase
+    taps: np.ndarray  # inputs per output; for the first layer, the maximum over the phases
     outputs: np.ndarray
-    stored: np.ndarray  # rows that the outputs take: as many, or pairs of them in bfloat16
+    stored: np.ndarray  # rows that the outputs take: one each, or one per pair in bfloat16
     weight_at: np.ndarray  # start in weights
     bias_at: np.ndarray  # start in bias
 
@@ -44,11 +44,11 @@ class Layers(NamedTuple):
 class Coarse(NamedTuple):
     """The padded coarse input and the first layer's taps on it."""
 
-    row: int  # floats of a row, and of a day
+    row: int  # floats per row, and per day
     day: int
     pad: int
     taps: np.ndarray  # (factor**2,)
-    offset_at: int  # start in offset of (factor**2, layers.taps[0])
+    offset_at: int  # where the (factor**2, layers.taps[0]) offsets start
 
 
 class Static(NamedTuple):
@@ -62,16 +62,16 @@ class Static(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """Taps of the later chains' first layers on the output of the chain before."""
+    """Taps of the first layer of each later chain on the output of the previous chain."""
 
-    taps: int  # the most of any chain
+    taps: int  # the maximum over the chains
     offset_at: int  # (chains, factor**2, taps)
-    offset: np.ndarray  # the same, flat, without the ring's row, which changes as rows go by
-    row: np.ndarray  # the same size: how many coarse rows away the tap is
+    offset: np.ndarray  # the offsets, flat, without the row of the ring, which changes from row to row
+    row: np.ndarray  # of the same size: how many coarse rows away the tap is
 
 
 class Last(NamedTuple):
-    """The last convolution, and what is made of its output."""
+    """The last convolution, and what is done with its output."""
 
     kernel: int
     taps: int
@@ -79,20 +79,20 @@ class Last(NamedTuple):
     weight_at: int
     bias: float
     residual: bool
-    floor: float  # the least value: 0, or nothing for the network's own output
-    transform: int  # its place in TRANSFORMS, to be undone
+    floor: float  # the lowest value: 0, or no limit for the raw network output
+    transform: int  # position in TRANSFORMS of the transform to invert
 
 
 class Plan(NamedTuple):
-    """Where everything lies, in floats from the start of its array. Rows and columns are those of the coarse grid.
+    """Where everything is stored, in floats from the start of its array. Rows and columns refer to the coarse grid.
 
     All hidden values are kept by sub-pixel phase ``(p, q)``: fine cell ``(factor * row + p, factor * column + q)``.
     """
 
     factor: int
     width: int  # columns of all buffers of a tile, a multiple of LANES
-    panel: int  # PANEL, as a number that numba does not compile for
-    panel_offset_at: int  # (most channels,), of 1 x 1 layers in a panel
+    panel: int  # PANEL, as a variable, so that numba does not compile it in
+    panel_offset_at: int  # (most channels,), for the 1 x 1 layers in a panel
     chains: Chains
     layers: Layers
     coarse: Coarse
@@ -100,21 +100,21 @@ class Plan(NamedTuple):
     inner: Inner
     last: Last
     weights: np.ndarray
-    bias: np.ndarray  # every bias repeated for a panel
+    bias: np.ndarray  # each bias repeated across a panel
     offset: np.ndarray  # from a position in the source to each tap
 
 
 class Work(NamedTuple):
-    """Buffers of one tile. They bound the memory: their size depends on the network and the tile, not on the map."""
+    """Buffers of one tile. They limit the memory: their size depends on the network and the tile, not the map."""
 
-    static: np.ndarray  # the first layer's share of the static fields, one coarse row
+    static: np.ndarray  # the static fields' contribution to the first layer, for one coarse row
     hidden: np.ndarray
-    panel: np.ndarray  # two panels of the most channels
-    rows: np.ndarray  # output rows not complete yet, (days, factor + kernel - 1, factor, width)
-    offset: np.ndarray  # the plan's, with the ring's rows in the inner ones
+    panel: np.ndarray  # two panels of the largest number of channels
+    rows: np.ndarray  # output rows still incomplete, (days, factor + kernel - 1, factor, width)
+    offset: np.ndarray  # the plan's offsets, with the ring's rows added to the inner ones
     start: np.ndarray  # (chains + 1, panels) first column of each panel of this row
     vectors: np.ndarray  # (chains + 1, panels)
-    panels: np.ndarray  # (chains + 1,) number of them
+    panels: np.ndarray  # (chains + 1,) number of panels
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -123,10 +123,10 @@ class Work(NamedTuple):
 def make_plan(stage: FusedStage, columns: int, days: int) -> Plan:
     """Lay out the network for tiles of at most ``columns`` coarse columns and ``days`` days on this processor."""
     factor, reach = stage.factor, stage.reach
-    # An odd number of cache lines: columns of a power of two would share a few sets of the cache.
+    # An odd number of cache lines: with a power of two, all rows would compete for a few sets of the cache.
     width = (math.ceil((columns + 2 * reach[0] + PANEL) / 16) | 1) * 16
 
-    # In bfloat16 two inputs are one number: two neighbours of the coarse field, two outputs of the layer before.
+    # In bfloat16 two inputs share one number: two neighbours of the coarse field, or two outputs of the previous layer.
     halved = stage.precision == "bfloat16"
     pairs = [_paired(count) for count in stage.channels] if halved else []
     stored = [len(p) for p in pairs] if halved else list(stage.channels)
@@ -188,12 +188,12 @@ def make_plan(stage: FusedStage, columns: int, days: int) -> Plan:
 
 
 def _coarse_taps(stage: FusedStage, x_row: int, halved: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first layer on the coarse field: per phase offsets, number of taps, and weights, all filled up with zeros."""
+    """The first layer on the coarse field: offsets, number of taps and weights per phase, padded with zeros."""
     offsets = [np.add.outer(rows * x_row, cols[:: 2 if halved else 1]).ravel() for rows, cols, _ in stage.first]
     most = max(one.size for one in offsets)
     weights = []
     for _, cols, folded in stage.first:
-        neighbours = [(i, i + 1) for i in range(0, len(cols), 2)]  # an odd one out is paired with a weight of zero
+        neighbours = [(i, i + 1) for i in range(0, len(cols), 2)]  # a column left over is paired with a weight of zero
         blocked = _blocked(_pack(folded, neighbours) if halved else folded)
         weights.append(np.pad(blocked, (0, most * stage.channels[0] - blocked.size)))
     filled = np.array([np.pad(one, (0, most - one.size)) for one in offsets])
@@ -201,7 +201,7 @@ def _coarse_taps(stage: FusedStage, x_row: int, halved: bool) -> tuple[np.ndarra
 
 
 def _static_offsets(stage: FusedStage) -> list[int]:
-    """From a coarse cell to the first layer's taps on the static fields, by phase."""
+    """Offsets from a coarse cell to the first layer's taps on the static fields, by phase."""
     factor, phases = stage.factor, stage.factor**2
     fields, _, _, rows, columns = stage.static.shape
     return [
@@ -228,7 +228,7 @@ def _chains(stage: FusedStage, stored: list[int], width: int, days: int) -> Chai
 def _inner_offsets(
     stage: FusedStage, first_layer: np.ndarray, taps: list[int], stored: list[int], width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of `Inner`: ``(chains, phases, most taps)`` offsets without the ring's row, and rows."""
+    """``offset`` and ``row`` of `Inner`, each ``(chains, phases, most taps)``."""
     factor, phases = stage.factor, stage.factor**2
     layers = [int(layer) for layer in first_layer[1:-1]]
     inner = np.zeros((len(layers) + 1, phases, max((taps[layer] for layer in layers), default=1), 2), np.intp)
@@ -253,7 +253,7 @@ def find_reach(kernels: tuple[int, ...], factor: int) -> tuple[int, ...]:
 
 
 def cells(fine: int, factor: int) -> int:
-    """Coarse cells that hold ``fine`` cells beyond a coarse cell's edge."""
+    """Number of coarse cells that ``fine`` cells beyond a coarse cell's edge reach into."""
     return math.ceil(fine / factor)
 
 
@@ -264,7 +264,7 @@ def _end_to_end(parts: list[Any], dtype: type) -> tuple[list[int], np.ndarray]:
 
 
 def _blocked(weights: np.ndarray) -> np.ndarray:
-    """``(..., outputs)`` in the order in which the product reads them: by block of outputs, then by tap."""
+    """Weights ``(..., outputs)`` in the order the product reads them: by block of outputs, then by tap."""
     taps, blocks, done = weights.reshape(-1, weights.shape[-1]), [], 0
     while done < taps.shape[1]:
         size = _block(taps.shape[1] - done)
@@ -274,12 +274,12 @@ def _blocked(weights: np.ndarray) -> np.ndarray:
 
 
 def _block(left: int) -> int:
-    """Outputs computed together where ``left`` of them are left."""
+    """Number of outputs to compute together when ``left`` remain."""
     return next(block for block in BLOCKS if block <= left)
 
 
 def _paired(outputs: int) -> list[tuple[int, int]]:
-    """Which outputs are written together as two bfloat16: see `compiled._product`; ``outputs`` means none."""
+    """Outputs written together as two bfloat16, see `compiled._product`; the index ``outputs`` means no partner."""
     pairs, done = [], 0
     while done < outputs:
         size = _block(outputs - done)
@@ -289,7 +289,7 @@ def _paired(outputs: int) -> list[tuple[int, int]]:
 
 
 def _pack(weights: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Two inputs' weights in one number of two bfloat16: ``(..., inputs, outputs)`` to ``(..., pairs, outputs)``."""
+    """Pack the weights of two inputs as two bfloat16: ``(..., inputs, outputs)`` to ``(..., pairs, outputs)``."""
     none = np.zeros((*weights.shape[:-2], 1, weights.shape[-1]), np.float32)
     low, high = np.moveaxis(np.concatenate([weights, none], axis=-2)[..., np.array(pairs), :], -2, 0)
     bits = [np.ascontiguousarray(half).view(np.uint32) for half in (low, high)]
@@ -303,7 +303,7 @@ def _neighbours(kernel: int, phase: int, factor: int) -> list[tuple[int, int]]:
 
 
 def _under(kernel: int, phase: int, factor: int) -> list[tuple[int, int, int, int]]:
-    """Row phase, coarse row, column phase and coarse column of the fine cells under a kernel, seen from a ``phase``."""
+    """Row phase, coarse row, column phase and coarse column of the fine cells under a kernel, seen from ``phase``."""
     rows, columns = (_neighbours(kernel, p, factor) for p in divmod(phase, factor))
     return [(*row, *column) for row in rows for column in columns]
 
@@ -312,7 +312,7 @@ def _under(kernel: int, phase: int, factor: int) -> list[tuple[int, int, int, in
 
 
 def make_work(stage: FusedStage, plan: Plan, days: int) -> Work:
-    """Buffers of one tile of ``days`` days."""
+    """Make the buffers for one tile of ``days`` days."""
     phases, chains, stored = stage.factor**2, len(plan.chains.reach), plan.layers.stored
     panels = (chains + 1, plan.width // LANES + 1)
     return Work(
@@ -328,7 +328,7 @@ def make_work(stage: FusedStage, plan: Plan, days: int) -> Work:
 
 
 def padded(coarse: np.ndarray, pad: int) -> np.ndarray:
-    """Days with ``pad`` replicated cells around them, and the columns that the last panel may read; flat."""
+    """Days padded by ``pad`` replicated cells, plus the columns that the last panel may read beyond them; flat."""
     days, lat, lon = coarse.shape
     shape = (days, lat + 2 * pad, lon + 2 * pad + RIGHT)
     flat = _buffer("x", math.prod(shape))
@@ -343,12 +343,12 @@ def padded(coarse: np.ndarray, pad: int) -> np.ndarray:
 
 
 def writeable(array: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy if it is read-only (Dask's): one type, one compilation."""
+    """The array itself, or a copy if it is read-only, as Dask's are: with one type, numba compiles only once."""
     return array if array.flags.writeable else array.copy()
 
 
 def _aligned(size: int) -> np.ndarray:
-    """Zeros that start at a cache line: vectors do not straddle two."""
+    """Zeros aligned to a cache line, so that no vector straddles two."""
     buffer = np.zeros(size + 16, np.float32)
     start = -buffer.ctypes.data // 4 % 16
     return buffer[start : start + size]
@@ -358,9 +358,9 @@ _kept = threading.local()
 
 
 def _buffer(name: str, size: int) -> np.ndarray:
-    """Numbers to write to; those of this thread's last call where they are enough, since new memory costs page faults.
+    """A buffer to write to, reused from this thread's last call if large enough, since new memory costs page faults.
 
-    One for each name; what it holds is overwritten by the next call with that name in the same thread.
+    There is one per name; the next call with that name in the same thread overwrites it.
     """
     if size > _KEEP:
         return _aligned(size)
@@ -372,7 +372,7 @@ def _buffer(name: str, size: int) -> np.ndarray:
 
 
 def _zeros(name: str, size: int) -> np.ndarray:
-    """`_buffer` of zeros."""
+    """A `_buffer` filled with zeros."""
     buffer = _buffer(name, size)
     buffer[:] = 0.0
     return buffer
