@@ -200,7 +200,7 @@ def try_out() -> None:
         shape=(1, 1), factor=1, channels=(1,), kernels=(1, 1),
         first=((np.zeros(1, np.intp), np.zeros(1, np.intp), one),), static_weights=one[:, :0], weights=(one,),
         biases=(np.zeros(1, np.float32),), last_bias=0.0,
-        static=np.zeros((0, 1, 1, 1, 1 + layout.RIGHT), np.float32), conserve="multiplicative", cells=np.ones((1, 1)),
+        static=np.zeros((0, 1, 1, 1, 1 + layout.RIGHT), np.float32),
     )  # fmt: skip
     if tiny(one).item() != 1.0:
         raise RuntimeError(f"a stage that gives back its input gave {tiny(one).item()} for 1")
