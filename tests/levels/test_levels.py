@@ -479,14 +479,17 @@ def test_another_store_is_refused(tmp_path):
     path = tmp_path / "l.zarr"
     build_levels(da, elevation(da), path=path, climatology=slice("2000", "2000"))
     cases = [
-        ({"factors": (2, 2)}, r"was built with the factors \[2, 2, 2\]; now \[2, 2\]"),
-        ({"edges": "crop"}, "with the edges 'pad'; now 'crop'"),
-        ({"fine": da.rename("pr")}, "with the variable 'ppt'; now 'pr'"),
+        (
+            {"factors": (2, 2)},
+            r"was begun with something else: factors was \[2, 2, 2\], is \[2, 2\]\. Needed: the same",
+        ),
+        ({"edges": "crop"}, "with something else: edges was 'pad', is 'crop'"),
+        ({"fine": da.rename("pr")}, "with something else: variable was 'ppt', is 'pr'"),
         ({"fine": da.isel(lat=slice(8, None))}, "holds another grid: lat of 16 cells"),
         ({"fine": da.assign_coords(lon=da.lon + 1 / 48)}, r"holds another grid: lon of 24 cells from -120\.0"),
         ({"static": elevation(da, 5)}, "holds another field of elevation"),
         ({"static": elevation(da).assign(slope=elevation(da).elevation)}, "holds no slope"),
-        ({"climatology": slice("2000", "2001")}, "climatology years '2000/2000'; now '2000/2001'"),
+        ({"climatology": slice("2000", "2001")}, "climatology_years was '2000/2000', is '2000/2001'"),
         ({"fine": da * 2}, r"6 days are in .* with different data \(up to .* apart\): 2000-01-01\.\.2000-01-06\."),
         ({"fine": fine(6, start="1999-12-30")}, "2 days before the last one of .*1999-12-30"),
     ]

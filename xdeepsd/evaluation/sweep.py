@@ -33,9 +33,10 @@ from xdeepsd.levels.days import name_days
 from xdeepsd.levels.pairs import chunk_edges
 from xdeepsd.models.files import load_model, save_model
 from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.stores.begun import changed_fields
 from xdeepsd.stores.whole import write_whole
 from xdeepsd.training.checkpoints import remove_checkpoints
-from xdeepsd.training.config import FREE, TrainConfig, changed_fields
+from xdeepsd.training.config import FREE, TrainConfig
 from xdeepsd.training.ladder import Levels, check_levels
 from xdeepsd.training.stack import train_stacks
 

@@ -25,6 +25,7 @@ from xdeepsd.grids import align
 from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
+from xdeepsd.stores.begun import changed_fields
 from xdeepsd.stores.target import not_zarr
 
 logger = logging.getLogger(__name__)
@@ -210,12 +211,11 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
 def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], described: dict[str, Any]) -> None:
     """ValueError where the store holds another grid, variable, factors or static fields than those given."""
     new = f"Needed: the same as in the store. Type another path for a new store; {path} is left as it is."
-    names = {"factors": "factors", "edges": "edges", "variable": "variable", "climatology_years": "climatology years"}
-    for key, name in names.items():
-        if root.attrs.get(key) != described[key] and not (key == "climatology_years" and described[key] is None):
-            raise ValueError(
-                f"{path} was built with the {name} {root.attrs.get(key)!r}; now {described[key]!r} arrived. {new}"
-            )
+    keys = ("factors", "edges", "variable", "climatology_years")
+    free = ("climatology_years",) if described["climatology_years"] is None else ()
+    different = changed_fields({key: root.attrs.get(key) for key in keys}, {key: described[key] for key in keys}, free)
+    if different:
+        raise ValueError(f"{path} was begun with something else: {'; '.join(different)}. {new}")
     finest = wanted[-1]
     with open_maps(path, len(wanted) - 1) as held:  # precipitation may be shorter where growing was interrupted
         for dim in ("lat", "lon"):

@@ -29,8 +29,9 @@ from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.models.variable import clean
+from xdeepsd.stores.begun import changed_fields
 from xdeepsd.training.checkpoints import METRICS, checkpoints, read_checkpoint
-from xdeepsd.training.config import FREE, TrainConfig, changed_fields
+from xdeepsd.training.config import FREE, TrainConfig
 from xdeepsd.training.loop import Run, State, learn
 from xdeepsd.training.validation import LossFunction, Validation
 from xdeepsd.training.watch import Watch
