@@ -135,8 +135,10 @@ def _mean(y: Any, w: Any) -> Any:
     The cells are added in a fixed order, so that a tile of the map or some of the days give the same bits.
     """
     lib = _library(y)
+    # Apple's GPUs have no float64.
+    wide = lib.float32 if getattr(getattr(y, "device", None), "type", None) == "mps" else lib.float64
     cells = list(np.ndindex(y.shape[-3], y.shape[-1]))
-    above, below = (sum(_cast(v[..., :, i, :, j], lib.float64) for i, j in cells) for v in (w * y, w))
+    above, below = (sum(_cast(v[..., :, i, :, j], wide) for i, j in cells) for v in (w * y, w))
     return _cast(above / lib.where(below > 0, below, 1.0), y.dtype)[..., :, None, :, None]
 
 
