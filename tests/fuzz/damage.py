@@ -378,7 +378,9 @@ def case(seed, folder):
             raise Wrong(f"{story}: {type(error).__name__} names no file: {text[:300]}") from error
         return
     except Exception as error:
-        if isinstance(error, RuntimeError) and re.search("decompress|zstd|blosc", str(error), re.IGNORECASE):
+        if isinstance(error, RuntimeError | SystemError) and re.search(
+            "decompress|zstd|blosc|PyBytes", str(error), re.IGNORECASE
+        ):
             return  # a lazy value that the user computes: the error of the codec comes through unchanged
         error.add_note(story)
         raise
