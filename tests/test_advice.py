@@ -752,6 +752,13 @@ def with_notes(path):
     return path
 
 
+def interrupted(path):
+    """A call was interrupted while it laid out the store, and then somebody put a group into it."""
+    xr.Dataset({"x": 1.0}).to_zarr(path, group="mine", consolidated=False)
+    zarr.open_group(path, mode="r+").attrs["xdeepsd_status"] = "begun"
+    return path
+
+
 def without_filesystems(patch):
     """A machine where fsspec cannot find the package for a URL."""
     registry = sys.modules["fsspec.registry"]
@@ -827,6 +834,8 @@ CASES["store"] = [
     case("also holds what is not Zarr", xdeepsd.to_zarr,
          lambda tmp: {"ds": lazy(), "store": with_notes(begun(tmp)), "overwrite": True},
          meaning("Move it away", "(store / 'notes.txt').rename(folder / 'notes.txt')"), another("store")),
+    case("which that call did not write", xdeepsd.to_zarr, lambda tmp: {"ds": lazy(), "store": interrupted(begun(tmp))},
+         "overwrite=True"),
     case("needs a package that is not installed", xdeepsd.to_zarr, lambda tmp: {"ds": lazy(), "store": "memory://a.zarr"},
          meaning("pip install s3fs for s3://, gcsfs for gs://, adlfs for az://", "patch.undo()"),
          machine=without_filesystems),

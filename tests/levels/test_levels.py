@@ -346,6 +346,10 @@ def test_files_of_the_user_among_levels_half_made_stay(tmp_path, name, caplog):
         build_levels(fine(3), path=path)
     assert (path / name).read_text() == "mine"
     (path / name).unlink()
+    (path / name).mkdir()  # an empty folder has a meaning, too
+    with pytest.raises(ValueError, match=f"holds .*{name}.*, which build_levels did not write"):
+        build_levels(fine(3), path=path)
+    (path / name).rmdir()
     with caplog.at_level(logging.INFO):
         build_levels(fine(3), path=path)
     assert f"Creating {path} was interrupted: it is created anew." in caplog.text

@@ -93,7 +93,6 @@ def _make_room(out: Path, console: Console) -> None:
     others = [file for path in old if path.suffix == ".zarr" for file in not_zarr(path)]
     files = ("model.json", "model.safetensors", "model.safetensors.new")
     others += [file for file in out.glob("model/*") if (partial_of(file.name) or file.name) not in files]
-    others += [path for made in old for path in made.rglob("*") if path.is_dir() and not any(path.iterdir())]
     if others:
         raise FileExistsError(
             f"{others[0]} was not made by the demo. It is left alone. Move it, or type --out NAME for a new folder."

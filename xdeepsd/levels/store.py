@@ -27,6 +27,7 @@ from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.stores.begun import changed_fields
 from xdeepsd.stores.target import not_zarr
+from xdeepsd.stores.whole import is_zarr_partial
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         )
     if root.attrs.get("ready"):
         return root
-    own = [p for p in folder.iterdir() if re.fullmatch(r"zarr\.json|done|releases|level_\d+|.*\.partial", p.name)]
+    names = re.compile(r"zarr\.json|done|releases|level_\d+")
+    own = [p for p in folder.iterdir() if names.fullmatch(p.name) or is_zarr_partial(p.name)]
     foreign = [p.name for p in folder.iterdir() if p not in own]
     foreign += [p.relative_to(folder).as_posix() for part in own for p in not_zarr(part)]
     if foreign := sorted(foreign):

@@ -84,10 +84,13 @@ def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
         raise ValueError(f"The output {where} is, or holds, the input {found[0]}. Type another path.")
 
 
-def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[str] = ()) -> None:
+def _check_replaceable(
+    target: Store, prefix: str, where: str, half: Collection[str] = (), overwrite: bool = True
+) -> None:
     """Raise FileExistsError if a group holds anything that is not Zarr: the user's files are never deleted.
 
-    ``half``: names of what a killed call had begun to delete or write, whose metadata may be missing.
+    ``half``: names of what a killed call had begun to delete or write, whose metadata may be missing. Without
+    ``overwrite``, other Zarr nodes may not be replaced either.
     """
     if not isinstance(target, zarr.storage.LocalStore):
         return  # other stores are not folders in which people keep files
@@ -96,6 +99,11 @@ def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[
             continue
         if file.name in half and not not_zarr(file):
             continue
+        if not overwrite:
+            raise FileExistsError(
+                f"{where} was begun by a call that was interrupted, and holds {file.name}, which that call did not "
+                "write. Nothing is replaced. Move it away, or type overwrite=True to replace all the Zarr there."
+            )
         kind = None if file.is_symlink() or not file.is_dir() else _node_type(file)
         if kind == "group":
             _check_replaceable(target, f"{prefix}{file.name}/", where)
@@ -113,9 +121,11 @@ def _of_an_array(file_name: str) -> bool:
 
 
 def not_zarr(path: Path) -> list[Path]:
-    """Links, and files with names that Zarr does not use, at a path and anywhere below it."""
-    files = [file for file in (path, *path.rglob("*")) if file.is_symlink() or not file.is_dir()]
-    return sorted(file for file in files if file.is_symlink() or not _of_an_array(file.name))
+    """Links and files with names that Zarr does not use, at a path and anywhere below it, and empty folders below."""
+    below = list(path.rglob("*"))
+    files = [file for file in (path, *below) if file.is_symlink() or not file.is_dir()]
+    found = {file for file in files if file.is_symlink() or not _of_an_array(file.name)}
+    return sorted(found | {folder for folder in below if folder.is_dir() and not any(folder.iterdir())})
 
 
 def _node_type(folder: Path) -> str | None:
@@ -221,7 +231,7 @@ def begin_or_resume(
     status = group.attrs.get(STATUS)
     if overwrite or status == BEGUN:  # killed before anything was computed
         names: Any = group.attrs.get(_HALF, []) if status == BEGUN else []
-        _check_replaceable(target, prefix, where, names)
+        _check_replaceable(target, prefix, where, names, overwrite)
         logger.info("%s is replaced.", where)
         _begin(target, prefix, layout)
         return
