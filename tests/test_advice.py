@@ -1089,6 +1089,13 @@ def with_a_gap():
     return ds
 
 
+def a_link(tmp):
+    """The name of the file is a link to weights elsewhere."""
+    xdeepsd.regrid_weights(square(), TARGET).save(tmp / "elsewhere.npz")
+    (tmp / "link.npz").symlink_to(tmp / "elsewhere.npz")
+    return {"path": tmp / "link.npz"}
+
+
 CASES["weights"] = [
     case("The method is", regrid, lambda tmp: {"ds": square(), "method": "linear"}, "method='conservative'"),
     case("The grids do not overlap", regrid, lambda tmp: {"ds": square(), "target": grid([60, 61], [0, 1])},
@@ -1097,6 +1104,8 @@ CASES["weights"] = [
          "method='nearest'"),
     case("exists and holds no weights", lambda path: xdeepsd.regrid_weights(square(), TARGET).save(path),
          lambda tmp: {"path": with_notes(tmp) / "notes.txt"}, another()),
+    case("is a link. It is left alone", lambda path: xdeepsd.regrid_weights(square(), TARGET).save(path), a_link,
+         meaning("remove it", "path.unlink()"), another()),
 ]  # fmt: skip
 
 CASES["regrid"] = [

@@ -57,7 +57,8 @@ def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
     if not overwrite:
         raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
     try:
-        ours = "tensors_sha256" in json.loads((path / _JSON).read_text())
+        links = [name for name in (_JSON, _TENSORS) if (path / name).is_symlink()]
+        ours = not links and "tensors_sha256" in json.loads((path / _JSON).read_text())
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours:

@@ -97,18 +97,20 @@ def _check_replaceable(
     for file in (target.root / prefix).iterdir():
         if file.name in _METADATA or is_zarr_partial(file.name):
             continue
-        if file.name in half and not not_zarr(file):
-            continue
-        if not overwrite:
+        if not overwrite and file.name not in half:
             raise FileExistsError(
                 f"{where} was begun by a call that was interrupted, and holds {file.name}, which that call did not "
                 "write. Nothing is replaced. Move it away, or type overwrite=True to replace all the Zarr there."
             )
-        kind = None if file.is_symlink() or not file.is_dir() else _node_type(file)
+        folder = file.is_dir() and not file.is_symlink()
+        kind = _node_type(file) if folder else None
         if kind == "group":
             _check_replaceable(target, f"{prefix}{file.name}/", where)
             continue
-        foreign = [file] if kind is None else [f for f in file.iterdir() if not _of_an_array(f.name)]
+        known = kind == "array" or (folder and file.name in half)
+        foreign = [file]
+        if known:
+            foreign = [f for f in file.iterdir() if not _of_an_array(f.name)] or _foreign_files(file)
         if foreign:
             raise FileExistsError(
                 f"{where} also holds what is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or type "
@@ -121,11 +123,15 @@ def _of_an_array(file_name: str) -> bool:
 
 
 def not_zarr(path: Path) -> list[Path]:
-    """Links and files with names that Zarr does not use, at a path and anywhere below it, and empty folders below."""
-    below = list(path.rglob("*"))
-    files = [file for file in (path, *below) if file.is_symlink() or not file.is_dir()]
-    found = {file for file in files if file.is_symlink() or not _of_an_array(file.name)}
-    return sorted(found | {folder for folder in below if folder.is_dir() and not any(folder.iterdir())})
+    """`_foreign_files`, and empty folders below the path."""
+    empty = [folder for folder in path.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
+    return sorted({*_foreign_files(path), *empty})
+
+
+def _foreign_files(path: Path) -> list[Path]:
+    """Links, and files with names that Zarr does not use, at a path and anywhere below it."""
+    files = [file for file in (path, *path.rglob("*")) if file.is_symlink() or not file.is_dir()]
+    return [file for file in files if file.is_symlink() or not _of_an_array(file.name)]
 
 
 def _node_type(folder: Path) -> str | None:
@@ -257,6 +263,18 @@ def begin_or_resume(
         )
 
 
+async def _delete(target: Store, key: str) -> None:
+    """Delete a file or folder, metadata last: what is left after a kill can still be recognised as Zarr."""
+    if await target.exists(key):
+        await target.delete(key)
+        return
+    if not _CHUNKS.fullmatch(key.rpartition("/")[2]):
+        names = [name.strip("/") for name in await list_keys(target.list_dir(key))]
+        for name in sorted(names, key=lambda name: name in _METADATA):
+            await _delete(target, f"{key}/{name}")
+    await target.delete_dir(key)
+
+
 def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None:
     """Clear the place and lay out the store; if killed at any moment, it is left empty or marked ``begun``."""
     zarr_format: Any = zarr.open_group(layout, mode="r").metadata.zarr_format
@@ -278,12 +296,8 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
         await target.set(root, prototype.buffer.from_bytes(json.dumps(mark).encode()))
         for name in await list_keys(target.list_dir(prefix)):
             key = f"{prefix}{name.strip('/')}"
-            if key == root:
-                continue
-            if await target.exists(key):
-                await target.delete(key)
-            else:
-                await target.delete_dir(key)
+            if key != root:
+                await _delete(target, key)
         for key in sorted(keys, key=lambda k: k == "zarr.json"):  # the group's own file last: now it is laid out
             value = await layout.get(key, prototype)
             assert value is not None

@@ -17,8 +17,10 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, force it to disk and rename it: there is never half a file at ``path``.
 
     Leftovers of killed calls for the same ``path`` are removed. Raises OSError, naming ``path``, if it cannot be
-    written.
+    written, and FileExistsError if it is a link, which the new file would replace.
     """
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link. It is left alone: remove it, or type another path.")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("xb") as file:
