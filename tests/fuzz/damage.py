@@ -3,6 +3,7 @@
 import atexit
 import functools
 import re
+import resource
 import shutil
 import tempfile
 import zipfile
@@ -354,25 +355,38 @@ def harm(rng, files):
     return how, hurt
 
 
-def open_all(path):
-    xr.open_dataset(path).load()
-
-
 def case(seed, folder):
     """One kind of file, damaged: it reads as the same values, or is refused by name."""
     rng = np.random.default_rng(seed)
     name = pick(rng, sorted(SUBJECTS))
-    subject, before = SUBJECTS[name], values(name)
     place = folder / "place"
     shutil.copytree(pristine(name), place)
     how, hurt = harm(rng, sorted(p for p in place.rglob("*") if p.is_file()))
+    if name != "netcdf input":
+        look(name, place, how, hurt, values(name))
+        return
+    # HDF5 crashes on some damaged files, or searches endlessly for the end of a list, whatever opens them; or it spoils
+    # the memory of its process, which crashes later. So this happens elsewhere, and its crashes are not ours.
+    if kills.Nursery.run(limited, name, place, how, hurt, values(name)) > 0:
+        text = Path(f"{place}.error").read_text()
+        raise Wrong(text) if f"{Wrong.__module__}.{Wrong.__name__}: " in text else RuntimeError(text)
+
+
+def limited(*arguments):
+    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+    look(*arguments)
+
+
+def look(name, place, how, hurt, before):
+    """Read a damaged subject and judge what comes of it; ``before`` is what it held."""
+    subject = SUBJECTS[name]
     story = f"{name}: {how} {', '.join(str(p.relative_to(place)) for p in hurt)}"
-    if name == "netcdf input" and not kills.outlives(open_all, place / "coarse.nc"):
-        return  # HDF5 itself crashes, or searches endlessly for the end of a damaged list, whatever opens the file
     try:
         after = subject.read(place)
     except TOLD as error:
         text = str(error)
+        if "cannot reshape array" in text:
+            return  # as below: Zarr's own error about a chunk of another size, when a lazy value is computed
         # Errors about values name the coordinate or variable of the input, not the file.
         if str(place) not in text and "of the input" not in text and not any(path.name in text for path in hurt):
             raise Wrong(f"{story}: {type(error).__name__} names no file: {text[:300]}") from error

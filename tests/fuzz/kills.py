@@ -1,11 +1,9 @@
 """Processes killed at any moment: nothing half-written passes as complete, and the same call gives the same bits."""
 
-import contextlib
 import functools
 import itertools
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -30,17 +28,6 @@ from . import Wrong, chance, listing, pick
 # Audit events that Python raises before it acts; the kill comes at one of them.
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree", "tempfile.mkstemp"}
 DAYS = pd.date_range("2011-01-01", periods=6)
-
-
-def outlives(call, *arguments):
-    """Whether a separate process finishes ``call``, or raises, within 20 seconds of CPU time."""
-    return Nursery.run(limited, call, *arguments) >= 0
-
-
-def limited(call, *arguments):
-    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
-    with contextlib.suppress(Exception):
-        call(*arguments)
 
 
 def victim(name, folder, variant, at, delay):
