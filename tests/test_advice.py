@@ -55,6 +55,7 @@ from xdeepsd.inference.fast import compiled, fused
 from xdeepsd.levels.pairs import make_pair
 from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models import files
+from xdeepsd.models.static import regression_names
 from xdeepsd.stores import whole, write
 from xdeepsd.training import checkpoints
 
@@ -362,6 +363,16 @@ def elsewhere():
     return to_downscale(rain(lon=COARSE["lon"] + 20), model=model, static=east)
 
 
+LEARNED = xdeepsd.SRCNNConfig((2,), (3, 3), 2, ("elevation", *regression_names(0)))
+
+
+def learned():
+    """A stage with a regression of its own grid."""
+    one = xdeepsd.Normalizer()
+    stage = xdeepsd.Stage(xdeepsd.SRCNN(LEARNED), one, dict.fromkeys(LEARNED.static, one), one)
+    return xdeepsd.StackedSRCNN([stage], static=xr.Dataset(dict.fromkeys(LEARNED.static, STATIC["elevation"])))
+
+
 CASES["inputs"] = [
     case("is not there: the DataArray is named", xdeepsd.downscale,
          lambda tmp: to_downscale(rain()["pr"], variable="rain"),
@@ -432,6 +443,10 @@ CASES["inputs"] = [
          lambda tmp: to_downscale(mask=make_static(make_coarse(nlat=6, nlon=8), 2)["elevation"].notnull()),
          meaning("mask.sel(...)", "mask = mask.sel(lat=STATIC.lat, lon=STATIC.lon)"),
          "mask = xdeepsd.regrid(mask.astype(float), target) > 0.5", has={"target": STATIC}),
+    case("and the target grid is not part of it", xdeepsd.downscale,
+         lambda tmp: elsewhere() | {"model": learned()},
+         meaning("Leave static out to downscale its whole domain", "ds = rain(); del static"),
+         meaning("TrainConfig(static=('elevation',))", "model = MODEL")),
     case("its mask is not used", aloud(xdeepsd.downscale), lambda tmp: elsewhere(),
          filled("mask=...", **{"...": "static['elevation'].notnull()"})),
 ]  # fmt: skip

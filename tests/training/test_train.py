@@ -115,7 +115,7 @@ def test_recovers_what_is_exactly_linear(residual):
     fine = fine.assign(precipitation=(("time", "lat", "lon"), values.astype(np.float32), {"units": "mm day-1"}))
     config = small(channels=(), kernels=(1,), residual=residual, steps=600, schedule="cosine", validate_every=100,
                    learning_rate=0.05)  # fmt: skip
-    stage, _, summary = train_stage(coarse, fine, config)
+    stage, _, summary, _ = train_stage(coarse, fine, config)
     assert summary["rmse"] < 1e-3 * values.std()
     weight, _ = (p.detach().numpy().ravel() for p in stage.net.parameters())
     slope = weight[0] * stage.target.std / stage.precipitation.std + residual

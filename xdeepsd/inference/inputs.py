@@ -60,7 +60,7 @@ def prepare(
     values = Values.of(coarse, model.units, ds, model.kind)
     fields, coarse, turn = fit(target_fields(model, static), coarse, model)
     wanted = target_mask(model, mask, fields)
-    maps = {name: _own(fields[name].data) for name in model.static_names}
+    maps = {name: _own(fields[name].data) for name in model.static_names} | learned_fields(model, fields)
     land = None if wanted is None else _own(wanted.data)
     return Prepared(given, names, coarse, values, fields.coords.to_dataset(), turn, maps, land)
 
@@ -215,6 +215,22 @@ def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) 
                 f"{centres[-1]:.6g} (off by up to {off * abs(fine_step[dim]):.3g} degrees). Type xdeepsd.regrid(ds, "
                 "target) onto those centres first."
             )
+
+
+def learned_fields(model: StackedSRCNN, fields: xr.Dataset) -> dict[str, np.ndarray]:
+    """The static fields that the stages learned, on the target grid, which has to be part of the model's."""
+    if not model.learned_names:
+        return {}
+    own = model.static
+    if own is not None:
+        picked = {dim: align.cells_at(own[dim], fields[dim], dim) for dim in ("lat", "lon")}
+        if not any((index < 0).any() for index in picked.values()):
+            return {name: own[name].transpose("lat", "lon").isel(picked).values.copy() for name in model.learned_names}
+    raise ValueError(
+        "The stages learned a regression for each cell of the model's grid, and the target grid is not part of it. "
+        "Needed: cells of the model's grid. Leave static out to downscale its whole domain, or train a model for use "
+        f"elsewhere with TrainConfig(static={model.static_names!r})."
+    )
 
 
 def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Dataset) -> xr.DataArray | None:

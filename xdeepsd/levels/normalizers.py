@@ -74,7 +74,7 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
     moments = [MeanAndStd(), MeanAndStd()]
     empty: list[np.ndarray] = []
     with ThreadPoolExecutor(workers) as pool:
-        for *values, without in _in_order(pool, read, days, ahead=workers):
+        for *values, without in in_order(pool, read, days, ahead=workers):
             moments = [m.merge(v) for m, v in zip(moments, values, strict=True)]
             empty.append(without)
     if not moments[0].size:
@@ -95,7 +95,7 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
     return Normalizers(moments[0].normalizer(), static, moments[1].normalizer())
 
 
-def _in_order(pool: ThreadPoolExecutor, function, items, ahead: int) -> Iterator:  # type: ignore[no-untyped-def]
+def in_order(pool: ThreadPoolExecutor, function, items, ahead: int) -> Iterator:  # type: ignore[no-untyped-def]
     """Like the ``map`` of a pool, but at most ``ahead`` items ahead of the consumer, so that memory is bounded."""
     pending: deque[Future] = deque()
     for item in items:

@@ -14,6 +14,7 @@ import xarray as xr
 
 from xdeepsd.grids.axes import spacing
 from xdeepsd.models.stage import Stage
+from xdeepsd.models.static import REGRESSION, is_learned
 from xdeepsd.models.variable import PRECIPITATION, Variable
 
 
@@ -85,8 +86,14 @@ class StackedSRCNN:
 
     @property
     def static_names(self) -> tuple[str, ...]:
-        """Static fields that any stage needs, in order of first use."""
-        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.config.static))
+        """Static fields that any stage needs, in order of first use, without those it learned."""
+        names = dict.fromkeys(name for stage in self.stages for name in stage.config.static)
+        return tuple(name for name in names if name not in self.learned_names)
+
+    @property
+    def learned_names(self) -> tuple[str, ...]:
+        """Static fields that the stages learned on their own grids: the coefficients of "regression"."""
+        return tuple(name for stage in self.stages for name in stage.config.static if is_learned(name))
 
     @property
     def spacing(self) -> tuple[float, float] | None:
@@ -162,7 +169,8 @@ def _lines(model: StackedSRCNN) -> Iterator[str]:
         spans = (f"{grid[dim]['size']} {dim} from {first:.6g} to {last:.6g}" for dim, (first, last) in ends.items())
         yield f"  {name} grid: {', '.join(spans)}"
     mask = "no mask" if model.mask is None else "a mask of where values are wanted"
-    yield f"  static fields: {', '.join(model.static_names) or 'none'}; {mask}"
+    fields = [*model.static_names, *[REGRESSION] * bool(model.learned_names)]
+    yield f"  static fields: {', '.join(fields) or 'none'}; {mask}"
     summaries = [*model.training.get("stages", ()), *[{}] * len(model.stages)]
     for i, (stage, summary) in enumerate(zip(model.stages, summaries, strict=False)):
         config = stage.config

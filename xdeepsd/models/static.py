@@ -13,6 +13,23 @@ from scipy import ndimage
 from xdeepsd.grids.interpolate import upsample
 
 CLIMATOLOGY = "climatology"
+# Stands for five fields that each stage learns on its own grid before its network, see `xdeepsd.levels.regression`.
+REGRESSION = "regression"
+REGRESSION_TERMS = ("value", "rows", "columns", "laplacian", "constant")
+
+
+def regression_names(stage: int) -> tuple[str, ...]:
+    """Names of the regression's fields of a stage.
+
+    >>> regression_names(0)[0]
+    'regression_0_value'
+    """
+    return tuple(f"{REGRESSION}_{stage}_{term}" for term in REGRESSION_TERMS)
+
+
+def is_learned(name: str) -> bool:
+    """Whether a static field is one of a regression's."""
+    return name.startswith(f"{REGRESSION}_")
 
 
 def fill(field: np.ndarray) -> np.ndarray:

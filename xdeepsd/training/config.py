@@ -12,6 +12,7 @@ import xarray as xr
 from xdeepsd.levels.splits import Split, split_days
 from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.srcnn import SRCNNConfig
+from xdeepsd.models.static import REGRESSION
 from xdeepsd.models.transform import check
 
 LOSSES = ("mse", "denseloss")
@@ -152,9 +153,14 @@ class TrainConfig:
         }  # fmt: skip
         return cls(**published | changes)
 
+    @property
+    def given_static(self) -> tuple[str, ...]:
+        """The static fields that are read from the levels: all but the regression's."""
+        return tuple(name for name in self.static if name != REGRESSION)
+
     def network(self, factor: int) -> SRCNNConfig:
-        """The configuration of a stage's network."""
-        return SRCNNConfig(self.channels, self.kernels, factor, self.static, self.residual, self.conserve)
+        """The configuration of a stage's network, before the regression's fields are added."""
+        return SRCNNConfig(self.channels, self.kernels, factor, self.given_static, self.residual, self.conserve)
 
     def dense_weight(self) -> DenseWeight:
         """The weights of DenseLoss, not yet fitted."""

@@ -97,7 +97,7 @@ class Ladder:
 
 def static_key(config: TrainConfig) -> tuple[Any, ...]:
     """What the static fields depend on."""
-    return config.static, config.train, config.validation, config.test
+    return config.given_static, config.train, config.validation, config.test
 
 
 def _static_fields(finest: xr.Dataset, config: TrainConfig) -> xr.Dataset:
@@ -106,7 +106,7 @@ def _static_fields(finest: xr.Dataset, config: TrainConfig) -> xr.Dataset:
     A climatology that is asked for but not given is the mean of the finest level's training days; see
     `with_climatology` for a given one.
     """
-    check_fields(finest, config.static, "finest", later=[CLIMATOLOGY])
-    _, finest = with_climatology(finest, finest, config.static, config.split(finest["time"]))
-    fields = finest[[*config.static, "mask"]].transpose("lat", "lon")
+    check_fields(finest, config.given_static, "finest", later=[CLIMATOLOGY])
+    _, finest = with_climatology(finest, finest, config.given_static, config.split(finest["time"]))
+    fields = finest[[*config.given_static, "mask"]].transpose("lat", "lon")
     return fields.drop_vars([name for name in fields.coords if name not in fields.dims]).compute(scheduler="threads")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from xdeepsd.losses.dense_weight import DenseWeight
@@ -251,6 +252,13 @@ def _finish_job(ladder: Ladder, stages: Sequence[_Stage], then: Then | None, *tr
     """The stack of the trained stages, with grid, static fields and mask of the finest level; or ``then`` of that."""
     configs = [stage.config for stage in stages]
     maps = xr.merge([ladder.fields(config) for config in configs], compat="override", join="exact")
+    for stage in trained:  # on the finest grid, as all static fields, which inference takes block means of
+        times = maps.sizes["lat"] // max(stage.fields.sizes.get("lat", 1), 1)
+        repeated = {
+            name: (("lat", "lon"), np.repeat(np.repeat(field.values, times, 0), times, 1))
+            for name, field in stage.fields.items()
+        }
+        maps = maps.assign(repeated)
     training = {"stages": [stage.summary for stage in trained], "config": [asdict(config) for config in configs]}
     if CLIMATOLOGY in maps:
         training["climatology"] = maps[CLIMATOLOGY].attrs["origin"]

@@ -21,12 +21,14 @@ from xdeepsd.levels.climatology import with_climatology
 from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
 from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs, values_of
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
+from xdeepsd.levels.regression import fit_regression, with_fields
 from xdeepsd.levels.splits import Split
 from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
 from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
+from xdeepsd.models.static import REGRESSION, regression_names
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.models.variable import clean
 from xdeepsd.stores.begun import changed_fields
@@ -40,11 +42,16 @@ logger = logging.getLogger(__name__)
 
 
 class TrainedStage(NamedTuple):
-    """A stage, a row for each validation, and a summary of the training."""
+    """A stage, a row for each validation, a summary of the training, and the static fields that the stage learned.
+
+    ``fields``: the regression's coefficients ``(lat, lon)`` on the fine grid, dimensionless; empty unless
+    ``TrainConfig.static`` names "regression". A stack needs them among its static fields.
+    """
 
     stage: Stage
     history: pd.DataFrame
     summary: dict[str, Any]
+    fields: xr.Dataset
 
 
 def initialize(net: SRCNN, seed: Sequence[int]) -> None:
@@ -124,7 +131,7 @@ def train_stage(
     config = config or TrainConfig()
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     check_folder(folder, resume, config)
-    coarse, fine = with_climatology(coarse, fine, config.static, config.split(fine["time"]))
+    coarse, fine = with_climatology(coarse, fine, config.given_static, config.split(fine["time"]))
     return train_pair(*stage_pair(coarse, fine, config), config, index, folder, resume, progress)
 
 
@@ -153,11 +160,16 @@ def train_pair(
         _check_data(saved, pair, split)
     with torch_threads(config.threads):
         device = _device(config)
+        buffer, dense = int(config.buffer * MIB), config.loss == "denseloss"
+        days = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair, dense))))
+        regression = saved.get("regression") if saved is not None else None
+        if REGRESSION in config.static:
+            if regression is None:
+                regression = torch.from_numpy(fit_regression(pair, days, config.workers))
+            pair = with_fields(pair, regression_names(index), regression.numpy())
         validation = (
             Validation(pair, split.validation, config.validation_days, device) if split.validation.size else None
         )
-        buffer, dense = int(config.buffer * MIB), config.loss == "denseloss"
-        days = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair, dense))))
         normalizers = (
             fit_normalizers(pair, days, config.workers) if saved is None else _normalizers(saved["normalizers"])
         )
@@ -175,7 +187,7 @@ def train_pair(
             )  # fmt: skip
             described = {
                 "identity": identity, "normalizers": asdict(normalizers), "index": index,
-                "density": None if density is None else density.to_dict(),
+                "density": None if density is None else density.to_dict(), "regression": regression,
                 "digests": torch.from_numpy(pair.digests),  # shared: as they are when a checkpoint is written
             }  # fmt: skip
             run = Run(index, config, stage, loader, loss_function(density, device), validation, folder, described)
@@ -186,7 +198,10 @@ def train_pair(
     summary = _summary(index, config, pair, split, state, validation)
     if density is not None:
         summary["density"] = density.summary()
-    return TrainedStage(stage, pd.DataFrame(state.history), summary)
+    learned = dict(zip(regression_names(index), () if regression is None else regression, strict=False))
+    coords = {name: pair.fine[name] for name in ("lat", "lon") if name in pair.fine.coords}
+    fields = xr.Dataset({name: (("lat", "lon"), field.numpy()) for name, field in learned.items()}, coords)
+    return TrainedStage(stage, pd.DataFrame(state.history), summary, fields)
 
 
 def _begin(
