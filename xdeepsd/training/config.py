@@ -30,7 +30,10 @@ class TrainConfig:
     ----------
     channels, kernels, static, residual, target_transform, conserve
         *Network*, as in `SRCNNConfig`; ``target_transform`` None, "sqrt" or "log1p": network and loss work on
-        transformed precipitation, which is inverted exactly on output.
+        transformed precipitation, which is inverted exactly on output. ``static`` names maps of the levels; a missing
+        "climatology" is the mean of the training days, and "regression" stands for five fields that each stage fits
+        to the training days at each cell of its own grid (`xdeepsd.levels.regression`): a stack with it serves that
+        grid or parts of it only.
     patch, stride, min_land
         *Patches*: rows and columns of the network's input window, in fine cells; the step between patches (the last one
         along each axis ends at the edge of the map); the smallest share of wanted cells (the level's mask) in the
@@ -66,7 +69,7 @@ class TrainConfig:
     # Network
     channels: tuple[int, ...] = (64, 32)
     kernels: tuple[int, ...] = (9, 1, 5)
-    static: tuple[str, ...] = ("elevation", "climatology")
+    static: tuple[str, ...] = ("elevation", "climatology", "regression")
     residual: bool = True
     target_transform: str | None = "sqrt"
     conserve: str | None = "multiplicative"
