@@ -407,4 +407,4 @@ def test_stopped_by_hand(project):
     finally:
         process.kill()
     assert process.returncode == 130, out + err
-    assert err.strip() == "Stopped. --resume goes on from the last checkpoint."
+    assert err.strip() == "Stopped. --resume continues from the last checkpoint."

@@ -42,7 +42,7 @@ def test_the_halo_is_what_the_edge_cell_reaches(kernels, factor):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"channels": (64,)}, "one kernel more than hidden"),
+        ({"channels": (64,)}, "one more kernel than hidden"),
         ({"kernels": (9, 2, 5)}, "odd sizes"),
         ({"channels": (64, 0)}, "at least 1"),
         ({"factor": 0}, "factor 0"),

@@ -1102,7 +1102,7 @@ def test_command_with_workers_and_a_scheduler(job, cluster):
         (["in.zarr", "in.zarr", "e.zarr"], "No model at"),
         (["in.zarr", "model", "e.zarr", "--variable", "rain"], "variable='rain' is not there"),
         (["in.zarr", "model", "e.zarr", "--precision", "int3"], "precision 'int3'; needed"),
-        (["in.zarr", "model", "e.zarr", "--device", "gpu"], "device 'gpu'; needed: one that computes"),
+        (["in.zarr", "model", "e.zarr", "--device", "gpu"], "device 'gpu'; needed: a device that can compute"),
         (["in.zarr", "model", "e.zarr", "--scale-factor", "0"], "--scale-factor is 0. Needed: a number above 0"),
         (["in.zarr", "model", "e.zarr", "--mask", "height.nc"], "needed: mask, or a single one of bool"),
         (["in.zarr", "model", "e.zarr", "--static", "land.nc"], "{'land': 'bool'}; needed: elevation"),
@@ -1111,7 +1111,7 @@ def test_command_with_workers_and_a_scheduler(job, cluster):
         (["in.zarr", "model", "done.zarr", "--mask", "land.nc"], "- mask: "),
         (["in.nc", "model", "done.zarr"], "type --same-input"),
         (["in.zarr", "model", "in.nc/e.zarr"], "in.nc is a file. Type another path"),
-        (["in.zarr", "model", "e.zarr", "--workers", "2", "--scheduler", "tcp://x:1"], "exclude each other"),
+        (["in.zarr", "model", "e.zarr", "--workers", "2", "--scheduler", "tcp://x:1"], "cannot be combined"),
     ],
 )
 def test_command_errors(job, arguments, text):
