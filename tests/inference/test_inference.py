@@ -397,7 +397,7 @@ def test_infinite_is_missing(value, config, caplog):
     with caplog.at_level("WARNING", logger="xdeepsd"):
         fine = users.deepsd.downscale(model, elevation)
     np.testing.assert_array_equal(fine.values, expected.values)
-    assert "values of 'pr' are infinite: taken as missing" in caplog.text
+    assert "values of 'pr' are infinite and count as missing" in caplog.text
     plain = users.deepsd.downscale(model, elevation, batch_size=2)
     np.testing.assert_array_equal(plain.isnull(), fine.isnull())
 

@@ -221,14 +221,14 @@ def test_bad_input_is_named():
         make_levels(da, elevation(da).elevation.expand_dims(time=da.time))
     with pytest.raises(ValueError, match=r"The precipitation has the dims \('lat', 'lon'\)"):
         make_levels(da[0])
-    with pytest.raises(ValueError, match=r"Two candidates or more for precipitation: \['a', 'b'\].*variable=NAME"):
+    with pytest.raises(ValueError, match=r"Several candidates for precipitation: \['a', 'b'\].*variable=NAME"):
         make_levels(xr.Dataset({"a": da, "b": da}))
-    with pytest.raises(ValueError, match=r"variable='c' is not there. The Dataset has \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"There is no variable='c'. The Dataset has \['a', 'b'\]"):
         make_levels(xr.Dataset({"a": da, "b": da}), variable="c")
     assert len(make_levels(xr.Dataset({"a": da, "b": da}), variable="b")) == 4
     with pytest.raises(ValueError, match="lat is not monotonic"):
         make_levels(da.isel(lat=[0, 2, 1, *range(3, 16)]))
-    with pytest.raises(ValueError, match="lat holds values twice"):
+    with pytest.raises(ValueError, match="lat has repeated values"):
         make_levels(da.isel(lat=[0, 0, *range(2, 16)]))
     with pytest.raises(ValueError, match=r"chunked over \['lat'\]"):
         make_levels(da.chunk(lat=4))
@@ -348,7 +348,7 @@ def test_files_of_the_user_among_levels_half_made_stay(tmp_path, name, caplog):
     (path / name).unlink()
     with caplog.at_level(logging.INFO):
         build_levels(fine(3), path=path)
-    assert f"Creating {path} was interrupted: it is created anew." in caplog.text
+    assert f"Creating {path} was interrupted: it is created again." in caplog.text
 
 
 @pytest.mark.parametrize("renewed", [[], [1]])
@@ -487,7 +487,7 @@ def test_another_store_is_refused(tmp_path):
         ({"fine": da.rename("pr")}, "with something else: variable was 'ppt', is 'pr'"),
         ({"fine": da.isel(lat=slice(8, None))}, "holds another grid: lat of 16 cells"),
         ({"fine": da.assign_coords(lon=da.lon + 1 / 48)}, r"holds another grid: lon of 24 cells from -120\.0"),
-        ({"static": elevation(da, 5)}, "holds another field of elevation"),
+        ({"static": elevation(da, 5)}, "holds other values of elevation"),
         ({"static": elevation(da).assign(slope=elevation(da).elevation)}, "holds no slope"),
         ({"climatology": slice("2000", "2001")}, "climatology_years was '2000/2000', is '2000/2001'"),
         (
@@ -504,7 +504,7 @@ def test_another_store_is_refused(tmp_path):
     assert_same_levels(open_levels(path), make_levels(da, elevation(da), climatology=slice("2000", "2000")))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(ValueError, match="exists and is not a store of levels"):
+    with pytest.raises(ValueError, match="exists, but is not a store of levels"):
         build_levels(da, path=tmp_path / "other")
     assert (tmp_path / "other" / "file").read_text() == "mine"
     with pytest.raises(ValueError, match=r"No store of levels at .*Type xdeepsd.build_levels"):
@@ -667,7 +667,7 @@ def test_other_days_must_be_the_same(tmp_path, of_new):
     before = contents(path)
     with pytest.raises(
         ValueError,
-        match=r"3 days are in .*l\.zarr with different data \(up to 39\.8 mm day-1 apart\): 2000-01-08, "
+        match=r"3 days are already in .*l\.zarr with different data \(up to 39\.8 mm day-1 apart\): 2000-01-08, "
         r"2000-01-11\.\.2000-01-12\. .*newer releases .*another path",
     ):
         build_levels(of_new(changed(da, [7, 10, 11])), path=path)
@@ -863,7 +863,7 @@ def test_prepare_says_what_is_wrong(tmp_path):
     for arguments, text in (
         (("nowhere.zarr",), "nowhere.zarr"),
         ((tmp_path / "fine.zarr", "--factors", "two"), "--factors"),
-        ((tmp_path / "fine.zarr", "--variable", "tmax"), "variable='tmax' is not there"),
+        ((tmp_path / "fine.zarr", "--variable", "tmax"), "There is no variable='tmax'"),
     ):
         result = prepare(*arguments, "--out", tmp_path / "x.zarr")
         assert result.exit_code != 0

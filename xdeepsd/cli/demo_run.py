@@ -72,10 +72,10 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
-    console.print("[bold]5[/] Beside the truth")
+    console.print("[bold]5[/] Comparison with the truth")
     means = tuple(level["precipitation"].mean("time").compute() for level in (seen[-1], seen[0]))
     table = _evaluate(out, years[-1], means, console)
-    console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {out}/; look at {out}/maps.png.")
+    console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything is in {out}/; look at {out}/maps.png.")
     return table
 
 
@@ -99,7 +99,7 @@ def _make_room(out: Path, console: Console) -> None:
             f"{others[0]} was not made by the demo. It is left alone. Move it, or type --out NAME for a new folder."
         )
     if old:
-        console.print(f"What an earlier demo made is replaced: {', '.join(path.name for path in old)} in {out}/")
+        console.print(f"Replacing what an earlier demo made: {', '.join(path.name for path in old)} in {out}/")
     for path in old:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _evaluate(out: Path, year: int, means: tuple[xr.DataArray, ...], console: Co
     best = str(rmse.drop("xdeepsd").idxmin())
     better = 1 - float(rmse["xdeepsd"]) / float(rmse[best])
     if better > 0:
-        console.print(f"The model's RMSE is [bold]{better:.0%} lower[/] than that of the best baseline ({best}).")
+        console.print(f"The model's RMSE is [bold]{better:.0%} lower[/] than the best baseline's ({best}).")
     else:
         console.print(
             f"[bold red]The model does not beat the best baseline[/] ({best}): its RMSE is {-better:.0%} higher."

@@ -84,7 +84,7 @@ def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less
         if type(error).__name__ == "KilledWorker":  # by name: distributed may not be installed
             text = f"Workers kept dying, probably out of memory: {less_memory}. {text}"
         elif isinstance(error, CancelledError):
-            text = f"The scheduler is lost. What is done is kept. {text}"
+            text = f"The connection to the scheduler was lost. What has been done is kept. {text}"
         elif not isinstance(error, kinds):
             raise
         errors.print(with_flags(text), markup=False)

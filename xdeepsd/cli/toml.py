@@ -64,13 +64,13 @@ class Config:
         Raises ValueError if the file describes a different number of stages, or there is no such ``stage``.
         """
         if stage is not None and stage >= count:
-            raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {count - 1}.")
+            raise ValueError(f"There is no stage {stage}: the levels give stages 0 to {count - 1}.")
         if self.stages is None:
             return [self.training] * count
         if len(self.stages) != count:
             raise ValueError(
-                f"The file has {len(self.stages)} [[stages]], the levels at {self.paths.levels} make {count}. Needed: "
-                "one for each, coarsest first. Leave [[stages]] out to train all stages alike."
+                f"The file has {len(self.stages)} [[stages]], but the levels at {self.paths.levels} give {count}. "
+                "Needed: one for each, coarsest first. Leave [[stages]] out to train all stages alike."
             )
         return list(self.stages)
 
@@ -109,7 +109,7 @@ def load_config(path: str | Path) -> Config:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         hint = " An old config.ini? Type xdeepsd config from-ini " + str(path) if path.suffix == ".ini" else ""
-        raise ValueError(f"{path} is no valid TOML: {error}.{hint}") from error
+        raise ValueError(f"{path} is not valid TOML: {error}.{hint}") from error
     return parse_config(content, path)
 
 
@@ -119,8 +119,8 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
     preset = content.get("preset")
     if preset not in (None, *PRESETS):
         raise ValueError(
-            f"{path}: preset is {preset!r}. Needed: {' or '.join(map(repr, PRESETS))}. Leave it out for what is "
-            "recommended."
+            f"{path}: preset is {preset!r}. Needed: {' or '.join(map(repr, PRESETS))}. Leave it out for the "
+            "recommended settings."
         )
     for name, kind in (("paths", dict), ("data", dict), ("training", dict), ("stages", list)):
         if not isinstance(content.get(name, kind()), kind):
@@ -141,7 +141,7 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
                 raise ValueError(f"{where} is {table!r}. Needed: a table.")
             stages.append(_training({**content.get("training", {}), **table}, preset, where))
         if data.factors is not None and len(data.factors) != len(stages):
-            raise ValueError(f"{path}: {len(stages)} [[stages]] and factors {list(data.factors)}. Needed: as many.")
+            raise ValueError(f"{path}: {len(stages)} [[stages]], but factors {list(data.factors)}. Needed: as many.")
     return Config(absolute, data, training, tuple(stages) or None)
 
 
@@ -209,8 +209,8 @@ def read_levels(config: Config) -> list[xr.Dataset]:
     factors = tuple(factor_between(coarse, fine) for coarse, fine in pairwise(levels))
     if config.data.factors is not None and config.data.factors != factors:
         raise ValueError(
-            f"[data] factors is {list(config.data.factors)}, the levels at {config.paths.levels} have {list(factors)}. "
-            "Needed: the same. Correct the file, or make the levels again with xdeepsd prepare."
+            f"[data] factors is {list(config.data.factors)}, but the levels at {config.paths.levels} have "
+            f"{list(factors)}. Needed: the same. Correct the file, or make the levels again with xdeepsd prepare."
         )
     if config.data.years is None:
         return levels
@@ -219,7 +219,7 @@ def read_levels(config: Config) -> list[xr.Dataset]:
     if not cut[-1].sizes["time"]:
         days = levels[-1]["time"].values
         raise ValueError(
-            f"[data] years is {[first, last]}, the levels at {config.paths.levels} go from {str(days[0])[:10]} to "
-            f"{str(days[-1])[:10]}. Needed: years that they hold."
+            f"[data] years is {[first, last]}, but the levels at {config.paths.levels} go from {str(days[0])[:10]} to "
+            f"{str(days[-1])[:10]}. Needed: years in that period."
         )
     return cut

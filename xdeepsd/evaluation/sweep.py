@@ -111,8 +111,8 @@ def run_sweep(
     for name in ("validation", "test"):
         if not len(getattr(split, name)):
             raise ValueError(
-                f"The configuration names no {name} days. Needed: alpha is chosen on validation days and reported on "
-                "test days. Give both, such as validation=[2004, 2005] and test=[2006]."
+                f"The configuration names no {name} days. Needed: validation days, on which alpha is chosen, and test "
+                "days, on which it is reported. Give both, such as validation=[2004, 2005] and test=[2006]."
             )
     # Checked before hours of training: without observations on these days there is no error to choose by.
     between = pd.concat(
@@ -150,7 +150,7 @@ def _train_missing(
     """Train the runs (alpha, seed) whose errors on the validation ``days`` are not in the folder yet."""
     missing = [run for run in runs if not (_place(folder, *run) / "validation.parquet").exists()]
     if len(missing) < len(runs):
-        logger.info("%d of %d runs are done already.", len(runs) - len(missing), len(runs))
+        logger.info("%d of %d runs are already done.", len(runs) - len(missing), len(runs))
     if not missing:
         return
     plans = [
@@ -251,7 +251,7 @@ def _interpolation(levels: Sequence[xr.Dataset], days: np.ndarray, part: str, bi
     if not there.any():
         raise ValueError(
             f"None of the {len(days)} {part} days has an observed cell inside the mask: {empty}. Needed: days with "
-            f"observations, or nothing is known of the error. Give other {part} days."
+            f"observations; without them the error is unknown. Give other {part} days."
         )
     if empty:
         logger.warning("Some %s days have no observed cell inside the mask and do not count: %s.", part, empty)
@@ -282,7 +282,7 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
         others = [name for name in (TABLE, FIGURE, "runs") if (folder / name).exists()]
         if others:
             raise FileExistsError(
-                f"{folder} holds {others}, which no sweep wrote: there is no {_ABOUT}. They are left alone. Give "
+                f"{folder} holds {others}, which no sweep wrote, as there is no {_ABOUT}. They are left alone. Give "
                 "another folder."
             )
         write_whole(path, text.encode())
@@ -294,10 +294,10 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
     for i, (old, new) in enumerate(zip(then["stages"], now["stages"], strict=False)):
         different += changed_fields(old, new, of=f" of stage {i}")
     if len(then["stages"]) != len(now["stages"]):
-        different.append(f"there were {len(then['stages'])} stages, there are {len(now['stages'])}")
+        different.append(f"there were {len(then['stages'])} stages, now there are {len(now['stages'])}")
     if different:
         raise ValueError(
-            f"{folder} holds the runs of another configuration: {'; '.join(different)}. Needed: the same, to go on. "
+            f"{folder} holds the runs of another configuration: {'; '.join(different)}. Needed: the same, to continue. "
             "Give another folder to start anew."
         )
 

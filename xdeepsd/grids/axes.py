@@ -68,11 +68,11 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
             f"No {kind} found among the coordinates {sorted(map(str, obj.coords))} of dims {tuple(obj.dims)}. "
             f"Needed: a one-dimensional coordinate in degrees. Type "
             f"ds['NAME'].attrs['standard_name'] = '{kind}' for the coordinate that holds it, or "
-            f"ds.rename(NAME='{short}'); before that ds.set_coords('NAME') where a variable holds it."
+            f"ds.rename(NAME='{short}'); if a data variable holds it, first ds.set_coords('NAME')."
         )
     if len(names) > 1:
         raise ValueError(
-            f"Two candidates or more for {kind}: {sorted(names)}. Needed: exactly one. "
+            f"Several candidates for {kind}: {sorted(names)}. Needed: exactly one. "
             f"Type ds.drop_vars({_least_likely(obj, names)!r}) to leave one of them out."
         )
     name = names[0]
@@ -89,7 +89,7 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
         )
     if obj[name].dtype.kind not in "fiu":
         raise ValueError(
-            f"The {kind} {name!r} is of dtype {obj[name].dtype}. Needed: numbers in degrees. "
+            f"The {kind} {name!r} has dtype {obj[name].dtype}. Needed: numbers in degrees. "
             f"Type ds.assign_coords({name}=ds[{name!r}].astype(float))."
         )
     return name

@@ -155,7 +155,7 @@ def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
     if (steps == 0).any():
         repeated = np.flatnonzero(steps == 0) + 1
         raise ValueError(
-            f"{name} holds values twice: {np.unique(given[repeated])[:5].tolist()}. Needed: every cell once. "
+            f"{name} has repeated values: {np.unique(given[repeated])[:5].tolist()}. Needed: every cell once. "
             f"Type ds.isel({dim}=np.delete(range({values.size}), {repeated.tolist()}))."
         )
     if not ((steps > 0).all() or (steps < 0).all()):
@@ -248,7 +248,7 @@ def _edges_from_bounds(given: xr.DataArray, centres: np.ndarray, name: str, turn
     if not align.same_edge(gaps, cell[1:]).all():
         i = int(np.argmax(gaps))
         raise ValueError(
-            f"The bounds of {name} leave gaps or overlap: cell {i} ends at {last[i]:g} and cell {i + 1} begins at "
+            f"The bounds of {name} have gaps or overlaps: cell {i} ends at {last[i]:g} and cell {i + 1} begins at "
             f"{first[i + 1]:g}. Needed: cells that meet. Correct them, or {drop}"
         )
     return np.concatenate([first, last[-1:]])
@@ -325,7 +325,7 @@ def _check_latitude(lat: np.ndarray, name: str) -> None:
     if np.abs(lat).max() > 90.001:
         raise ValueError(
             f"{name} reaches from {lat.min():g} to {lat.max():g}. Needed: degrees within -90..90. "
-            "Check that latitude and longitude are not exchanged and that the units are degrees."
+            "Check that latitude and longitude are not swapped and that the units are degrees."
         )
 
 
@@ -367,8 +367,8 @@ def read_grid(obj: xr.Dataset | xr.DataArray) -> Grid:
         lat_edges = np.clip(lat_edges, -90.0, 90.0)
     if lon_edges is not None and abs(lon_edges[-1] - lon_edges[0]) > 360.0 * (1 + 1e-6):
         raise ValueError(
-            f"{found.lon} spans {abs(lon_edges[-1] - lon_edges[0]):g} degrees, more than a whole turn: some cells are "
-            f"there twice. Needed: 360 or less. Type ds.isel({found.lon_dim}=slice(None, -1)) if the last column "
+            f"{found.lon} spans {abs(lon_edges[-1] - lon_edges[0]):g} degrees, more than the whole circle: some cells "
+            f"occur twice. Needed: 360 or less. Type ds.isel({found.lon_dim}=slice(None, -1)) if the last column "
             "repeats the first."
         )
     return Grid(lat, lon, lat_edges, lon_edges, found.lat, found.lon, (found.lat_dim, found.lon_dim))

@@ -90,8 +90,8 @@ def interpolate(
     have = (like.sizes["lat"], like.sizes["lon"])
     if have != (factor * coarse.sizes["lat"], factor * coarse.sizes["lon"]):
         raise ValueError(
-            f"like has {have[0]} x {have[1]} cells, the coarse map {coarse.sizes['lat']} x {coarse.sizes['lon']}. "
-            "Needed: one whole factor for both."
+            f"like has {have[0]} x {have[1]} cells, but the coarse map has {coarse.sizes['lat']} x "
+            f"{coarse.sizes['lon']}. Needed: the same whole factor along both axes."
         )
 
     def fine(values: np.ndarray) -> np.ndarray:

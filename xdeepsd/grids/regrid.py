@@ -84,7 +84,7 @@ def regrid(
         weights = _weights.load(weights)
     if weights is None:
         if target is None:
-            raise ValueError("No target arrived. Needed: a grid. Type xdeepsd.regrid(ds, target), or weights=FILE.")
+            raise ValueError("No target was given. Needed: a grid. Type xdeepsd.regrid(ds, target), or weights=FILE.")
         weights = _build(source, read_grid(target), method, engine)
     else:
         _check_weights(weights, source, None if target is None else read_grid(target), method)
@@ -185,13 +185,13 @@ def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: 
             )
         if not same:
             raise ValueError(
-                f"The weights are of another {side} grid: {grid.shape} cells, {grid.spans}; {given.shape} cells, "
-                f"{given.spans} arrived. Needed: the same cells in the same order. Type "
+                f"The weights are for another {side} grid: {grid.shape} cells, {grid.spans}; the grid given has "
+                f"{given.shape} cells, {given.spans}. Needed: the same cells in the same order. Type "
                 "weights=xdeepsd.regrid_weights(ds, target)."
             )
     if method not in (weights.method, "conservative"):  # "conservative" is the default, so perhaps not asked for
         raise ValueError(
-            f"The weights are {weights.method}, the method is {method!r}. Needed: the same. Type "
+            f"The weights are {weights.method}, but the method is {method!r}. Needed: the same. Type "
             f"method={weights.method!r}, or weights=xdeepsd.regrid_weights(ds, target, {method!r})."
         )
 
@@ -263,7 +263,7 @@ def _apply(
             f"maps. Type ds.chunk({{{', '.join(f'{d!r}: -1' for d in dims)}}})."
         )
     if da.dtype.kind not in "fiub":
-        raise ValueError(f"{da.name!r} is of dtype {da.dtype}. Needed: numbers. Type ds.drop_vars({da.name!r}).")
+        raise ValueError(f"{da.name!r} has dtype {da.dtype}. Needed: numbers. Type ds.drop_vars({da.name!r}).")
     dtype = da.dtype if da.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     moved = da.astype(dtype, copy=False).transpose(..., *dims)
     if moved.chunks is None:
@@ -320,7 +320,7 @@ def block_weights(source: Grid, factor: int) -> Weights:
     nlat, nlon = source.shape
     if factor != int(factor) or not 1 <= factor <= min(nlat, nlon):
         raise ValueError(
-            f"The factor is {factor}, of {nlat} x {nlon} cells. Needed: a whole number from 1 to {min(nlat, nlon)}. "
+            f"The factor is {factor}, for {nlat} x {nlon} cells. Needed: a whole number from 1 to {min(nlat, nlon)}. "
             f"Type xdeepsd.coarsen(ds, {min(2, nlat, nlon)})."
         )
     factor = int(factor)
@@ -365,7 +365,7 @@ def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
     source = read_grid(obj)
     if not source.rectilinear:
         raise ValueError(
-            f"{source.lat_name} and {source.lon_name} are 2-D: the blocks of a curvilinear grid are no latitude-"
+            f"{source.lat_name} and {source.lon_name} are 2-D: the blocks of a curvilinear grid are not latitude-"
             "longitude cells. Needed: 1-D coordinates. Type xdeepsd.regrid(ds, target)."
         )
     weights = block_weights(source, factor)

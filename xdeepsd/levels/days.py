@@ -61,11 +61,11 @@ def each_once(da: xr.DataArray) -> np.ndarray:
             raise ValueError(
                 f"The day {str(days[i])[:10]} occurs twice with different data (at {twice[0]} and {twice[1]}; they "
                 f"differ by up to {np.nanmax(np.abs(a - b)):.4g}). Needed: each day once. Type ds.{last}, or "
-                "ds.resample(time='1D').mean() for data of several times a day."
+                "ds.resample(time='1D').mean() for data at several times a day."
             )
     if again.any():
         logger.warning(
-            "%d days occur twice with the same data: %s. Each is taken once.", again.sum(), name_days(days[again])
+            "%d days occur twice with the same data: %s. Each is used once.", again.sum(), name_days(days[again])
         )
     return ~again
 

@@ -71,12 +71,12 @@ def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_la
         advice = "Look at the level's mask (True is land): no cell is True."
         if best:
             advice = (
-                f"Type TrainConfig(min_land={np.floor(best * 100) / 100:g}), or a smaller patch, where the level's "
-                "mask (True is land) is right."
+                f"Type TrainConfig(min_land={np.floor(best * 100) / 100:g}), or a smaller patch, if the level's mask "
+                "(True is land) is right."
             )
         raise ValueError(
             f"No patch with enough land: of {share.size} windows of {output[0]} x {output[1]} fine cells on a map of "
-            f"{mask.shape[0]} x {mask.shape[1]}, the best has {best:.0%} of wanted cells, needed is {min_land:.0%}. "
+            f"{mask.shape[0]} x {mask.shape[1]}, the best has {best:.0%} wanted cells; needed: {min_land:.0%}. "
             f"{advice}"
         )
     i, j = np.nonzero(keep)

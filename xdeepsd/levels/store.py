@@ -81,7 +81,7 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         root = None
     if root is None or root.attrs.get("xdeepsd_levels") != _FORMAT:
         raise ValueError(
-            f"{path} exists and is not a store of levels. Needed: a new path, or a store that build_levels wrote. "
+            f"{path} exists, but is not a store of levels. Needed: a new path, or a store that build_levels wrote. "
             "Type another path."
         )
     if root.attrs.get("ready"):
@@ -91,10 +91,10 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
     foreign += [p.relative_to(folder).as_posix() for part in own for p in not_zarr(part)]
     if foreign := sorted(foreign):
         raise ValueError(
-            f"Creating {path} was interrupted, so it would be created anew, but it holds {foreign}, which build_levels "
-            "did not write. Needed: no other files inside. Move them, or type another path."
+            f"Creating {path} was interrupted, so it would be created again, but it holds {foreign}, which "
+            "build_levels did not write. Needed: no other files inside. Move them, or type another path."
         )
-    logger.info("Creating %s was interrupted: it is created anew.", path)
+    logger.info("Creating %s was interrupted: it is created again.", path)
     return None
 
 
@@ -165,7 +165,7 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
             encoding = {name: held["time"].encoding[name] for name in ("units", "calendar", "dtype")}
         encoded = xr.conventions.encode_cf_variable(xr.Variable("time", time.values, encoding=encoding))
         if encoded.attrs["units"] != encoding["units"]:  # xarray takes finer units where it must
-            raise ValueError(f"{path} keeps days in {encoding['units']}; now days in {encoded.attrs['units']} arrived.")
+            raise ValueError(f"{path} stores days in {encoding['units']}; the new days need {encoded.attrs['units']}.")
         array = get_array(root, f"level_{k}/time")
         array.resize((time.size,))
         if not np.array_equal(array[:], encoded.values):  # an interrupted call may have made room, but no more
@@ -223,13 +223,13 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
             if not align.same(values, old, dim):
                 raise ValueError(
                     f"{path} holds another grid: {dim} of {old.size} cells from {old[0]:.5f} to {old[-1]:.5f}; now "
-                    f"{values.size} cells from {values[0]:.5f} to {values[-1]:.5f} arrived. {new}"
+                    f"{values.size} cells from {values[0]:.5f} to {values[-1]:.5f} were given. {new}"
                 )
         for name in sorted({str(n) for n in finest.data_vars} - {"precipitation", "mask", "land_fraction"}):
             if name not in held:
-                raise ValueError(f"{path} holds no {name} among {sorted(map(str, held.data_vars))}. {new}")
+                raise ValueError(f"{path} holds no {name}, only {sorted(map(str, held.data_vars))}. {new}")
             if not np.allclose(finest[name].values, held[name].values, rtol=0, atol=1e-3, equal_nan=True):
-                raise ValueError(f"{path} holds another field of {name}. {new}")
+                raise ValueError(f"{path} holds other values of {name}. {new}")
 
 
 def as_run(days: np.ndarray) -> slice | np.ndarray:

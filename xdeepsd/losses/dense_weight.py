@@ -149,8 +149,8 @@ class DenseWeight:
         if share > 0.5:
             warnings.warn(
                 f"{share:.0%} of the training values get the least weight, eps={self.eps:g}, with alpha="
-                f"{self.alpha:g}: the loss hardly sees them. Type a lower alpha, or wet_threshold=0.1 (in mm day-1) "
-                "where most of them are dry.",
+                f"{self.alpha:g}: they hardly count in the loss. Type a lower alpha, or wet_threshold=0.1 (in mm "
+                "day-1) if most of them are dry.",
                 stacklevel=3,
             )
 
@@ -267,7 +267,7 @@ class DenseWeight:
         wanted = {*_PARAMETERS, "histogram"}
         if set(content) != wanted:
             raise ValueError(
-                f"A DenseWeight was to be read from the keys {sorted(content)}; needed: {sorted(wanted)}, as "
+                f"Cannot read a DenseWeight from the keys {sorted(content)}; needed: {sorted(wanted)}, as "
                 "dw.to_dict() writes them."
             )
         histogram = content["histogram"]

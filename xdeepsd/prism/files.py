@@ -62,11 +62,11 @@ def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> 
             continue
         if not found_here and named:
             problems.append(
-                f"{file} has no PRISM name, nor has anything in it. Needed: names such as "
+                f"Neither {file} nor anything in it has a PRISM name. Needed: names such as "
                 "prism_ppt_us_25m_20251103.tif or PRISM_ppt_stable_4kmD2_20110101_bil.bil."
             )
         elif not found_here:
-            logger.warning("%s is passed over: no PRISM name, nor in it", file)
+            logger.warning("%s is skipped: neither it nor anything in it has a PRISM name", file)
         sources += found_here
     _raise_all(problems)
     if not sources:
@@ -146,7 +146,7 @@ def _on_one_grid(sources: list[Source]) -> tuple[dict[tuple[str, pd.Timestamp | 
     grid, first = grids[0]
     _raise_all(
         [
-            f"{source} is on another grid: {other}. Needed: {grid}, as in {first}. Open them apart."
+            f"{source} is on another grid: {other}. Needed: {grid}, as in {first}. Open them separately."
             for other, source in grids
             if other != grid
         ]
@@ -165,7 +165,7 @@ def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
         there = {name: ds[f"{name}_release"].values > 0 for name in variables}
         days = pd.DatetimeIndex(ds["time"].values if variables else [])
     if not variables and "elevation" not in ds:
-        raise ValueError(f"{path} is no store of xdeepsd fetch: none of its variables has a release. Use xr.open_zarr.")
+        raise ValueError(f"{path} is not a store of xdeepsd fetch: no variable has a release. Use xr.open_zarr.")
     if not variables:
         return ds
     if not allow_missing:
@@ -182,7 +182,7 @@ def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
     gaps = {name: full.difference(mine) for name, mine in held.items()}
     _raise_all(
         [
-            f"{name} lacks {len(gap)} of the {len(full)} days from {full[0]:%Y-%m-%d} to {full[-1]:%Y-%m-%d}: "
+            f"{name} is missing on {len(gap)} of the {len(full)} days from {full[0]:%Y-%m-%d} to {full[-1]:%Y-%m-%d}: "
             f"{days_text(gap)}. Needed: every day. Fetch them, or go on with allow_missing=True."
             for name, gap in gaps.items()
             if len(gap)
@@ -203,12 +203,12 @@ def _most_final(sources: list[Source], grid: PrismGrid) -> Source:
     for other in others:
         known = 0 < other.release < final.release
         if known:
-            logger.info("%s (release %d) is taken, not %s (release %d)", final, final.release, other, other.release)
+            logger.info("%s (release %d) is used, not %s (release %d)", final, final.release, other, other.release)
         elif not np.array_equal(read_map(final, grid), read_map(other, grid), equal_nan=True):
             what = f"{final.variable} of {final.day:%Y-%m-%d}" if final.day is not None else final.variable
             raise ValueError(
-                f"{what} comes twice with different data, and neither release is the later one: {final} (release "
-                f"{final.release or 'not known'}) and {other} (release {other.release or 'not known'}). Needed: one. "
+                f"{what} is there twice with different data, and neither is known to be later: {final} (release "
+                f"{final.release or 'unknown'}) and {other} (release {other.release or 'unknown'}). Needed: one. "
                 "Leave one of them out of paths."
             )
     return final

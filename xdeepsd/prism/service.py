@@ -63,7 +63,7 @@ class Service:
                 if text.startswith("Invalid date") and today - end < pd.Timedelta(days=14):
                     end -= pd.Timedelta(days=1)
                     continue
-                raise PermissionError(f"The service does not tell its releases ({url}); it says: {text}") from None
+                raise PermissionError(f"The service does not list its releases ({url}); it answers: {text}") from None
             return _parse_releases(rows, variable, url)
         return {}
 
@@ -99,7 +99,7 @@ class Service:
                     if response.next_request is None:
                         return self._content(response, most)
                     request = response.next_request
-            raise httpx.TooManyRedirects(f"{url} is sent on and on", request=request)
+            raise httpx.TooManyRedirects(f"{url} is redirected too often", request=request)
         finally:
             self._answered = time.monotonic()
 
@@ -108,7 +108,7 @@ class Service:
         if not refused:
             response.raise_for_status()
         if response.headers.get("Content-Encoding") in ("gzip", "deflate", "br", "zstd"):
-            raise httpx.DecodingError(f"the answer is packed by {response.headers['Content-Encoding']}, unasked")
+            raise httpx.DecodingError(f"the answer is in {response.headers['Content-Encoding']}, not as requested")
         begin = time.monotonic()
         content = bytearray()
         for part in response.iter_raw():
@@ -117,10 +117,10 @@ class Service:
                 break
             if len(content) > most:
                 raise ValueError(
-                    f"{response.url} answers with more than {most} bytes: broken off, no such file has so many"
+                    f"{response.url} answers with more than {most} bytes, more than any such file has: aborted"
                 )
             if time.monotonic() - begin > 10 * self.timeout:
-                raise httpx.ReadTimeout(f"{len(content)} bytes in {10 * self.timeout:.0f} s, broken off")
+                raise httpx.ReadTimeout(f"{len(content)} bytes in {10 * self.timeout:.0f} s: aborted")
         if refused:
             raise PermissionError(f"status {response.status_code}: {_text(content)}")
         return bytes(content)
@@ -152,10 +152,10 @@ def _whole_zip(content: bytes, most: int) -> bytes:
         # Errors come as text with status 200 and the name of a zip.
         text = _text(content)
         if text.startswith("Invalid"):
-            raise ValueError(f"no zip but the text: {text}")
+            raise ValueError(f"not a zip but the text: {text}")
         if not content:
             raise EOFError("an empty answer")
-        raise PermissionError(f"The service refuses; it says: {text}")
+        raise PermissionError(f"The service refuses; it answers: {text}")
     try:
         with reading(f"a broken zip of {len(content)} bytes"):
             check_zip(BytesIO(content), most)
@@ -167,9 +167,9 @@ def _whole_zip(content: bytes, most: int) -> bytes:
 def _parse_releases(rows: Any, variable: str, url: str) -> dict[pd.Timestamp, Release]:
     """Parse rows of day, release date, variable, release number, address; a single row comes without an outer list."""
     found: dict[pd.Timestamp, Release] = {}
-    with reading(f"The list of releases at {url} is not understood", "It may have changed."):
+    with reading(f"The list of releases at {url} cannot be understood", "Its format may have changed."):
         if not isinstance(rows, list):
-            raise ValueError(f"it is no list but {str(rows)[:_QUOTED]}")
+            raise ValueError(f"it is not a list but {str(rows)[:_QUOTED]}")
         for day, date, element, number, *_ in rows if not rows or isinstance(rows[0], list) else [rows]:
             if element != variable:
                 raise ValueError(f"it lists {element!r}")

@@ -57,11 +57,11 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
     if not isinstance(store, Store):
         raise TypeError(f"store is a {type(store).__name__}; needed: a path, a URL or a zarr store.")
     if store.read_only:
-        raise ValueError(f"{store} is read-only. Of Icechunk, type repo.writable_session('main').store.")
+        raise ValueError(f"{store} is read-only. With Icechunk, type repo.writable_session('main').store.")
     if not (store.supports_deletes and store.supports_listing):
         raise ValueError(
-            f"{store} cannot be resumed: it cannot delete or list. Type to_zarr('out.zarr') for a folder, and pack it "
-            "afterwards."
+            f"{store} cannot be resumed: it cannot delete or list keys. Type to_zarr('out.zarr') for a folder, and "
+            "pack it afterwards."
         )
     fs = getattr(store, "fs", None)
     if "file" in getattr(getattr(fs, "sync_fs", fs), "protocol", ()):
@@ -81,7 +81,7 @@ def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
     found = sorted(set(reads(graphs, target, prefix)))
     if found:
         where = f"{name_of(target)}/{prefix}".rstrip("/")
-        raise ValueError(f"The output {where} is, or holds, the input {found[0]}. Type another path.")
+        raise ValueError(f"The output {where} is or contains the input {found[0]}. Type another path.")
 
 
 def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[str] = ()) -> None:
@@ -103,8 +103,8 @@ def _check_replaceable(target: Store, prefix: str, where: str, half: Collection[
         foreign = [file] if kind is None else [f for f in file.iterdir() if not _of_an_array(f.name)]
         if foreign:
             raise FileExistsError(
-                f"{where} also holds what is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or type "
-                "another path."
+                f"{where} also holds something that is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or "
+                "type another path."
             )
 
 
@@ -143,8 +143,8 @@ def fork(session: Any) -> Any:
         return session.store
     if session.has_uncommitted_changes:
         raise ValueError(
-            "The Icechunk session has uncommitted changes, and with a distributed scheduler only a session without can "
-            "be forked to the workers. Type session.commit('...') and take a new session, or session.discard_changes()."
+            "The Icechunk session has uncommitted changes, but only a session without any can be forked to the workers "
+            "of a cluster. Type session.commit('...') and take a new session, or session.discard_changes()."
         )
     return session.fork().store
 
@@ -226,7 +226,7 @@ def begin_or_resume(
         _begin(target, prefix, layout)
         return
     if not resume:
-        raise FileExistsError(f"{where} exists. Type resume=True to go on with it, or overwrite=True to replace it.")
+        raise FileExistsError(f"{where} exists. Type resume=True to continue it, or overwrite=True to replace it.")
     if status not in (INCOMPLETE, COMPLETE):
         raise FileExistsError(
             f"{where} exists and was not written by xdeepsd.to_zarr, so it cannot be resumed. Type overwrite=True to "
@@ -234,15 +234,15 @@ def begin_or_resume(
         )
     different = differences(group, zarr.open_group(layout, mode="r"), lazy, same_input)
     if different:
-        lines = "\n".join(f"- {name}: {there} there, {now} now" for name, (there, now) in different.items())
+        lines = "\n".join(f"- {name}: {there} in the store, {now} now" for name, (there, now) in different.items())
         hint = (
-            " If you know that it is the same input (moved, or read by another version of Dask or xarray), type "
+            " If you know that the input is the same (moved, or read by another version of Dask or xarray), type "
             "same_input=True."
             if set(different) == {"input"}
             else ""
         )
         raise ValueError(
-            f"{where} was begun with something else:\n{lines}\nNeeded: all as it was begun. Type another path, or "
+            f"{where} was begun with something else:\n{lines}\nNeeded: the same throughout. Type another path, or "
             f"overwrite=True to begin anew.{hint}"
         )
 
