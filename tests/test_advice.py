@@ -1032,7 +1032,7 @@ CASES["grid"] = [
          "ds = ds.sortby('lat')"),
     case("Needed: ascending or descending values", lambda ds: regrid(ds, grid([1, 2], [179, 180])),
          lambda tmp: {"ds": field([0.5, 1.5, 2.5], [-179.5, -178.5, 178.5, 179.5])},
-         "ds = ds.assign_coords(lon=ds['lon'].copy(data=(ds['lon'].values - 360) % 360 + 360)).sortby('lon')"),
+         "ds = ds.assign_coords(lon=ds['lon'].copy(data=(ds['lon'].values -0) % 360 +0)).sortby('lon')"),
     case("have the shape", regrid, lambda tmp: {"ds": with_bounds(count=3)}, DROP, CORRECT),
     case("disagree with its centres", regrid, lambda tmp: {"ds": with_bounds(low=9)}, DROP, CORRECT),
     case("have gaps or overlaps", regrid, lambda tmp: {"ds": with_bounds(width=0.8)}, DROP, CORRECT),

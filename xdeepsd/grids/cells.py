@@ -134,10 +134,6 @@ def unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
-def _unwrap(lon: np.ndarray) -> np.ndarray:
-    return np.unwrap(lon, period=360.0)
-
-
 def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
     """The values as float64; ValueError if they are not finite and strictly monotonic.
 
@@ -150,7 +146,7 @@ def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
             f"{name} has {np.count_nonzero(~np.isfinite(given))} NaN among its {given.size} values. Needed: the "
             f"centre of every cell. Type ds.isel({dim}=np.isfinite(ds['{name}'].values))."
         )
-    values = _unwrap(given) if turn else given
+    values = np.unwrap(given, period=360.0) if turn else given
     steps = np.diff(values)
     if (steps == 0).any():
         repeated = np.flatnonzero(steps == 0) + 1
@@ -160,15 +156,9 @@ def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
         )
     if not ((steps > 0).all() or (steps < 0).all()):
         at = int(np.argmax(np.sign(steps) != np.sign(steps[0])))
-        before = ""
-        if turn and (np.diff(_unwrap(np.sort(given))) < 0).any():  # sorting alone would leave a jump
-            up = np.sort(given % 360.0)
-            gaps = np.diff(up, append=up[0] + 360.0)
-            west = f"{(up + gaps / 2)[np.argmax(gaps)]:g}"
-            before = f".assign_coords({name}=ds['{name}'].copy(data=(ds['{name}'].values - {west}) % 360 + {west}))"
         raise ValueError(
             f"{name} is not monotonic: {values[at]:g} is followed by {values[at + 1]:g} at position {at + 1} of "
-            f"{values.size}. Needed: ascending or descending values. Type ds{before}.sortby({name!r})."
+            f"{values.size}. Needed: ascending or descending values. Type {axes.to_order(given, name)}."
         )
     return values
 

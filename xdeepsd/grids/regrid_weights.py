@@ -121,15 +121,6 @@ def check_method(method: str) -> None:
         raise ValueError(f"The method is {method!r}. Needed: one of {', '.join(METHODS)}. Type method='conservative'.")
 
 
-def need_two(source: Grid) -> None:
-    """ValueError if an axis has fewer than two cells to interpolate between."""
-    if min(source.shape) < 2:
-        raise ValueError(
-            f"Bilinear interpolation on a source of {source.shape[0]} x {source.shape[1]} cells. Needed: two or more "
-            "along each axis. Type method='nearest'."
-        )
-
-
 def check_overlap(weights: Weights) -> Weights:
     """Return the weights; ValueError if no target cell takes anything, or all lie cells away from the source."""
     source, target = weights.source, weights.target
@@ -161,7 +152,11 @@ def build(source: Grid, target: Grid, method: str, great_circles: bool = False) 
         if method == "conservative_normed":
             parts = tuple(_normalized(part) for part in parts)
     elif method == "bilinear":
-        need_two(source)
+        if min(source.shape) < 2:
+            raise ValueError(
+                f"Bilinear interpolation on a source of {source.shape[0]} x {source.shape[1]} cells. Needed: two or "
+                "more along each axis. Type method='nearest'."
+            )
         parts = _bilinear_axes(source, target) if flat else (bilinear(source, target),)
     else:
         parts = (_nearest(source, target),)
