@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.stores.begun import changed_fields
-from xdeepsd.stores.target import not_zarr
+from xdeepsd.stores.target import consolidate, not_zarr
 
 logger = logging.getLogger(__name__)
 
@@ -116,15 +115,9 @@ def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[
             *((name, shape[1:], shape[1:], ("lat", "lon")) for name in later),
         ):
             group.create_array(
-                name,
-                shape=size,
-                chunks=chunks,
-                dtype="float32",
-                compressors=(COMPRESSOR,),
-                fill_value=np.nan,
-                dimension_names=dims,
-                attributes=dict(ATTRS[name]),
-            )
+                name, shape=size, chunks=chunks, dtype="float32", compressors=(COMPRESSOR,), fill_value=np.nan,
+                dimension_names=dims, attributes=dict(ATTRS[name]),
+            )  # fmt: skip
     root.create_array("done", shape=(wanted[0].sizes["time"],), chunks=(days,), dtype="bool", fill_value=False)
     fit_releases(root)
     root.attrs["ready"] = True
@@ -139,14 +132,6 @@ def fit_releases(root: zarr.Group) -> None:
         get_array(root, "releases").resize((done.shape[0], 2))
     else:
         root.create_array("releases", shape=(done.shape[0], 2), chunks=(done.chunks[0], 2), dtype="int32", fill_value=0)
-
-
-def consolidate(path: PathLike) -> None:
-    """Collect the metadata of all levels in the root, so that opening reads one file. Attribute changes drop them."""
-    with warnings.catch_warnings():
-        # Zarr warns that other readers may ignore consolidated metadata in format 3: they lose nothing by that.
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(str(path), zarr_format=3)
 
 
 def _is_consolidated(path: PathLike) -> bool:

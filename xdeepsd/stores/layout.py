@@ -193,7 +193,8 @@ def differences(
         _compare_attributes(f"{name}: ", a, b, compare)
         for key in ("shape", "dtype", "chunks", "shards", "compressors", "filters", "fill_value"):
             compare(f"{name}: {key}", getattr(a, key), getattr(b, key))
-        if name not in lazy and a.shape == b.shape and not _equal(a[...], b[...]):
+        with_nan = a.dtype.kind in "fc" and b.dtype.kind in "fc"
+        if name not in lazy and a.shape == b.shape and not np.array_equal(a[...], b[...], equal_nan=with_nan):
             found[f"{name}: values"] = (_ends(a), _ends(b))
     if not same_input:
         begun, given = (json.loads(str(group.attrs[INPUT])) for group in (there, now))
@@ -211,11 +212,6 @@ def _compare_attributes(where: str, there: Any, now: Any, compare: Callable[[str
     for key in sorted((set(a) | set(b)) - _FREE):
         name = _ATTRIBUTES.get(key)
         compare(name or f"{where}attribute {key}", a.get(key), b.get(key))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    a, b = np.asarray(a), np.asarray(b)
-    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc"))
 
 
 def _ends(array: zarr.Array) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -294,13 +295,18 @@ def _refresh_parents(target: Store, prefix: str) -> None:
         except FileNotFoundError:  # a store without a group at its root
             continue
         if group.metadata.consolidated_metadata is not None:
-            _consolidate(target, path, group.metadata.zarr_format)
+            consolidate(target, path, group.metadata.zarr_format)
 
 
-def _consolidate(target: Store, path: str, zarr_format: Any) -> None:
+def consolidate(store: Store | str | os.PathLike[str], path: str = "", zarr_format: Any = 3) -> None:
+    """Collect the metadata of a group and all below it in one file, so that opening reads only that.
+
+    A change of the group's attributes drops them.
+    """
     with warnings.catch_warnings():  # "not part of the Zarr format 3 specification": but every reader understands it
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
-        zarr.consolidate_metadata(target, path=path, zarr_format=zarr_format)
+        where = store if isinstance(store, Store) else str(store)
+        zarr.consolidate_metadata(where, path=path, zarr_format=zarr_format)
 
 
 def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
@@ -315,4 +321,4 @@ def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
     group.attrs[STATUS] = COMPLETE
     if target.supports_consolidated_metadata:
         _refresh_parents(target, prefix)
-        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: this marks the end
+        consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: this marks the end
