@@ -74,14 +74,8 @@ def missing_days(days: Any) -> Any:
     """Calendar days between the first and the last that are missing."""
     if len(days) < 2:
         return days[:0]
-    every = xr.date_range(
-        days[0],
-        days[-1],
-        freq="D",
-        calendar=getattr(days, "calendar", "standard"),
-        use_cftime=isinstance(days, xr.CFTimeIndex),
-    )
-    return every.difference(days)
+    calendar, cftime = getattr(days, "calendar", "standard"), isinstance(days, xr.CFTimeIndex)
+    return xr.date_range(days[0], days[-1], freq="D", calendar=calendar, use_cftime=cftime).difference(days)
 
 
 def releases(fine: xr.DataArray | xr.Dataset, da: xr.DataArray) -> np.ndarray:
