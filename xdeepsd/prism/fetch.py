@@ -193,15 +193,11 @@ def _fetch_days(
 
 def _bar(variable: str, shown: bool) -> Progress:
     """A progress bar of days, with megabytes and the time left."""
-    return Progress(
-        TextColumn(f"{variable} {{task.fields[day]}}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("days, {task.fields[megabytes]:.1f} MB,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        disable=not shown,
-    )
+    columns = (
+        TextColumn(f"{variable} {{task.fields[day]}}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("days, {task.fields[megabytes]:.1f} MB,"), TimeRemainingColumn(), TextColumn("left"),
+    )  # fmt: skip
+    return Progress(*columns, disable=not shown)
 
 
 def _fetch_elevation(service: Service, path: Path, store: Any) -> FetchReport:

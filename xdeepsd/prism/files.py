@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
+from dask.base import tokenize
 
 from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, PrismGrid, Source, days_text, parse_name, skeleton
 from xdeepsd.prism.raster import RASTERS, netcdf_sources, raster_grid, read_map, reading, zip_sources
@@ -218,19 +219,13 @@ def _lazy(sources: list[Source | None], grid: PrismGrid) -> da.Array:
     """Maps of the sources, ``(time, lat, lon)``, with a chunk and a task for each; None gives NaN."""
     items = np.empty((len(sources), 1, 1), dtype=object)
     items[:, 0, 0] = sources
-    name = f"open-prism-{dask_token(sources, grid)}"
+    # The same maps have the same name: from paths, members, sizes and modification times.
+    stats = [s and (str(s), s.variable, s.index, s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in sources]
+    name = f"open-prism-{tokenize(stats, grid)}"
     chunks = ((1,) * len(sources), (grid.shape[0],), (grid.shape[1],))
     return da.from_array(items, chunks=1, name=f"{name}-files").map_blocks(
         _read_block, grid, name=name, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32)
     )
-
-
-def dask_token(sources: list[Source | None], grid: PrismGrid) -> str:
-    """A token by which Dask recognizes the same maps: from paths, members, sizes and modification times."""
-    from dask.base import tokenize
-
-    stats = [s and (str(s), s.variable, s.index, s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in sources]
-    return str(tokenize(stats, grid))
 
 
 def _read_block(block: np.ndarray, grid: PrismGrid) -> np.ndarray:

@@ -209,24 +209,6 @@ def parse_name(path: Path, member: str | None = None) -> Source | None:
     return Source(path, member, found["variable"], day, release, found.get("region", "us"), resolution)
 
 
-def day_url(variable: str, day: pd.Timestamp, region: str, resolution: str, base_url: str = SERVICE) -> str:
-    """Address of the zip of one day."""
-    return f"{base_url}/{region}/{resolution}/{variable}/{day:%Y%m%d}"
-
-
-def release_url(
-    variable: str, start: pd.Timestamp, end: pd.Timestamp, region: str, resolution: str, base_url: str = SERVICE
-) -> str:
-    """Address of the list of release dates and numbers for the days from ``start`` to ``end``."""
-    days = f"{start:%Y%m%d}" if start == end else f"{start:%Y%m%d}/{end:%Y%m%d}"
-    return f"{base_url}/releaseDate/{region}/{resolution}/{variable}/{days}?json=true"
-
-
-def elevation_url(region: str, resolution: str, base_url: str = SERVICE) -> str:
-    """Address of the zip with the elevation that PRISM used, on a different host from the daily grids."""
-    return f"{DOWNLOADS if base_url == SERVICE else base_url}/PRISM_{region}_dem_{resolution}_bil.zip"
-
-
 def days_text(days: Iterable[pd.Timestamp]) -> str:
     """Days as a short text; runs of consecutive days are shortened to their first and last.
 

@@ -53,7 +53,8 @@ class Service:
         today = pd.Timestamp.now("UTC").tz_localize(None).normalize()
         end = min(end, today)
         while start <= end:
-            url = names.release_url(variable, start, end, self.region, self.resolution, self.base_url)
+            days = f"{start:%Y%m%d}" if start == end else f"{start:%Y%m%d}/{end:%Y%m%d}"
+            url = f"{self.base_url}/releaseDate/{self.region}/{self.resolution}/{variable}/{days}?json=true"
             content = self._get(url, 1000 * ((end - start).days + 100), lambda content: content)
             try:
                 rows = json.loads(content)
@@ -69,11 +70,12 @@ class Service:
 
     def day(self, variable: str, day: pd.Timestamp) -> bytes:
         """The whole zip of one day."""
-        return self._zip(names.day_url(variable, day, self.region, self.resolution, self.base_url))
+        return self._zip(f"{self.base_url}/{self.region}/{self.resolution}/{variable}/{day:%Y%m%d}")
 
     def elevation(self) -> bytes:
-        """The whole zip of the elevation."""
-        return self._zip(names.elevation_url(self.region, self.resolution, self.base_url))
+        """The whole zip of the elevation that PRISM used; another host has it."""
+        base = names.DOWNLOADS if self.base_url == names.SERVICE else self.base_url
+        return self._zip(f"{base}/PRISM_{self.region}_dem_{self.resolution}_bil.zip")
 
     def _zip(self, url: str) -> bytes:
         most = names.most_bytes(self.resolution)
