@@ -160,18 +160,7 @@ class DenseWeight:
         Same shape and dtype (float32 or float64) as ``values``, lazy if they are. NaN for NaN and for values below
         ``wet_threshold``. Beyond the grid, the density at its end.
         """
-        histogram = self._fitted
-        return _on_blocks(
-            partial(
-                look_up,
-                grid=histogram.grid,
-                table=histogram.density,
-                threshold=self._threshold,
-                transform=self.transform,
-            ),
-            values,
-            {"long_name": "density of the training values"},
-        )
+        return _on_blocks(self._of_grid("density"), values, {"long_name": "density of the training values"})
 
     def weights(self, values: Any) -> Any:
         """Weight of each value, with mean 1 over the training values; 0 for NaN.
@@ -181,17 +170,14 @@ class DenseWeight:
         the training values is 1 up to rounding; above, it is only as accurate as the grid resolves where ``p'`` crosses
         ``1 / alpha``.
         """
-        histogram = self._fitted
-        density = partial(
-            look_up,
-            grid=histogram.grid,
-            table=histogram.scaled_density,
-            threshold=self._threshold,
-            transform=self.transform,
-            dry=0.0,
-        )
+        density = self._of_grid("scaled_density", dry=0.0)
         function = partial(_block_weights, density=density, alpha=self.alpha, eps=self.eps, mean=self.mean)
         return _on_blocks(function, values, {"long_name": "DenseWeight", "units": "1"})
+
+    def _of_grid(self, table: str, dry: float = math.nan) -> Callable[[np.ndarray], np.ndarray]:
+        """`look_up` in a table of the histogram."""
+        grid, values = self._fitted.grid, getattr(self._fitted, table)
+        return partial(look_up, grid=grid, table=values, threshold=self._threshold, transform=self.transform, dry=dry)
 
     @cached_property
     def _unscaled(self) -> np.ndarray:

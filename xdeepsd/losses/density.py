@@ -131,16 +131,9 @@ def fit_histogram(
             "between. Needed: values that do not change. Write them to a file first, or type values.persist()."
         )
     histogram = Histogram(
-        n=found.finite,
-        zeros=found.zeros,
-        dry=found.finite - found.n,
-        minimum=found.minimum,
-        maximum=found.maximum,
-        bandwidth=bandwidth,
-        start=float(grid[0]),
-        stop=float(grid[-1]),
-        counts=counts,
-    )
+        n=found.finite, zeros=found.zeros, dry=found.finite - found.n, minimum=found.minimum, maximum=found.maximum,
+        bandwidth=bandwidth, start=float(grid[0]), stop=float(grid[-1]), counts=counts,
+    )  # fmt: skip
     if histogram.step > bandwidth:
         enough = math.ceil(1.01 * grid_points * histogram.step / bandwidth)
         warnings.warn(
