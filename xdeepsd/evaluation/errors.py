@@ -36,18 +36,9 @@ def compare(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> 
     All rows are over the same cells: those present in every prediction and in the observations.
     """
     observed = _common(predictions, observed)
-    table = xr.Dataset(
-        {
-            f"{name}|{error}": value
-            for name, predicted in predictions.items()
-            for error, value in errors(predicted.where(observed.notnull()), observed).items()
-        }
-    ).compute()
-    rows = {
-        name: {error: float(table[f"{name}|{error}"]) for error in ("rmse", "mae", "bias", "correlation")}
-        for name in predictions
-    }
-    return pd.DataFrame(rows).T
+    lazy = {name: errors(da.where(observed.notnull()), observed) for name, da in predictions.items()}
+    (rows,) = dask.compute(lazy)
+    return pd.DataFrame({name: {error: float(v) for error, v in row.items()} for name, row in rows.items()}).T
 
 
 def _common(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> xr.DataArray:

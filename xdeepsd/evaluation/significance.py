@@ -8,10 +8,7 @@ import numpy as np
 from scipy import stats
 
 
-def significance(
-    errors: Sequence[float] | np.ndarray,
-    reference: Sequence[float] | np.ndarray,
-) -> dict[str, float]:
+def significance(errors: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Whether the errors of some runs differ from those of reference runs with the same seeds, in the same order.
 
     Returns ``relative`` (mean error over mean reference error), ``p_mannwhitney`` (scipy's ``mannwhitneyu``: two
