@@ -9,7 +9,7 @@ import typer
 
 from xdeepsd.cli.terminal import consoles, told
 
-app = typer.Typer(no_args_is_help=True, help="Configuration files.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

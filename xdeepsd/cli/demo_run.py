@@ -11,9 +11,9 @@ import pandas as pd
 import xarray as xr
 from dask.distributed import Client, LocalCluster
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from xdeepsd.cli.terminal import bar
 from xdeepsd.evaluation.baselines import baselines
 from xdeepsd.evaluation.errors import compare
 from xdeepsd.evaluation.plot import plot_maps
@@ -62,15 +62,9 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     held_out = levels[0][["precipitation"]].sel(time=str(years[-1]))
     to_zarr(held_out.drop_encoding().chunk(time=30), out / "coarse.zarr")
     downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
-    columns = (TextColumn("chunks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cluster = LocalCluster(processes=False, threads_per_worker=2, dashboard_address="127.0.0.1:0")
-    with cluster, Client(cluster), Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
-        to_zarr(
-            downscaled,
-            out / "downscaled.zarr",
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with cluster, Client(cluster), bar(console, "chunks") as progress:
+        to_zarr(downscaled, out / "downscaled.zarr", progress=progress)
 
     console.print("[bold]5[/] Comparison with the truth")
     means = tuple(level["precipitation"].mean("time").compute() for level in (seen[-1], seen[0]))

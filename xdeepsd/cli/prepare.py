@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xdeepsd.cli.terminal import consoles, logged, told
+from xdeepsd.cli.terminal import bar, consoles, logged, told
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,7 +57,7 @@ def prepare(
         elif "elevation" not in maps and "elevation" in ds:
             maps["elevation"] = ds["elevation"]
         given = None if climatology is None else _open(climatology)
-        with _bar(console) as progress:
+        with bar(console, "days") as progress:
             levels = build_levels(
                 ds, maps if maps.data_vars else None, numbers, out, variable=variable,
                 climatology=slice(*climatology_years) if climatology_years else given,
@@ -116,13 +114,3 @@ def _only_elevation(ds: xr.Dataset, path: Path) -> xr.DataArray:
     if len(ds.data_vars) != 1 and "elevation" not in ds:
         raise ValueError(f"{path} holds {sorted(map(str, ds.data_vars))}. Needed: only the elevation.")
     return ds["elevation" if "elevation" in ds else next(iter(ds.data_vars))]
-
-
-@contextlib.contextmanager
-def _bar(console: Any) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("days"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("days", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from xdeepsd.levels.disk import open_levels
 from xdeepsd.levels.pairs import factor_between
@@ -22,10 +22,9 @@ from xdeepsd.training.config import TrainConfig
 PRESETS = ("paper",)
 
 
-class Paths(BaseModel):
+@dataclass(frozen=True)
+class Paths:
     """``[paths]``: relative paths are taken from the folder of the TOML file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     levels: Path = Path("levels.zarr")
     """The resolution ladder that training reads (``xdeepsd prepare``)."""
@@ -34,10 +33,9 @@ class Paths(BaseModel):
     sweep: Path = Path("sweep")
 
 
-class Data(BaseModel):
+@dataclass(frozen=True)
+class Data:
     """``[data]``: what the ladder holds, and how much of it is used."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     years: tuple[int, int] | None = None
     """First and last year, both included. None: all days of the levels."""
@@ -75,7 +73,6 @@ class Config:
         return list(self.stages)
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 # The old files' names of our keys, for the message about an unknown key.
 _OLD_NAMES = {
     "layer_sizes": "channels", "kernel_sizes": "kernels", "training_iters": "steps", "batch_size": "batch",
@@ -128,7 +125,7 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
             raise ValueError(f"{path}: {name} is {content[name]!r}. Needed: a table, {wanted}.")
     paths = _checked(Paths, content.get("paths", {}), f"{path}, [paths]")
     folder = path.absolute().parent  # a worker may run elsewhere
-    absolute = paths.model_copy(update={name: folder / value for name, value in paths})
+    absolute = Paths(**{name: folder / value for name, value in vars(paths).items()})
     data = _checked(Data, content.get("data", {}), f"{path}, [data]")
     if data.years is not None and data.years[0] > data.years[1]:
         raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")
@@ -147,14 +144,9 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
 
 def _training(given: Mapping[str, Any], preset: str | None, where: str) -> TrainConfig:
     """`TrainConfig`, or its preset, with a table's values: pydantic checks the types, the dataclass the meaning."""
-    _known(given, _FIELDS, where)
     start = TrainConfig() if preset is None else getattr(TrainConfig, preset)()
-    values = {name: getattr(start, name) for name in _FIELDS}
-    values |= {name: _plain(value) for name, value in given.items()}
-    try:
-        return TypeAdapter(TrainConfig).validate_python(values)
-    except ValidationError as error:
-        raise ValueError(_message(error, where)) from error
+    plain = {name: _plain(value) for name, value in given.items()}
+    return _checked(TrainConfig, plain, where, vars(start))
 
 
 def _plain(value: Any) -> Any:
@@ -176,10 +168,11 @@ def _known(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         raise ValueError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(known)}.")
 
 
-def _checked(model: type[Any], given: Mapping[str, Any], where: str) -> Any:
-    _known(given, tuple(model.model_fields), where)
+def _checked(kind: type[Any], given: Mapping[str, Any], where: str, start: Mapping[str, Any] | None = None) -> Any:
+    """A dataclass with the values ``given`` in a table, and those of ``start`` for the rest."""
+    _known(given, tuple(field.name for field in dataclasses.fields(kind)), where)
     try:
-        return model(**given)
+        return TypeAdapter(kind).validate_python({**(start or {}), **given})
     except ValidationError as error:
         raise ValueError(_message(error, where)) from error
 
