@@ -57,7 +57,7 @@ def test_a_whole_file(tmp_path):
         test=("2006-01-01", "2007/2015"), loss="denseloss", alpha=1.0,
     )  # fmt: skip
     assert second == dataclasses.replace(first, steps=900)
-    with pytest.raises(ValueError, match=r"2 \[\[stages\]\], the levels at .* make 3"):
+    with pytest.raises(ValueError, match=r"2 \[\[stages\]\], but the levels at .* give 3"):
         config.stage_configs(3)
 
 
@@ -90,15 +90,15 @@ BAD = {
     "[training]\nsteps = 'many'": r"\[training\]: steps is 'many'; input should be a valid integer",
     "[training]\nsteps = 0": r"\[training\]: steps is 0; needed: a whole number of at least 1",
     "[training]\nloss = 'mae'": r"loss is 'mae'; needed: one of 'mse', 'denseloss'",
-    "[training]\nkernels = [9, 1]": "Needed: one kernel more than hidden channels",
-    "[training]\npatch = 10": "patch 10 leaves nothing of the output",
+    "[training]\nkernels = [9, 1]": "Needed: one more kernel than hidden channels",
+    "[training]\npatch = 10": "patch 10 leaves no output",
     "[[stages]]\nstep = 3": r"\[\[stages\]\] number 1: unknown key 'step'. Did you mean 'steps'",
     "preset = 'large'": "preset is 'large'. Needed: 'paper'. Leave it out",
     "[data]\nyears = [2015, 1981]": r"years is \[2015, 1981\]. Needed: the first and the last year",
     "[data]\nyears = 2015": r"\[data\]: years is 2015; input should be a valid tuple",
-    "[data]\nfactors = [2]\n[[stages]]\n[[stages]]": r"2 \[\[stages\]\] and factors \[2\]",
+    "[data]\nfactors = [2]\n[[stages]]\n[[stages]]": r"2 \[\[stages\]\], but factors \[2\]",
     "training = 3": r"training is 3. Needed: a table, \[training\]",
-    "[training": "is no valid TOML",
+    "[training": "is not valid TOML",
 }
 
 
@@ -187,7 +187,7 @@ def test_whole_and_broken_headers_give_the_same(tmp_path, header):
     )  # fmt: skip
     text = " ".join(notes)
     assert ("broken section header" in text) == (header.count("[") + header.count("]") == 1)
-    assert ("a second section [Model-2]" in text) == (header == "[Model-2]")
+    assert ("another section [Model-2]" in text) == (header == "[Model-2]")
     assert "The old code had no validation days" in text
 
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_kept_is_said(tmp_path):
     assert config.training.test is None
     for part in (
         "dropout_prob 0.5 is not kept", "alpha 2.0 is not kept: weighted_loss is off", "verbose = 1 is not kept",
-        "aux_depth 2: only elevation is kept", "nothing is left for the test", "The folders of patch files",
+        "aux_depth 2: only elevation is kept", "so there are no test days", "The folders of patch files",
     ):  # fmt: skip
         assert any(part in note for note in notes), part
 
@@ -223,10 +223,10 @@ def test_models_that_do_not_fit_the_resolutions(tmp_path):
         ("low_resolution: 32", "low_resolution: 24", "24 km is not 4 km times a power of 2"),
         ("max_train_year: 2005", "max_train_year: 2025", "max_train_year 2025"),
         ("batch_size: 100", "batch_size: many", r"\[SRCNN\] batch_size is 'many'. Needed: a number"),
-        ("layer_sizes: 64,32,1", "layer_sizes: 64,32", "Needed: 1 at the end"),
+        ("layer_sizes: 64,32,1", "layer_sizes: 64,32", "Needed: 1 as the last"),
         ("[SRCNN]", "[CNN]", r"Needed: a config.ini of deepsd or DenseLoss"),
         ("kernel_sizes: 9,3,5", "kernel_sizes: 8,3,5", "Needed: odd sizes"),
-        ("[Paths]\n", "", "is no config.ini"),
+        ("[Paths]\n", "", "is not a config.ini"),
     ],
 )
 def test_old_files_that_cannot_be_used(tmp_path, old, new, message):
@@ -244,7 +244,7 @@ def test_the_originals_files(real_data, tmp_path, name, stages, repaired):
     assert len(config.stage_configs(stages)) == len(config.data.factors) == stages
     assert "# xdeepsd prepare " in text
     assert sum("broken section header" in note for note in notes) == repaired
-    assert sum("a second section" in note for note in notes) == 2 * repaired
+    assert sum("another section" in note for note in notes) == 2 * repaired
 
 
 def test_from_ini_on_the_command_line(tmp_path):

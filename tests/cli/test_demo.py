@@ -30,7 +30,7 @@ def test_a_model_that_does_not_beat_the_baselines_is_named(tmp_path, monkeypatch
     (tmp_path / "demo" / "notes.md").write_text("mine")
     again = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"], terminal_width=120)
     assert "does not beat the best baseline" in again.output, "the folder of an earlier demo is no obstacle"
-    assert "What an earlier demo made is replaced: fine.zarr, levels.zarr, model" in again.output
+    assert "Replacing what an earlier demo made: fine.zarr, levels.zarr, model" in again.output
     assert (tmp_path / "demo" / "notes.md").read_text() == "mine"
 
 

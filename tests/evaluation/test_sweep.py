@@ -145,7 +145,7 @@ def test_what_is_done_is_not_done_again(swept, levels, config, tmp_path, monkeyp
     with caplog.at_level(logging.INFO):
         again = run_sweep(levels, config, [0.5, 1.0], 2, copy)
     assert [(plan[0].alpha, plan[0].seed, plan[0].loss) for plan in asked] == [(1.0, 1, "denseloss")]
-    assert "5 of 6 runs are done already" in caplog.text
+    assert "5 of 6 runs are already done" in caplog.text
     pd.testing.assert_frame_equal(again, table)
 
 
@@ -305,7 +305,7 @@ def test_train_leaves_a_folder_of_the_user_alone(project):
         assert refused.exit_code == 1
         assert "model exists" in refused.output
         assert not (folder / "checkpoints").exists()
-    assert "is no model of xdeepsd. It is left alone" in refused.output
+    assert "is not a model of xdeepsd. It is left alone" in refused.output
     (model / "thesis.tex").rename(folder / "thesis.tex")
     result = invoke("train", project, "--resume")
     assert result.exit_code in (0, 2), result.output
@@ -335,15 +335,15 @@ def test_train_from_a_file(project, climate):
     refused = invoke("train", project)
     assert refused.exit_code == 1
     assert "model exists" in refused.output
-    assert "the stages 0 to 1" in invoke("train", project, "--stage", "2").output
+    assert "stages 0 to 1" in invoke("train", project, "--stage", "2").output
 
 
 def test_train_and_sweep_say_what_is_wrong(project):
     text = project.read_text()
     project.write_text(text + "\n[data]\nfactors = [4]\n")
-    assert "factors is [4], the levels" in invoke("train", project).output
+    assert "factors is [4], but the levels" in invoke("train", project).output
     project.write_text(text + "\n[data]\nyears = [1990, 1995]\n")
-    assert "Needed: years that they hold" in invoke("sweep", project).output
+    assert "Needed: years in that period" in invoke("sweep", project).output
     project.write_text(text.replace("steps", "setps"))
     result = invoke("train", project)
     assert (result.exit_code, "Did you mean 'steps'" in result.output) == (1, True)
@@ -407,4 +407,4 @@ def test_stopped_by_hand(project):
     finally:
         process.kill()
     assert process.returncode == 130, out + err
-    assert err.strip() == "Stopped. --resume goes on from the last checkpoint."
+    assert err.strip() == "Stopped. --resume continues from the last checkpoint."

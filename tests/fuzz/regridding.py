@@ -158,7 +158,7 @@ def bent(rng, source, target, values, method):
     try:
         out = xdeepsd.regrid(ds, to, method)
     except ValueError as error:
-        if "do not overlap" in str(error) or "Bilinear interpolation between" in str(error):
+        if "do not overlap" in str(error) or "Bilinear interpolation on" in str(error):
             return
         raise
     found, tiny = out.pr.values[~np.isnan(out.pr)], 1e-6 * np.nanmax(values, initial=1)

@@ -179,7 +179,7 @@ def test_bounds_fit_their_cells(share, holds, sign):
     gap = edges.copy()
     gap[1:, 0] += sign * off  # the cell that grows or shrinks by it is its own measure
     outside = np.array([step / 2, 1.5 * step, 3 * step + off if sign > 0 else 2 * step - off])
-    for lat, bounds, match in ((step * (np.arange(3) + 0.5), gap, "leave gaps or overlap"),
+    for lat, bounds, match in ((step * (np.arange(3) + 0.5), gap, "have gaps or overlaps"),
                                (outside, edges, "disagree with its centres")):  # fmt: skip
         ds = regular(lat, [0, 1], bounds)
         if holds:

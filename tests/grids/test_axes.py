@@ -32,7 +32,7 @@ def test_bounds_are_no_candidates():
 def test_two_plain_names_are_two_candidates():
     da = make_coarse()
     da["lat"].attrs = {}
-    with pytest.raises(ValueError, match=r"Two candidates or more for latitude: \['lat', 'latitude'\]"):
+    with pytest.raises(ValueError, match=r"Several candidates for latitude: \['lat', 'latitude'\]"):
         axes.find(da.assign_coords(latitude=("lat", da.lat.values)))
 
 

@@ -75,7 +75,7 @@ def test_interpolate_on_datasets():
     np.testing.assert_allclose(fine[0], oracle.interpolate(coarse.values[0].astype(float), 4), rtol=1e-5, atol=1e-5)
     assert int(np.isnan(fine).sum()) == 16
     xr.testing.assert_equal(fine.lat, like.lat)
-    with pytest.raises(ValueError, match="one whole factor for both"):
+    with pytest.raises(ValueError, match="the same whole factor along both axes"):
         interpolate(coarse, like[:, 1:])
 
 

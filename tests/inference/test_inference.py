@@ -397,7 +397,7 @@ def test_infinite_is_missing(value, config, caplog):
     with caplog.at_level("WARNING", logger="xdeepsd"):
         fine = users.deepsd.downscale(model, elevation)
     np.testing.assert_array_equal(fine.values, expected.values)
-    assert "values of 'pr' are infinite: taken as missing" in caplog.text
+    assert "values of 'pr' are infinite and count as missing" in caplog.text
     plain = users.deepsd.downscale(model, elevation, batch_size=2)
     np.testing.assert_array_equal(plain.isnull(), fine.isnull())
 
@@ -428,16 +428,16 @@ def test_later_changes_do_not_reach_a_lazy_result(case):
 @pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16")
 def test_bfloat16_is_done_or_refused(case):
     model, coarse, elevation = case
-    with pytest.raises(ValueError, match=r"precision='bfloat16' and batch_size=2.*Leave batch_size out"):
+    with pytest.raises(ValueError, match=r"precision='bfloat16' with batch_size=2.*Leave batch_size out"):
         coarse.deepsd.downscale(model, elevation, precision="bfloat16", batch_size=2)
     linear = make_stack(1, channels=(), kernels=(3,))
-    with pytest.raises(ValueError, match=r"a stage without a hidden layer.*precision='float32'"):
+    with pytest.raises(ValueError, match=r"a stage that has no hidden layer.*precision='float32'"):
         coarse.deepsd.downscale(linear, make_static(coarse, 2), precision="bfloat16")
 
 
 def test_devices_that_hold_no_numbers(case):
     model, coarse, elevation = case
-    with pytest.raises(ValueError, match="device 'meta'; needed: one that computes"):
+    with pytest.raises(ValueError, match="device 'meta'; needed: a device that can compute"):
         coarse.deepsd.downscale(model, elevation, device="meta")
 
 

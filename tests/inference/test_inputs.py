@@ -36,11 +36,9 @@ def test_no_lat_lon(case):
 def test_two_candidates(case):
     model, coarse, elevation = case
     users = coarse.assign_coords(latitude=("lat", coarse.lat.values, coarse.lat.attrs))
-    refuse(
-        r"Two candidates or more for latitude: \['lat', 'latitude'\].*drop_vars\('latitude'\)", users, model, elevation
-    )
+    refuse(r"Several candidates for latitude: \['lat', 'latitude'\].*drop_vars\('latitude'\)", users, model, elevation)
     both = xr.Dataset({"pr": coarse, "tp": coarse})
-    refuse(r"Two candidates or more for precipitation: \['pr', 'tp'\].*variable=NAME", both, model, elevation)
+    refuse(r"Several candidates for precipitation: \['pr', 'tp'\].*variable=NAME", both, model, elevation)
     assert xdeepsd.downscale(both, model, elevation, variable="tp")["tp"].shape == (5, 24, 32)
 
 
@@ -50,7 +48,7 @@ def test_missing_static(case):
     refuse(r"no grid of its own and no static fields.*\['elevation', 'climatology'\].*static=", coarse, model)
     refuse(r"static is one DataArray; the model needs.*xr\.Dataset", coarse, model, elevation)
     given = elevation.rename("elevation").to_dataset()
-    refuse(r"static fields \['climatology'\] are missing: given are \['elevation'\]", coarse, model, given)
+    refuse(r"static fields \['climatology'\] are missing: \['elevation'\]", coarse, model, given)
     refuse("static is a ndarray; needed: a DataArray", coarse, case[0], elevation.values, error=TypeError)
 
 
@@ -115,16 +113,16 @@ def test_amounts_need_daily_steps(case):
     daily = users.deepsd.downscale(model, elevation)
     np.testing.assert_array_equal(daily.values, coarse.deepsd.downscale(model, elevation).values)
     monthly = users.assign_coords(time=xr.date_range("2001-01-01", periods=5, freq="MS"))
-    refuse(r"'mm' are an amount, and the steps of time are 30.5 days", monthly, model, elevation)
+    refuse(r"'mm' are an amount, and the time steps are 30.5 days", monthly, model, elevation)
     calendar = users.assign_coords(
         time=xr.date_range("2001-01-01", periods=5, freq="2D", calendar="360_day", use_cftime=True)
     )
-    refuse(r"steps of time are 2 days", calendar, model, elevation)
+    refuse(r"time steps are 2 days", calendar, model, elevation)
 
 
 def test_all_nan(case):
     model, coarse, elevation = case
-    refuse(r"'pr' has nothing but NaN in its 240 values", coarse * np.nan, model, elevation, variable="pr")
+    refuse(r"All 240 values of 'pr' are NaN", coarse * np.nan, model, elevation, variable="pr")
     lazy = (coarse * np.nan).assign_attrs(coarse.attrs).chunk()
     assert np.isnan(lazy.deepsd.downscale(model, elevation).compute()).all()  # not known before computing
     refuse(r"'pr' is empty", coarse.isel(time=slice(0)), model, elevation)
@@ -160,9 +158,9 @@ def test_another_variable(case):
 def test_a_variable_that_is_not_there(case):
     model, coarse, elevation = case
     refuse(
-        r"variable='ppt' is not there\. The Dataset has \['pr'\]", coarse.to_dataset(), model, elevation, variable="ppt"
+        r"There is no variable='ppt'\. The Dataset has \['pr'\]", coarse.to_dataset(), model, elevation, variable="ppt"
     )
-    refuse(r"variable='ppt' is not there: the DataArray is named 'pr'", coarse, model, elevation, variable="ppt")
+    refuse(r"There is no variable='ppt': the DataArray is named 'pr'", coarse, model, elevation, variable="ppt")
 
 
 def test_non_float(case):
@@ -173,8 +171,8 @@ def test_non_float(case):
 
 def test_mask(case):
     model, coarse, elevation = case
-    refuse(r"mask is of float64; needed: a bool DataArray", coarse, model, elevation, mask=elevation)
-    refuse(r"mask is of ndarray", coarse, model, elevation, mask=(elevation > 0).values)
+    refuse(r"mask has type float64; needed: a bool DataArray", coarse, model, elevation, mask=elevation)
+    refuse(r"mask has type ndarray", coarse, model, elevation, mask=(elevation > 0).values)
     refuse(r"mask has .* does not lie on the target grid of 24 x 32", coarse, model, elevation, mask=elevation[1:] > 0)
     off = r"mask has .* does not lie on the target grid of"
     shifted = (elevation > 0).assign_coords(lat=elevation.lat + 9)
@@ -234,9 +232,9 @@ def test_the_only_map_is_taken_and_the_log_says_so(case, caplog):
     bare["PREC_biasadju"].attrs.pop("standard_name", None)
     with caplog.at_level("INFO", logger="xdeepsd"):
         assert bare.deepsd.downscale(model, elevation)["PREC_biasadju"].size
-    assert "'PREC_biasadju' is taken for precipitation: the only map" in caplog.text
+    assert "'PREC_biasadju' is taken as precipitation: it is the only map" in caplog.text
     refuse(
-        r"Two candidates or more for precipitation: \['PREC_biasadju', 'b'\]",
+        r"Several candidates for precipitation: \['PREC_biasadju', 'b'\]",
         bare.assign(b=bare["PREC_biasadju"]), model, elevation,
     )  # fmt: skip
 
@@ -250,13 +248,13 @@ def test_amounts_of_an_hour_are_never_those_of_a_day(case, name):
     users = coarse.assign_attrs(units="mm").assign_coords(time=xr.date_range("2001-01-01", periods=5, freq="h"))
     users = users.rename(time=name)
     users[name].attrs = {}
-    refuse(r"'mm' are an amount, and the steps of time are 0\.0416667 days", users, model, elevation)
-    refuse("steps of time are 0.04", users.to_dataset(), model, elevation)
-    with pytest.raises(ValueError, match=r"steps of time are 0\.0416667 days"):
+    refuse(r"'mm' are an amount, and the time steps are 0\.0416667 days", users, model, elevation)
+    refuse("time steps are 0.04", users.to_dataset(), model, elevation)
+    with pytest.raises(ValueError, match=r"time steps are 0\.0416667 days"):
         xdeepsd.make_levels(users, None, (2,))
     gap = np.arange(5) // 2 * np.timedelta64(5, "D")  # a gap does not hide the short steps
     mixed = users.assign_coords({name: users[name].values + gap})
-    refuse("steps of time are 0.04", mixed, model, elevation)
+    refuse("time steps are 0.04", mixed, model, elevation)
     daily = users.assign_coords({name: xr.date_range("2001-01-01", periods=5)})
     fine = daily.deepsd.downscale(model, elevation)
     assert fine.dims == daily.dims
@@ -270,7 +268,7 @@ def test_lead_times_are_time(case):
     users = coarse.assign_attrs(units="mm").drop_vars("time").rename(time="step")
     users = users.assign_coords(step=hours.astype("timedelta64[ns]"), time=np.datetime64("2001-01-01", "ns"))
     users = users.assign_coords(valid_time=("step", users.time.values + users.step.values))
-    refuse("steps of time are 0.0416667 days", users, model, elevation)
+    refuse("time steps are 0.0416667 days", users, model, elevation)
     daily = users.assign_coords(step=users.step.values * 24)
     fine = daily.deepsd.downscale(model, elevation)
     assert fine.dims == ("step", "lat", "lon")
@@ -291,7 +289,7 @@ def test_an_amount_whose_period_is_not_known(case):
     model, coarse, elevation = case
     users = coarse.assign_attrs(units="mm")
     for one in (users.isel(time=[0]), users.isel(time=0), users.isel(time=0, drop=True)):
-        refuse("an amount, and nothing tells the period", one, model, elevation)
+        refuse("an amount, and its period is unknown", one, model, elevation)
         assert one.assign_attrs(units="mm day-1").deepsd.downscale(model, elevation).size
     days = users.isel(time=[0]).to_dataset()
     assert days.assign_attrs(frequency="day").deepsd.downscale(model, elevation)["pr"].size
@@ -302,14 +300,14 @@ def test_an_amount_whose_period_is_not_known(case):
         if hours == 24:
             assert given.deepsd.downscale(model, elevation)["pr"].size
         else:
-            refuse("steps of time are 0.25 days", given, model, elevation)
+            refuse("time steps are 0.25 days", given, model, elevation)
 
 
 def test_latitudes_that_are_text(case):
     model, coarse, elevation = case
     users = coarse.assign_coords(lat=coarse.lat.values.astype(str))
     users["lat"].attrs = {"standard_name": "latitude"}
-    refuse(r"latitude 'lat' is of dtype <U.*astype\(float\)", users, model, elevation)
+    refuse(r"latitude 'lat' has dtype <U.*astype\(float\)", users, model, elevation)
     again = users.assign_coords(lat=users["lat"].astype(float))
     assert again.deepsd.downscale(model, elevation).size
 
@@ -377,7 +375,7 @@ def test_a_part_of_the_domain_keeps_its_mask(case, caplog):
         elsewhere = coarse.assign_coords(lat=coarse.lat - 9)
         moved = elevation.assign_coords(lat=elevation.lat - 9)
         assert elsewhere.deepsd.downscale(model, moved).notnull().all()
-    assert "not part of the model's: its mask is not used" in caplog.text
+    assert "so the model's mask is not used" in caplog.text
 
 
 @pytest.mark.parametrize("attribute", ["_FillValue", "missing_value"])

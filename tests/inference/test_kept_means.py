@@ -111,12 +111,12 @@ def test_what_cannot_be():
     static = make_static(coarse, 4)
     with pytest.raises(ValueError, match="conserve is 'mass'; needed: one of None, 'multiplicative'"):
         coarse.deepsd.downscale(stack_of(None), static, conserve="mass")
-    with pytest.raises(ValueError, match=r"conserve='softmax', and the model was trained with \['None'\]"):
+    with pytest.raises(ValueError, match=r"conserve='softmax', but the model was trained with \['None'\]"):
         coarse.deepsd.downscale(stack_of(None), static, conserve="softmax")
-    with pytest.raises(ValueError, match=r"conserve='additive', and the model was trained with \['softmax'\]"):
+    with pytest.raises(ValueError, match=r"conserve='additive', but the model was trained with \['softmax'\]"):
         coarse.deepsd.downscale(stack_of("softmax"), static, conserve="additive")
     nothing = xr.zeros_like(static["elevation"], bool)
-    with pytest.raises(ValueError, match=r"with 0 wanted ones, .* no mean can be kept"):
+    with pytest.raises(ValueError, match=r", 0 of them wanted, .* no mean can be kept"):
         coarse.deepsd.downscale(stack_of("multiplicative"), static, mask=nothing)
     with pytest.raises(ValueError, match="conserve='softmax' and residual=True"):
         xdeepsd.SRCNNConfig(conserve="softmax", residual=True)

@@ -192,15 +192,15 @@ def test_edges_are_said_and_refused(caplog):
     with caplog.at_level(logging.INFO, "xdeepsd"):
         assert make_levels(da, edges="pad")[-1].precipitation.shape == (2, 24, 32)
         assert make_levels(da, edges="crop")[-1].precipitation.shape == (2, 16, 24)
-    assert "17 x 25 cells does not divide by 8" in caplog.text
+    assert "17 x 25 cells is not divisible by 8" in caplog.text
     assert "Padded to 24 x 32" in caplog.text
     assert "Cropped to 16 x 24" in caplog.text
     assert make_levels(da, edges="pad")[0].attrs["edges"] == "pad"
-    with pytest.raises(ValueError, match=r"17 x 25 cells does not divide by 8.*Type edges='crop'"):
+    with pytest.raises(ValueError, match=r"17 x 25 cells is not divisible by 8.*Type edges='crop'"):
         make_levels(da, edges="error")
     with pytest.raises(ValueError, match="edges is 'wrap'"):
         make_levels(da, edges="wrap")
-    with pytest.raises(ValueError, match="Cropped, nothing is left"):
+    with pytest.raises(ValueError, match="Cropping would leave nothing"):
         make_levels(fine(1, 5, 25), edges="crop")
     polar = da.assign_coords(lat=89.9 - np.arange(17)[::-1] / 24).isel(lat=slice(None, None, -1))
     with pytest.raises(ValueError, match="beyond the pole"):
@@ -217,18 +217,18 @@ def test_bad_input_is_named():
         make_levels(da, factors=(2, 1))
     with pytest.raises(ValueError, match=r"elevation is on another grid: no cell at lat .*Type xdeepsd\.regrid"):
         make_levels(da, elevation(da).assign_coords(lat=da.lat + 1 / 48))
-    with pytest.raises(ValueError, match="elevation has a time of 2 steps"):
+    with pytest.raises(ValueError, match="elevation has 2 time steps"):
         make_levels(da, elevation(da).elevation.expand_dims(time=da.time))
     with pytest.raises(ValueError, match=r"The precipitation has the dims \('lat', 'lon'\)"):
         make_levels(da[0])
-    with pytest.raises(ValueError, match=r"Two candidates or more for precipitation: \['a', 'b'\].*variable=NAME"):
+    with pytest.raises(ValueError, match=r"Several candidates for precipitation: \['a', 'b'\].*variable=NAME"):
         make_levels(xr.Dataset({"a": da, "b": da}))
-    with pytest.raises(ValueError, match=r"variable='c' is not there. The Dataset has \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"There is no variable='c'. The Dataset has \['a', 'b'\]"):
         make_levels(xr.Dataset({"a": da, "b": da}), variable="c")
     assert len(make_levels(xr.Dataset({"a": da, "b": da}), variable="b")) == 4
     with pytest.raises(ValueError, match="lat is not monotonic"):
         make_levels(da.isel(lat=[0, 2, 1, *range(3, 16)]))
-    with pytest.raises(ValueError, match="lat holds values twice"):
+    with pytest.raises(ValueError, match="lat has repeated values"):
         make_levels(da.isel(lat=[0, 0, *range(2, 16)]))
     with pytest.raises(ValueError, match=r"chunked over \['lat'\]"):
         make_levels(da.chunk(lat=4))
@@ -352,7 +352,7 @@ def test_files_of_the_user_among_levels_half_made_stay(tmp_path, name, caplog):
     (path / name).rmdir()
     with caplog.at_level(logging.INFO):
         build_levels(fine(3), path=path)
-    assert f"Creating {path} was interrupted: it is created anew." in caplog.text
+    assert f"Creating {path} was interrupted: it is created again." in caplog.text
 
 
 @pytest.mark.parametrize("renewed", [[], [1]])
@@ -491,11 +491,14 @@ def test_another_store_is_refused(tmp_path):
         ({"fine": da.rename("pr")}, "with something else: variable was 'ppt', is 'pr'"),
         ({"fine": da.isel(lat=slice(8, None))}, "holds another grid: lat of 16 cells"),
         ({"fine": da.assign_coords(lon=da.lon + 1 / 48)}, r"holds another grid: lon of 24 cells from -120\.0"),
-        ({"static": elevation(da, 5)}, "holds another field of elevation"),
+        ({"static": elevation(da, 5)}, "holds other values of elevation"),
         ({"static": elevation(da).assign(slope=elevation(da).elevation)}, "holds no slope"),
         ({"climatology": slice("2000", "2001")}, "climatology_years was '2000/2000', is '2000/2001'"),
-        ({"fine": da * 2}, r"6 days are in .* with different data \(up to .* apart\): 2000-01-01\.\.2000-01-06\."),
-        ({"fine": fine(6, start="1999-12-30")}, "2 days before the last one of .*1999-12-30"),
+        (
+            {"fine": da * 2},
+            r"6 days are already in .* with different data \(up to .* apart\): 2000-01-01\.\.2000-01-06\.",
+        ),
+        ({"fine": fine(6, start="1999-12-30")}, "2 days are earlier than the last day in .*1999-12-30"),
     ]
     for changed, text in cases:
         arguments = {"fine": da, "static": None, "factors": (2, 2, 2), "path": path} | changed
@@ -505,7 +508,7 @@ def test_another_store_is_refused(tmp_path):
     assert_same_levels(open_levels(path), make_levels(da, elevation(da), climatology=slice("2000", "2000")))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(ValueError, match="exists and is not a store of levels"):
+    with pytest.raises(ValueError, match="exists, but is not a store of levels"):
         build_levels(da, path=tmp_path / "other")
     assert (tmp_path / "other" / "file").read_text() == "mine"
     with pytest.raises(ValueError, match=r"No store of levels at .*Type xdeepsd.build_levels"):
@@ -556,7 +559,7 @@ def test_days_without_a_value(tmp_path):
     da = fine(6)
     da[3] = np.nan
     path = tmp_path / "l.zarr"
-    with pytest.raises(ValueError, match=r"1 days hold no value at all: 2000-01-04\. All other days are in"):
+    with pytest.raises(ValueError, match=r"1 days have no values at all: 2000-01-04\. All other days are in"):
         build_levels(da, path=path)
     assert open_levels(path)[0].sizes["time"] == 5
     assert_same_levels(build_levels(da, path=path, allow_missing=True), make_levels(da.isel(time=[0, 1, 2, 4, 5])))
@@ -668,7 +671,7 @@ def test_other_days_must_be_the_same(tmp_path, of_new):
     before = contents(path)
     with pytest.raises(
         ValueError,
-        match=r"3 days are in .*l\.zarr with different data \(up to 39\.8 mm day-1 apart\): 2000-01-08, "
+        match=r"3 days are already in .*l\.zarr with different data \(up to 39\.8 mm day-1 apart\): 2000-01-08, "
         r"2000-01-11\.\.2000-01-12\. .*newer releases .*another path",
     ):
         build_levels(of_new(changed(da, [7, 10, 11])), path=path)
@@ -729,7 +732,7 @@ def test_interrupted_while_days_are_written_again(tmp_path, monkeypatch, caplog,
             build_levels(released(new, days=renewed), **arguments)
     levels = open_levels(path)
     assert "climatology" not in levels[0]
-    assert "the climatology of 2000-01-01/2000-01-10 is not computed from the days that are there" in caplog.text
+    assert "the climatology of 2000-01-01/2000-01-10 was not computed from the days that are now there" in caplog.text
     assert set(da.time.values) - set(levels[0].time.values) <= {da.time.values[8]}
     assert_days_are_whole(levels, da, new)
     out = build_levels(released(new, days=renewed), **arguments)
@@ -864,7 +867,7 @@ def test_prepare_says_what_is_wrong(tmp_path):
     for arguments, text in (
         (("nowhere.zarr",), "nowhere.zarr"),
         ((tmp_path / "fine.zarr", "--factors", "two"), "--factors"),
-        ((tmp_path / "fine.zarr", "--variable", "tmax"), "variable='tmax' is not there"),
+        ((tmp_path / "fine.zarr", "--variable", "tmax"), "There is no variable='tmax'"),
     ):
         result = prepare(*arguments, "--out", tmp_path / "x.zarr")
         assert result.exit_code != 0

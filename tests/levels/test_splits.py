@@ -45,11 +45,14 @@ def test_every_day_once(count, validation, test):
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"train": [2000, 2001], "validation": [2001]}, r"train and validation days overlap in 365 days.*2001-01-01"),
-        ({"train": ["2000-05"], "test": ["2000-05-31"]}, "train and test days overlap in 1 days.*2000-05-31"),
-        ({"validation": [2001], "test": ["2001-03"]}, "validation and test days overlap in 31 days"),
+        (
+            {"train": [2000, 2001], "validation": [2001]},
+            r"train and validation days have 365 days in common.*2001-01-01",
+        ),
+        ({"train": ["2000-05"], "test": ["2000-05-31"]}, "train and test days have 1 days in common.*2000-05-31"),
+        ({"validation": [2001], "test": ["2001-03"]}, "validation and test days have 31 days in common"),
         ({"validation": [1999]}, "validation has 1999, but there is no such day: .* from 2000-01-01 to 2003-12-31"),
-        ({"test": ["soon"]}, "test has 'soon', which is no date"),
+        ({"test": ["soon"]}, "test has 'soon', which is not a date"),
         ({"validation": 0.5, "test": 0.6}, "No day is left for training"),
     ],
 )

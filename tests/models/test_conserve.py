@@ -233,7 +233,7 @@ def test_bad_input_is_named():
         check("mass")
     with pytest.raises(ValueError, match="conserve is 'mass'"):
         conserve(np.ones((2, 2)), np.ones((1, 1)), np.ones((2, 2)), 2, "mass")
-    with pytest.raises(ValueError, match="A mask of 2 x 3 cells with 0 wanted ones, on a grid of 2 x 3"):
+    with pytest.raises(ValueError, match="The mask has 2 x 3 cells, 0 of them wanted, on a grid of 2 x 3"):
         cell_weights(np.array([1.0, 2.0]), 3, np.zeros((2, 3), bool))
-    with pytest.raises(ValueError, match="A mask of 3 x 2 cells with 6 wanted ones, on a grid of 2 x 3"):
+    with pytest.raises(ValueError, match="The mask has 3 x 2 cells, 6 of them wanted, on a grid of 2 x 3"):
         cell_weights(np.array([1.0, 2.0]), 3, np.ones((3, 2), bool))

@@ -42,7 +42,7 @@ def test_the_halo_is_what_the_edge_cell_reaches(kernels, factor):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"channels": (64,)}, "one kernel more than hidden"),
+        ({"channels": (64,)}, "one more kernel than hidden"),
         ({"kernels": (9, 2, 5)}, "odd sizes"),
         ({"channels": (64, 0)}, "at least 1"),
         ({"factor": 0}, "factor 0"),
@@ -65,7 +65,7 @@ def test_bad_normalizers(mean, std):
 def test_stage_and_stack_check_their_parts():
     with pytest.raises(ValueError, match=r"takes the static fields \('elevation',\), but the normalisers are for"):
         Stage(SRCNN(SRCNNConfig()), Normalizer(), {}, Normalizer())
-    with pytest.raises(ValueError, match="A stack without stages"):
+    with pytest.raises(ValueError, match="The stack has no stages"):
         StackedSRCNN([])
     model = make_stack(3)
     assert (model.scale, model.factors) == (8, (2, 2, 2))
@@ -142,7 +142,7 @@ def test_only_a_model_is_replaced(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.json").write_text('{"of": "another program"}')
     for place in (thesis, tmp_path / "file", tmp_path / "other"):
-        with pytest.raises(FileExistsError, match="exists and is no model of xdeepsd"):
+        with pytest.raises(FileExistsError, match="exists, but is not a model of xdeepsd"):
             xdeepsd.save_model(model, place, overwrite=True)
     assert (thesis / "thesis.tex").read_text() == "years of work"
     assert (tmp_path / "file").read_text() == "mine"
@@ -239,7 +239,7 @@ def test_a_model_carries_what_holds_for_its_variable(tmp_path):
     kept = make_stack(1, channels=(2,), kernels=(1, 1), conserve="additive")
     with pytest.raises(ValueError, match=r"conserve='additive'\. Needed for wind: .* and no mean kept"):
         dataclasses.replace(kept, kind=dataclasses.replace(wind, conserved=False))
-    with pytest.raises(ValueError, match=r"transform=None and .* Needed for wind: one of \('sqrt',\)"):
+    with pytest.raises(ValueError, match=r"transform=None and .* Needed for wind: a transform in \('sqrt',\)"):
         dataclasses.replace(model, kind=dataclasses.replace(wind, transforms=("sqrt",)))
     assert "speed" in xdeepsd.downscale(coarse, of_wind, static)
     with pytest.raises(ValueError, match="Needed: wind; the model was trained on 'wind'"):

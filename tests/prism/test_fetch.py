@@ -187,7 +187,7 @@ def test_open_prism_gives_the_days_that_are_there(server, out):
     xr.testing.assert_identical(prism.open_prism(out), xr.open_zarr(out).sel(time=DAYS))
     other = out.parent / "other.zarr"
     xr.Dataset({"ppt": ("time", [1.0])}).to_zarr(other, consolidated=False)
-    with pytest.raises(ValueError, match=r"other\.zarr is no store of xdeepsd fetch"):
+    with pytest.raises(ValueError, match=r"other\.zarr is not a store of xdeepsd fetch"):
         prism.open_prism(other)
 
 
@@ -250,16 +250,16 @@ BAD = [
     ("404", 1, "404"),
     ("cut", 2, "RemoteProtocolError"),
     ("slow", 2, "ReadTimeout"),
-    ("drip", 2, "broken off"),
+    ("drip", 2, ": aborted"),
     ("truncated", 2, r"a broken zip of \d+ bytes"),
     ("nothing", 2, "an empty answer"),
     ("empty", 1, "an empty zip"),
-    ("no grid", 1, "the zip holds no grid; asked was ppt of 2011-01-03, hi, 4km"),
+    ("no grid", 1, "the zip holds no grid, not ppt of 2011-01-03, hi, 4km"),
     ("wrong shape", 1, "wrong grid: 13 x 20 cells of 1/24 degree .*; needed: 12 x 20"),
     ("wrong corner", 1, "wrong grid: .* -159.9583 E .*; needed: .* -160.0000 E"),
     ("wrong step", 1, "its grid starts at"),
-    ("wrong day", 1, r"the zip holds prism_ppt_hi_25m_20110104\.tif; asked was ppt of 2011-01-03"),
-    ("wrong day in tags", 1, "holds another day than it says"),
+    ("wrong day", 1, r"the zip holds prism_ppt_hi_25m_20110104\.tif, not ppt of 2011-01-03"),
+    ("wrong day in tags", 1, "does not hold the day in its name"),
     ("wrong variable", 1, r"the zip holds prism_tmax_hi_25m_20110103\.tif"),
     ("no value", 1, "the map has no value"),
 ]
@@ -323,7 +323,7 @@ def test_a_service_that_is_down(server, out, monkeypatch):
     with pytest.raises(fetch.httpx.HTTPStatusError, match="503"):
         get(server, out)
     server.release_mischief = ["text"]
-    with pytest.raises(PermissionError, match=r"does not tell its releases .*Database is not available"):
+    with pytest.raises(PermissionError, match=r"does not list its releases .*Database is not available"):
         get(server, out)
     with pytest.raises(fetch.httpx.ConnectError):
         fetch_prism(out, "ppt", "2011-01-01", "2011-01-02", base_url="http://127.0.0.1:9", pace=0, region="hi")
@@ -349,7 +349,7 @@ def test_back_off_grows(server, out):
         ({"start": "2011-01-09"}, "Needed: an end not before the start"),
         ({"start": "2011-02-31"}, "Needed: dates such as 2014-01-01"),
         ({"end": None}, "Needed: both. Type start="),
-        ({"variable": "elevation"}, "no elevation of 'hi'"),
+        ({"variable": "elevation"}, "no elevation for 'hi'"),
     ],
 )
 def test_what_cannot_be_asked(server, out, options, text):
@@ -361,16 +361,16 @@ def test_what_cannot_be_asked(server, out, options, text):
 def test_a_store_of_something_else(server, out):
     get(server, out)
     server.requests.clear()
-    with pytest.raises(ValueError, match=r"holds region hi at 4km; asked is hi at 800m.*type another out"):
+    with pytest.raises(ValueError, match=r"holds region hi at 4km, not hi at 800m.*type another out"):
         get(server, out, resolution="800m")
     other = out.parent / "other.zarr"
     xr.Dataset({"ppt": ("time", [1.0])}).to_zarr(other, consolidated=False)
-    with pytest.raises(ValueError, match=r"other\.zarr is there and is no store of xdeepsd fetch"):
+    with pytest.raises(ValueError, match=r"other\.zarr exists, but is not a store of xdeepsd fetch"):
         get(server, other)
     mine = out.parent / "folder" / "mine.partial"
     mine.parent.mkdir()
     mine.touch()
-    with pytest.raises(ValueError, match="is there and is no store of xdeepsd fetch"):
+    with pytest.raises(ValueError, match="exists, but is not a store of xdeepsd fetch"):
         get(server, out.parent / "folder")
     assert mine.exists()
     assert server.requests == []
@@ -391,7 +391,7 @@ def test_a_store_that_is_not_a_local_folder(server):
 def test_two_at_the_same_store(server, out):
     with (
         filelock.FileLock(out.with_name(".prism.zarr.lock")),
-        pytest.raises(ValueError, match="Another xdeepsd fetch writes to"),
+        pytest.raises(ValueError, match="Another xdeepsd fetch is writing to"),
     ):
         get(server, out)
 
@@ -515,7 +515,7 @@ def test_command_stops_when_refused(server, out):
     server.mischief[DAYS[6]] = ["refusal"]
     result, _, errors = run(server, out, "--end", "2011-01-08")
     assert result.exit_code == 1
-    assert "Stopped. The service refuses; it says: You have tried to download" in errors
+    assert "Stopped. The service refuses; it answers: You have tried to download" in errors
     assert "Not tried (2): 2011-01-07 to 2011-01-08 (2 days)" in errors
 
 
@@ -564,7 +564,7 @@ def test_the_service_gives_out_the_real_files(real_data, out):
         server.releases[pd.Timestamp("2012-01-01")] = 8
         server.files["ppt/20120101"] = bad["PRISM_ppt_stable_4kmD2_20120101_bil"]
         failed = get(server, out.with_name("cut.zarr"), "2012-01-01", "2012-01-01").failed
-        assert "is cut: 3480082 bytes of 3490020" in failed[pd.Timestamp("2012-01-01")]
+        assert "is truncated: 3480082 bytes of 3490020" in failed[pd.Timestamp("2012-01-01")]
         server.files["ppt/20251104"] = good  # the previous day in its place
         assert "the zip holds prism_ppt_us_25m_20251103.tif" in str(get(server, out, day, "2025-11-04").failed)
         server.releases[pd.Timestamp("2011-01-01")] = 8

@@ -240,7 +240,7 @@ def test_names(name, variable, date, release, region, resolution):
         ("PRISM_tmin_stable_4kmM3_198712_bil.bil", r"is a monthly grid \(198712\)"),
         ("prism_tmin_us_25m_2019.tif", r"is an annual grid \(2019\)"),
         ("prism_soltotal_us_25m_20200101.tif", "holds 'soltotal'. Needed: one of ppt"),
-        ("prism_ppt_us_25m_20201301.tif", "20201301 is no date"),
+        ("prism_ppt_us_25m_20201301.tif", "20201301 is not a date"),
     ],
 )
 def test_names_refused(name, text, tmp_path):
@@ -343,7 +343,9 @@ def test_twice_with_different_data(tmp_path, release):
     name = f"prism_ppt_us_25m_{DAY:%Y%m%d}.tif"
     tags = {"PRISM_DATASET_RELEASE_NUMBER": str(release)} if release else {}
     (tmp_path / name).write_bytes(tif(map_of(DAY) + 1, tags))
-    with pytest.raises(ValueError, match=r"ppt of 2011-01-01 comes twice with different data.*Leave one of them out"):
+    with pytest.raises(
+        ValueError, match=r"ppt of 2011-01-01 is there twice with different data.*Leave one of them out"
+    ):
         open_prism(tmp_path)
 
 
@@ -392,16 +394,16 @@ def test_every_bad_file_is_listed(tmp_path):
         open_prism(tmp_path)
     text = str(caught.value)
     assert "cut.zip is a broken zip" in text
-    assert "text.zip is no zip; it starts with 'You have tried" in text
+    assert "text.zip is not a zip; it starts with 'You have tried" in text
     assert "empty.zip is an empty zip" in text
-    assert "is cut: 920 bytes of 960" in text
+    assert "is truncated: 920 bytes of 960" in text
     assert text.count("Leave it out of paths") == 4
 
 
 def test_a_day_that_is_another_inside(tmp_path):
     zipped = day_zip("ppt", DAY, map_of(DAY), 8, region="us", tag_day=DAY + pd.Timedelta(days=1))
     (tmp_path / "x.zip").write_bytes(zipped)
-    with pytest.raises(ValueError, match=r"holds another day than it says.*20110102"):
+    with pytest.raises(ValueError, match=r"does not hold the day in its name.*20110102"):
         open_prism(tmp_path)
 
 
@@ -428,7 +430,7 @@ def test_files_that_are_not_prisms(tmp_path, caplog):
     (tmp_path / "stage4.tif").write_bytes(tif(map_of(DAY)))
     assert open_prism(tmp_path)["time"].size == 1
     assert "stage4.tif is passed over" in caplog.text
-    with pytest.raises(ValueError, match=r"stage4\.tif has no PRISM name"):
+    with pytest.raises(ValueError, match=r"stage4\.tif has a PRISM name"):
         open_prism(tmp_path / "stage4.tif")
 
 
@@ -496,5 +498,5 @@ def test_real_normal_crop_and_bad_files(real_data):
     assert crop["ppt"].isnull().any()
     with pytest.raises(ValueError) as caught:
         open_prism(real_data / "prism_bad")
-    for text in ("is cut: 3480082 bytes of 3490020", "more than twice in one day", "empty.zip is an empty zip"):
+    for text in ("is truncated: 3480082 bytes of 3490020", "more than twice in one day", "empty.zip is an empty zip"):
         assert text in str(caught.value)

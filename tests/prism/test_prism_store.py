@@ -143,7 +143,7 @@ def test_damage_is_named(tmp_path):
     for name, text in (
         ("ppt_release/c/0", "the releases of ppt cannot be read"),
         ("lat/c/0", "its grid cannot be read"),
-        ("tmax/zarr.json", "what is in it cannot be read"),
+        ("tmax/zarr.json", "its content cannot be read"),
     ):
         file = out / name
         whole = file.read_bytes()
@@ -159,7 +159,7 @@ def test_damage_is_named(tmp_path):
     (out / "zarr.json").write_text("{")
     with pytest.raises(ValueError, match=r"prism\.zarr cannot be read as a store of xdeepsd fetch"):
         prism.open_prism(out)
-    with pytest.raises(ValueError, match=r"prism\.zarr is there and is no store of xdeepsd fetch .*type another out"):
+    with pytest.raises(ValueError, match=r"prism\.zarr exists, but is not a store of xdeepsd fetch .*type another out"):
         prism_store.open_store(out, "hi", "4km")
 
 
@@ -199,7 +199,7 @@ def test_an_early_store_grows_at_its_end(tmp_path):
     np.testing.assert_array_equal(ds["ppt"][:6], np.stack([map_of(day) for day in days[:6]]))
     np.testing.assert_array_equal(ds["tmax"][2:], np.stack([map_of(day) for day in days[2:]]))
     np.testing.assert_array_equal(ds["elevation"], HEIGHT)
-    with pytest.raises(ValueError, match=r"starts at 2011-01-03, .*asked is 2011-01-01.*type another out"):
+    with pytest.raises(ValueError, match=r"starts on 2011-01-03, later than 2011-01-01.*type another out"):
         write(out, "ppt", pd.date_range("2011-01-01", "2011-01-04"))
     xr.testing.assert_identical(prism.open_prism(out, allow_missing=True), ds)
 

@@ -179,7 +179,9 @@ def test_each_byte_of_a_map_in_a_zip_counts(tmp_path):
 # ------------------------------------------------------------------------------------------------------- known damage
 
 
-@pytest.mark.parametrize(("damage", "text"), [(encrypted, "encrypted"), (oddly_packed, "another way than by deflate")])
+@pytest.mark.parametrize(
+    ("damage", "text"), [(encrypted, "encrypted"), (oddly_packed, "by a method other than deflate")]
+)
 def test_zips_that_nobody_can_read(tmp_path, damage, text):
     write_files(tmp_path, bil_members(old_stem(DAY), map_of(DAY)))
     other = day_zip("ppt", DAY, map_of(DAY), 8, region="us")
@@ -194,7 +196,7 @@ def test_zips_that_nobody_can_read(tmp_path, damage, text):
         (b"NCOLS 20\n", "KeyError: 'NROWS'"),
         (b"NROWS twelve\nNCOLS 20\n", "'twelve'"),
         (b"", "KeyError: 'NROWS'"),
-        (b"NROWS 13\nNCOLS 20\n", "is cut: 960 bytes of 1040"),
+        (b"NROWS 13\nNCOLS 20\n", "is truncated: 960 bytes of 1040"),
     ],
 )
 def test_headers_of_a_bil(tmp_path, header, text):
@@ -224,13 +226,13 @@ def test_a_netcdf_whose_latitudes_are_out_of_order(tmp_path):
     lat[[4, 5]] = lat[[5, 4]]
     ds = xr.Dataset({"Band1": (("lat", "lon"), map_of(DAY))}, {"lat": lat, "lon": -160 + np.arange(20) / 24})
     ds.to_netcdf(tmp_path / f"{NEW_NAME}.nc")
-    with pytest.raises(ValueError, match=r"its lat or lon is 0\.0416667 degrees off regular steps"):
+    with pytest.raises(ValueError, match=r"its lat or lon is 0\.0416667 degrees away from regular steps"):
         open_prism(tmp_path)
 
 
 def test_a_date_that_no_axis_can_hold(tmp_path):
     (tmp_path / "prism_ppt_us_25m_99990101.tif").write_bytes(tif(map_of(DAY)))
-    with pytest.raises(ValueError, match="99990101 is no date"):
+    with pytest.raises(ValueError, match="99990101 is not a date"):
         open_prism(tmp_path)
 
 
@@ -273,7 +275,7 @@ def test_a_map_that_is_a_bomb(tmp_path):
     members = bil_members(old_stem(DAY), map_of(DAY))
     members[f"{old_stem(DAY)}.bil"] = BOMB
     write_zip(tmp_path / "x.zip", members)
-    with pytest.raises(ValueError, match=r"x\.zip is a broken zip \(300\d+ bytes are in it; no map .* has more"):
+    with pytest.raises(ValueError, match=r"x\.zip is a broken zip \(it holds 300\d+ bytes; no map .* has more"):
         peak(lambda: open_prism(tmp_path).load())
 
 

@@ -107,7 +107,7 @@ def test_disk_full_keeps_the_one_before(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match=r"after 2 steps could not be written \(No space left.*is whole and stays"):
+        with pytest.raises(OSError, match=r"after 2 steps could not be written \(No space left.*is intact"):
             write_checkpoint(tmp_path, 2, state(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]
     assert read_checkpoint(tmp_path)["step"] == 1
@@ -130,7 +130,7 @@ def test_a_write_that_really_fails(tmp_path):
     queue = context.Queue()
     process = context.Process(target=_write_with_little_room, args=(tmp_path, queue))
     process.start()
-    assert "is whole and stays" in queue.get(timeout=60)
+    assert "is intact" in queue.get(timeout=60)
     process.join()
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]
     assert read_checkpoint(tmp_path)["step"] == 1

@@ -127,7 +127,7 @@ def test_the_error_reported_is_the_one_of_downscale(kind, tmp_path):
 
 def test_what_cannot_be():
     coarse, fine = pair_of_levels(days=6, factor=4)
-    with pytest.raises(ValueError, match=r"patch 9 leaves 3 cells of the output, less than a coarse cell of 4"):
+    with pytest.raises(ValueError, match=r"patch 9 leaves 3 output cells along each side, and a coarse cell takes 4"):
         train_stage(coarse, fine, small(patch=9))
     with pytest.raises(ValueError, match="conserve is 'mass'; needed: one of None, 'multiplicative'"):
         TrainConfig(conserve="mass")

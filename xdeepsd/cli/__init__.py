@@ -21,17 +21,8 @@ import typer
 from xdeepsd.cli import config, demo, downscale, fetch, prepare, sweep, train
 
 app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Statistical downscaling with stacked SRCNNs (DeepSD).",
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Statistical downscaling with stacked SRCNNs (DeepSD)."
 )
-
-
-@app.callback()
-def main() -> None:
-    """Statistical downscaling with stacked SRCNNs (DeepSD)."""
-
-
 for _command in (demo.demo, fetch.fetch, downscale.downscale, prepare.prepare, train.train, sweep.sweep):
     app.command()(_command)
 app.add_typer(config.app, name="config")

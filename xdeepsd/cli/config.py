@@ -9,7 +9,7 @@ import typer
 
 from xdeepsd.cli.terminal import consoles, told
 
-app = typer.Typer(no_args_is_help=True, help="Configuration files.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
@@ -20,7 +20,7 @@ def config_main() -> None:
 @app.command("from-ini")
 def config_from_ini(
     ini: Annotated[Path, typer.Argument(help="Old config.ini of deepsd or DenseLoss.")],
-    out: Annotated[Path | None, typer.Option(help="TOML file to write; beside the old one by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="TOML file to write. Default: next to the old file.")] = None,
 ) -> None:
     """Convert an old config.ini to a TOML file and say what was repaired, added or dropped."""
     from xdeepsd.cli.ini import convert_ini
@@ -28,7 +28,7 @@ def config_from_ini(
 
     console, errors = consoles()
     target = out or ini.with_suffix(".toml")
-    with told(errors, (ValueError, OSError), "Nothing is written."):
+    with told(errors, (ValueError, OSError), "Nothing was written."):
         text, notes = convert_ini(ini)
         if target.exists():
             raise FileExistsError(f"{target} exists. Remove it, or type --out NAME.")

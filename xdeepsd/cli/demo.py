@@ -21,7 +21,7 @@ def demo(
     from xdeepsd.cli.demo_run import run_demo
 
     _, errors = consoles()
-    with told(errors, (ValueError, OSError), "Give the same command again: it begins anew."):
+    with told(errors, (ValueError, OSError), "Give the same command again: it starts from the beginning."):
         check_writable(out)
         table = run_demo(out, Console(), seed, steps)
     if table["rmse"]["xdeepsd"] >= table["rmse"].drop("xdeepsd").min():

@@ -11,9 +11,9 @@ import pandas as pd
 import xarray as xr
 from dask.distributed import Client, LocalCluster
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from xdeepsd.cli.terminal import bar
 from xdeepsd.evaluation.baselines import baselines
 from xdeepsd.evaluation.errors import compare
 from xdeepsd.evaluation.plot import plot_maps
@@ -62,20 +62,14 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     held_out = levels[0][["precipitation"]].sel(time=str(years[-1]))
     to_zarr(held_out.drop_encoding().chunk(time=30), out / "coarse.zarr")
     downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
-    columns = (TextColumn("chunks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cluster = LocalCluster(processes=False, threads_per_worker=2, dashboard_address="127.0.0.1:0")
-    with cluster, Client(cluster), Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
-        to_zarr(
-            downscaled,
-            out / "downscaled.zarr",
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with cluster, Client(cluster), bar(console, "chunks") as progress:
+        to_zarr(downscaled, out / "downscaled.zarr", progress=progress)
 
-    console.print("[bold]5[/] Beside the truth")
+    console.print("[bold]5[/] Comparison with the truth")
     means = tuple(level["precipitation"].mean("time").compute() for level in (seen[-1], seen[0]))
     table = _evaluate(out, years[-1], means, console)
-    console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {out}/; look at {out}/maps.png.")
+    console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything is in {out}/; look at {out}/maps.png.")
     return table
 
 
@@ -98,7 +92,7 @@ def _make_room(out: Path, console: Console) -> None:
             f"{others[0]} was not made by the demo. It is left alone. Move it, or type --out NAME for a new folder."
         )
     if old:
-        console.print(f"What an earlier demo made is replaced: {', '.join(path.name for path in old)} in {out}/")
+        console.print(f"Replacing what an earlier demo made: {', '.join(path.name for path in old)} in {out}/")
     for path in old:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +111,7 @@ def _evaluate(out: Path, year: int, means: tuple[xr.DataArray, ...], console: Co
     best = str(rmse.drop("xdeepsd").idxmin())
     better = 1 - float(rmse["xdeepsd"]) / float(rmse[best])
     if better > 0:
-        console.print(f"The model's RMSE is [bold]{better:.0%} lower[/] than that of the best baseline ({best}).")
+        console.print(f"The model's RMSE is [bold]{better:.0%} lower[/] than the best baseline's ({best}).")
     else:
         console.print(
             f"[bold red]The model does not beat the best baseline[/] ({best}): its RMSE is {-better:.0%} higher."

@@ -14,7 +14,7 @@ from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, to
 
 def downscale(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Coarse precipitation: Zarr store or NetCDF file.")],
-    model: Annotated[Path, typer.Argument(help="Folder of a model, as xdeepsd train writes it.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model that xdeepsd train wrote.")],
     out: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
     ],
@@ -51,10 +51,10 @@ def downscale(
     resume: Annotated[bool, typer.Option(help="Resume an output that the same command began.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     same_input: Annotated[
-        bool, typer.Option("--same-input", help="Resume even if the input was moved or touched: it is the same data.")
+        bool, typer.Option("--same-input", help="Resume even if the input was moved or touched, its data unchanged.")
     ] = False,
     workers: Annotated[
-        int, typer.Option(min=0, help="Worker processes of a local Dask cluster. 0: threads of this process.")
+        int, typer.Option(min=0, help="Worker processes of a local Dask cluster. 0: threads in this process.")
     ] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (of each worker). Default: all cores.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
@@ -67,13 +67,13 @@ def downscale(
     stops = (ValueError, TypeError, OSError, RuntimeError, ImportError)
     with (
         logged(console),
-        told(errors, stops, "What is written is kept: the same command goes on from there.",
+        told(errors, stops, "What has been written is kept: the same command continues from there.",
              "fewer --threads or --chunk-days"),
     ):  # fmt: skip
         if scale_factor is not None and not scale_factor > 0:
             raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
         if scheduler is not None and workers:
-            raise ValueError("--scheduler and --workers exclude each other: the address is that of a running cluster.")
+            raise ValueError("--scheduler and --workers cannot be combined: --scheduler connects to a running cluster.")
         if "://" not in out:
             check_writable(Path(out))
         trained = xdeepsd.load_model(model)
@@ -99,7 +99,7 @@ def _naming(source: str) -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         if source not in str(error) and not getattr(error, "filename", None) and not getattr(error, "errno", None):
-            raise type(error)(f"While {source} was read: {error}") from error
+            raise type(error)(f"While reading {source}: {error}") from error
         raise
 
 

@@ -20,9 +20,9 @@ def fetch(
     resolution: Annotated[str, typer.Option(help="4km, 800m or 400m.")] = "4km",
     region: Annotated[str, typer.Option(help="us, ak, hi or pr.")] = "us",
     pace: Annotated[float, typer.Option(help="Seconds to wait between requests.", min=0)] = 2.0,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer before a request is given up.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer before giving up on a request.")] = 60.0,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Do not fail on days that are not published yet.")
+        bool, typer.Option("--allow-missing", help="Do not fail if days are not published yet.")
     ] = False,
     base_url: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -39,7 +39,7 @@ def fetch(
 
     logging.getLogger("xdeepsd.prism.fetch").setLevel(logging.ERROR)  # its warnings are listed below
     console, errors = consoles()
-    with told(errors, (ValueError, OSError, httpx.HTTPError), "What is fetched is kept: the same command goes on."):
+    with told(errors, (ValueError, OSError, httpx.HTTPError), "What was fetched is kept: the same command continues."):
         report = fetch_prism(
             out, variable, start, end, resolution=resolution, region=region, pace=pace, timeout=timeout,
             base_url=base_url or SERVICE, progress=console.is_terminal,
@@ -55,11 +55,11 @@ def fetch(
     if report.not_tried:
         errors.print(f"Not tried ({len(report.not_tried)}): {days_text(report.not_tried)}.")
     if variable == "elevation":
-        text = "the elevation is there" if report.complete else "no elevation"
+        text = "elevation is in the store" if report.complete else "no elevation"
     else:
         text = f"{len(report.fetched)} days of {variable} fetched, {len(report.held)} held before"
     console.print(f"{out}: {text} ({report.megabytes:.1f} MB). Data: {ATTRIBUTION}", markup=False)
     missing = report.failed or report.not_tried or report.stopped or (report.unpublished and not allow_missing)
     if missing:
-        errors.print("What is fetched is kept. Run the same command again to fetch what is missing.")
+        errors.print("What was fetched is kept. Run the same command again to fetch what is missing.")
         raise typer.Exit(1)

@@ -90,7 +90,7 @@ def _read_ini(path: Path, notes: list[str]) -> list[tuple[str, dict[str, str]]]:
     try:
         text = path.read_text()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text ({error}). Needed: a config.ini.") from error
+        raise ValueError(f"{path} is not a text file ({error}). Needed: a config.ini.") from error
     for number, line in enumerate(text.splitlines(), start=1):
         header = re.fullmatch(r"\s*(\[?)\s*([^\[\]=:#;]+?)\s*(\]?)\s*", line)
         whole = header and header[1] and header[3]
@@ -98,7 +98,7 @@ def _read_ini(path: Path, notes: list[str]) -> list[tuple[str, dict[str, str]]]:
             if not whole:
                 notes.append(f"Line {number}, {line.strip()!r}, is a broken section header: read as [{header[2]}].")
             elif header[2] in names:
-                notes.append(f"Line {number}: a second section [{header[2]}].")
+                notes.append(f"Line {number}: another section [{header[2]}].")
             names.append(header[2])
             line = f"[{len(names)}]"
         lines.append(line)
@@ -106,7 +106,7 @@ def _read_ini(path: Path, notes: list[str]) -> list[tuple[str, dict[str, str]]]:
     try:
         reader.read_string("\n".join(lines))
     except configparser.Error as error:
-        raise ValueError(f"{path} is no config.ini: {error}") from error
+        raise ValueError(f"{path} is not a config.ini: {error}") from error
     sections: list[tuple[str, dict[str, str]]] = []
     for number, name in enumerate(names, start=1):
         values = dict(reader[str(number)])
@@ -115,7 +115,7 @@ def _read_ini(path: Path, notes: list[str]) -> list[tuple[str, dict[str, str]]]:
             continue
         earlier = [held for other, held in sections if other == name]
         if earlier:
-            notes.append(f"[{name}] appears twice: its keys are taken together, the later ones win.")
+            notes.append(f"[{name}] appears twice: its keys are merged, and the later values are used.")
             earlier[0].update(values)
         else:
             sections.append((name, values))
@@ -123,12 +123,12 @@ def _read_ini(path: Path, notes: list[str]) -> list[tuple[str, dict[str, str]]]:
         kind = "Model" if name.startswith("Model") else name
         for key, value in values.items():
             if key not in _OLD_KEYS.get(kind, ()):
-                notes.append(f"[{name}] {key} = {value} is not kept: xdeepsd has nothing like it.")
+                notes.append(f"[{name}] {key} = {value} is not kept: xdeepsd has no such setting.")
     doubled = sorted({n for n in names if n.startswith("Model") and names.count(n) > 1})
     if doubled:
         notes.append(
-            f"The {sum(n.startswith('Model') for n in names)} models are kept, in the order of the file (a reader of "
-            f"ini files would have refused {', '.join(f'[{n}]' for n in doubled)} or taken the last one only)."
+            f"The {sum(n.startswith('Model') for n in names)} models are kept, in the order of the file (an ordinary "
+            f"reader of ini files rejects a repeated {', '.join(f'[{n}]' for n in doubled)} or keeps only the last)."
         )
     return sections
 
@@ -161,7 +161,7 @@ class _Old:
         try:
             return [int(part) for part in value.split(",")]
         except ValueError:
-            raise ValueError(f"{self.path}: [{section}] {key} is {value!r}. Needed: numbers with commas.") from None
+            raise ValueError(f"{self.path}: [{section}] {key} is {value!r}. Needed: numbers, as in 9,1,5.") from None
 
 
 def _years(old: _Old, training: dict[str, Any]) -> list[int]:
@@ -182,11 +182,11 @@ def _years(old: _Old, training: dict[str, Any]) -> list[int]:
     if split < last:
         training["test"] = [f"{split + 1}/{last}"]
     else:
-        old.notes.append(f"There are no years after max_train_year {split}: nothing is left for the test.")
+        old.notes.append(f"There are no years after max_train_year {split}, so there are no test days.")
     years_text = f"the training years {first} to {split}" if first < split else f"the training year {first}"
     old.notes.append(
-        "The old code had no validation days and looked at its test error while it trained: "
-        f"{training['validation'][0]} is taken out of {years_text} for validation."
+        "The old code had no validation days and monitored its test error while training: "
+        f"{training['validation'][0]} is taken from {years_text} for validation."
     )
     return [first, last]
 
@@ -209,7 +209,7 @@ def _factors(old: _Old, models: Sequence[Mapping[str, str]]) -> list[int]:
     if len(models) != count:
         old.notes.append(
             f"{low} km to {high} km in steps of {factor} are {count} stages, but {len(models)} models are listed: "
-            f"{', '.join(names) or 'none'}. The resolutions are taken, the models' names are not kept."
+            f"{', '.join(names) or 'none'}. The stages follow from the resolutions; the models' names are not kept."
         )
     elif any(want not in name.replace("-", "_") for want, name in zip(expected, names, strict=True)):
         old.notes.append(f"The models {', '.join(names)} are not named after {', '.join(expected)}: check their order.")
@@ -220,12 +220,12 @@ def _factors(old: _Old, models: Sequence[Mapping[str, str]]) -> list[int]:
             "training. Make the levels with xdeepsd prepare."
         )
     old.notes.append(
-        f"The resolutions of {low} and {high} km are kept as the factors {[factor] * count}; the levels say what a "
-        "cell is."
+        f"The resolutions of {low} and {high} km are kept only as the factors {[factor] * count}: the cell size is "
+        "that of the levels."
     )
     if high % 4 == 0 and high > 4:
         old.notes.append(
-            f"The finest level is {high} km: coarsen PRISM's 4 km by {high // 4} before the levels are made "
+            f"The finest level is {high} km: coarsen PRISM's 4 km by {high // 4} before making the levels "
             f"(xdeepsd.coarsen(fine, {high // 4}))."
         )
     return [factor] * count
@@ -237,7 +237,7 @@ def _network(old: _Old, training: dict[str, Any]) -> None:
     sizes, kernels = old.numbers("SRCNN", "layer_sizes"), old.numbers("SRCNN", "kernel_sizes")
     if sizes:
         if sizes[-1] != 1:
-            raise ValueError(f"{old.path}: [SRCNN] layer_sizes is {sizes}. Needed: 1 at the end, the precipitation.")
+            raise ValueError(f"{old.path}: [SRCNN] layer_sizes is {sizes}. Needed: 1 as the last, for precipitation.")
         training["channels"] = sizes[:-1]
     if kernels:
         training["kernels"] = kernels
@@ -246,7 +246,7 @@ def _network(old: _Old, training: dict[str, Any]) -> None:
     if depth > 1:
         notes.append(f"aux_depth {depth}: only elevation is kept. Add the other static fields to static.")
     if old.number("SRCNN", "training_input_depth", 1) != 1:
-        notes.append("training_input_depth other than 1 is not kept: the input is precipitation alone.")
+        notes.append("training_input_depth other than 1 is not kept: the input is precipitation only.")
     for key, field in (
         ("training_input_size", "patch"), ("batch_size", "batch"), ("training_iters", "steps"),
         ("learning_rate", "learning_rate"), ("save_step", "checkpoint_every"), ("test_step", "validate_every"),
@@ -258,7 +258,7 @@ def _network(old: _Old, training: dict[str, Any]) -> None:
         old.number("SRCNN", "training_lr_input_size"), training.get("patch"), old.number("DeepSD", "upscale_factor", 2)
     )  # fmt: skip
     if small is not None and patch is not None:
-        follows = "it is the patch over the factor" if small * factor == patch else "the coarse patch has no own size"
+        follows = "it is patch / factor" if small * factor == patch else "a coarse patch has no size of its own"
         notes.append(f"training_lr_input_size {small} is not kept: {follows}.")
     if old.number("SRCNN", "dropout_prob", 0) > 0:
         notes.append(f"dropout_prob {old.number('SRCNN', 'dropout_prob')} is not kept: xdeepsd has no dropout.")
@@ -268,21 +268,21 @@ def _network(old: _Old, training: dict[str, Any]) -> None:
     if weighted:
         training["alpha"] = float(alpha if alpha is not None else 1.0)
         if not training["alpha"]:
-            notes.append("alpha 0 makes all weights 1: DenseLoss is then the MSE, as it was.")
+            notes.append("alpha 0 makes all weights 1, so DenseLoss is the MSE, as before.")
     elif alpha is not None:
         notes.append(f"alpha {alpha} is not kept: weighted_loss is off.")
     training["schedule"] = "exponential"
     notes.append(
-        "The old code's decay of the rate (times 0.96 every 100,000 steps), its stride of 20 and its least share of "
-        "land (half) stood in the code, not in this file: they are schedule, stride and min_land here."
+        "The learning rate's decay (times 0.96 every 100,000 steps), the stride of 20 and the least share of land "
+        "(half) were set in the old code, not in this file: here they are schedule, stride and min_land."
     )
 
 
 def _toml(
     source: str, levels: str, paths: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]
 ) -> str:
-    lines = [f"# Converted from {source} by xdeepsd config from-ini. Relative paths count from this file.", ""]
-    lines += ["# The levels are made first:", f"# {levels}", "", 'preset = "paper"', ""]
+    lines = [f"# Converted from {source} by xdeepsd config from-ini. Paths are relative to this file.", ""]
+    lines += ["# Make the levels first:", f"# {levels}", "", 'preset = "paper"', ""]
     for name, table in (("paths", paths), ("data", data), ("training", training)):
         # Strings, numbers and lists of them look the same in TOML and JSON.
         lines += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items() if v is not None), ""]

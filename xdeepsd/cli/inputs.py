@@ -20,7 +20,7 @@ def open_coarse(
 
     ds = open_file(source, group=group)
     if ds.attrs.get(STATUS) == INCOMPLETE:
-        raise ValueError(f"{source} is not complete: finish the command that began it first.")
+        raise ValueError(f"{source} is not complete: first finish the command that began it.")
     try:
         rain = choose_variable(ds, model, variable)
     except ValueError as error:

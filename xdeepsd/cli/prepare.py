@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xdeepsd.cli.terminal import consoles, logged, told
+from xdeepsd.cli.terminal import bar, consoles, logged, told
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,25 +19,25 @@ def prepare(
     fine: Annotated[
         list[Path],
         typer.Argument(
-            help="Daily precipitation: a Zarr store (of fetch, say), NetCDF files, or PRISM files or folders."
+            help="Daily precipitation: a Zarr store (such as fetch writes), NetCDF files, or PRISM files or folders."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Zarr store of levels to create, resume or append days to.")],
     elevation: Annotated[
-        Path | None, typer.Option(help="Elevation (m) on the fine grid or more; default: that in FINE, if any.")
+        Path | None, typer.Option(help="Elevation (m) on the fine grid or a larger one. Default: that in FINE, if any.")
     ] = None,
     static: Annotated[Path | None, typer.Option(help="Further static maps on the fine grid (NetCDF or Zarr).")] = None,
     variable: Annotated[
-        str | None, typer.Option(help="Name of the precipitation, where several variables could be meant.")
+        str | None, typer.Option(help="Name of the precipitation, if several variables could be meant.")
     ] = None,
     factors: Annotated[str, typer.Option(help="Fine cells per coarse cell of each stage, coarsest first.")] = "2,2,2",
-    climatology: Annotated[Path | None, typer.Option(help="Mean precipitation on the fine grid, given.")] = None,
+    climatology: Annotated[Path | None, typer.Option(help="Mean precipitation on the fine grid, as a file.")] = None,
     climatology_years: Annotated[
         tuple[str, str] | None,
         typer.Option(help="First and last training year: their mean precipitation is the climatology."),
     ] = None,
-    edges: Annotated[str, typer.Option(help="Where sizes do not divide: pad, crop or error.")] = "pad",
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Accept that days are missing.")] = False,
+    edges: Annotated[str, typer.Option(help="If the factors do not divide the grid: pad, crop or error.")] = "pad",
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Accept missing days.")] = False,
     chunk_mb: Annotated[float, typer.Option(help="Size of a chunk of the finest level, MB.", min=0.01)] = 64.0,
 ) -> None:
     """Write the resolution ladder that training reads; run it again to resume, or with later days to append."""
@@ -48,10 +46,10 @@ def prepare(
     from xdeepsd.levels.disk import build_levels
 
     console, errors = consoles()
-    with logged(console), told(errors, (ValueError, OSError), "What is written is kept: the same command goes on."):
+    with logged(console), told(errors, (ValueError, OSError), "What was written is kept: the same command continues."):
         numbers = _numbers(factors)
         if climatology is not None and climatology_years is not None:
-            raise ValueError("--climatology and --climatology-years arrived. Needed: one of them.")
+            raise ValueError("Both --climatology and --climatology-years were given. Needed: only one of them.")
         ds = _open_days(fine, variable, chunk_mb)
         maps = xr.Dataset() if static is None else _open(static)
         if elevation is not None:
@@ -59,7 +57,7 @@ def prepare(
         elif "elevation" not in maps and "elevation" in ds:
             maps["elevation"] = ds["elevation"]
         given = None if climatology is None else _open(climatology)
-        with _bar(console) as progress:
+        with bar(console, "days") as progress:
             levels = build_levels(
                 ds, maps if maps.data_vars else None, numbers, out, variable=variable,
                 climatology=slice(*climatology_years) if climatology_years else given,
@@ -100,7 +98,7 @@ def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.D
 
     absent = [str(path) for path in paths if not path.exists()]
     if absent:
-        raise ValueError(f"Not there: {', '.join(absent)}. Needed: files or folders that exist.")
+        raise ValueError(f"Not found: {', '.join(absent)}. Needed: files or folders that exist.")
     if paths[0].suffix not in _NETCDF:
         return _open(paths[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
     with xr.open_dataset(paths[0]) as first:
@@ -114,15 +112,5 @@ def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.D
 def _only_elevation(ds: xr.Dataset, path: Path) -> xr.DataArray:
     """The variable ``elevation``, or the only variable there is."""
     if len(ds.data_vars) != 1 and "elevation" not in ds:
-        raise ValueError(f"{path} holds {sorted(map(str, ds.data_vars))}. Needed: elevation alone.")
+        raise ValueError(f"{path} holds {sorted(map(str, ds.data_vars))}. Needed: only the elevation.")
     return ds["elevation" if "elevation" in ds else next(iter(ds.data_vars))]
-
-
-@contextlib.contextmanager
-def _bar(console: Any) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("days"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("days", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -23,9 +23,9 @@ def sweep(
         str, typer.Option(help="start:stop:step, both ends included, or a list such as 0,0.5,1.")
     ] = "0:4:0.2",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each alpha.")] = 20,
-    stage: Annotated[int | None, typer.Option(min=0, help="Sweep this stage alone; 0 is the coarsest.")] = None,
-    choose: Annotated[str, typer.Option(help="What alpha is chosen by: bins, rarest or all.")] = "bins",
-    workers: Annotated[int, typer.Option(min=-1, help="Processes that train at once; 0: none; -1: one a core.")] = -1,
+    stage: Annotated[int | None, typer.Option(min=0, help="Sweep only this stage; 0 is the coarsest.")] = None,
+    choose: Annotated[str, typer.Option(help="Error that alpha is chosen by: bins, rarest or all.")] = "bins",
+    workers: Annotated[int, typer.Option(min=-1, help="Processes that train at once; 0: none; -1: one per core.")] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to train on instead.")] = None,
 ) -> None:
     """Train with DenseLoss for many alphas and seeds, choose alpha on the validation days, report the test days once.
@@ -38,7 +38,7 @@ def sweep(
     from xdeepsd.evaluation.sweep import run_sweep
 
     console, errors = consoles()
-    with logged(console), told(errors, STOPS, "The same command goes on.", LESS_MEMORY):
+    with logged(console), told(errors, STOPS, "The same command continues.", LESS_MEMORY):
         settings = load_config(config)
         alphas = parse_alphas(alpha)
         levels = read_levels(settings)
@@ -106,7 +106,7 @@ def report(table: pd.DataFrame, folder: Path, choose: str, console: Console) -> 
                 f"{ours['relative'] - 1:+.1%}", _p(ours["p_mannwhitney"]), _p(ours["p_wilcoxon"]),
             )  # fmt: skip
         console.print(shown)
-    console.print("Rank 1 is the rarest bin. p of U: Mann-Whitney; p of W: Wilcoxon, pairs of the same seed.")
+    console.print("Rank 1 is the rarest bin. p of U: Mann-Whitney; p of W: Wilcoxon, pairs with the same seed.")
     test = summary[(summary["part"] == "test") & (summary["error"] == "rmse") & (summary["alpha"] == best)]
     test = test.set_index("rank")
     if best == 0:
@@ -115,7 +115,7 @@ def report(table: pd.DataFrame, folder: Path, choose: str, console: Console) -> 
         change, p = test["relative"] - 1, float(test["p_wilcoxon"][1])
         sure = p <= 0.05 and change[1] < 0
         console.print(
-            f"In the rarest bin alpha {best:g} {'lowers' if sure else 'does not lower beyond chance'} the RMSE "
+            f"In the rarest bin alpha {best:g} {'lowers' if sure else 'does not significantly lower'} the RMSE "
             f"({change[1]:+.1%}, p = {_p(p)}); in the most common bin it is {change.iloc[-1]:+.1%}, over all cells "
             f"{change[0]:+.1%}."
         )

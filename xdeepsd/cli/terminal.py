@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,22 @@ def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less
         if type(error).__name__ == "KilledWorker":  # by name: distributed may not be installed
             text = f"Workers kept dying, probably out of memory: {less_memory}. {text}"
         elif isinstance(error, CancelledError):
-            text = f"The scheduler is lost. What is done is kept. {text}"
+            text = f"The connection to the scheduler was lost. What has been done is kept. {text}"
         elif not isinstance(error, kinds):
             raise
         errors.print(with_flags(text), markup=False)
         raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def bar(console: Any, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of the things done, on a terminal; to be called with their number and the total."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from xdeepsd.levels.disk import open_levels
 from xdeepsd.levels.pairs import factor_between
@@ -22,10 +22,9 @@ from xdeepsd.training.config import TrainConfig
 PRESETS = ("paper",)
 
 
-class Paths(BaseModel):
+@dataclass(frozen=True)
+class Paths:
     """``[paths]``: relative paths are taken from the folder of the TOML file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     levels: Path = Path("levels.zarr")
     """The resolution ladder that training reads (``xdeepsd prepare``)."""
@@ -34,10 +33,9 @@ class Paths(BaseModel):
     sweep: Path = Path("sweep")
 
 
-class Data(BaseModel):
+@dataclass(frozen=True)
+class Data:
     """``[data]``: what the ladder holds, and how much of it is used."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     years: tuple[int, int] | None = None
     """First and last year, both included. None: all days of the levels."""
@@ -64,18 +62,17 @@ class Config:
         Raises ValueError if the file describes a different number of stages, or there is no such ``stage``.
         """
         if stage is not None and stage >= count:
-            raise ValueError(f"There is no stage {stage}: the levels make the stages 0 to {count - 1}.")
+            raise ValueError(f"There is no stage {stage}: the levels give stages 0 to {count - 1}.")
         if self.stages is None:
             return [self.training] * count
         if len(self.stages) != count:
             raise ValueError(
-                f"The file has {len(self.stages)} [[stages]], the levels at {self.paths.levels} make {count}. Needed: "
-                "one for each, coarsest first. Leave [[stages]] out to train all stages alike."
+                f"The file has {len(self.stages)} [[stages]], but the levels at {self.paths.levels} give {count}. "
+                "Needed: one for each, coarsest first. Leave [[stages]] out to train all stages alike."
             )
         return list(self.stages)
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 # The old files' names of our keys, for the message about an unknown key.
 _OLD_NAMES = {
     "layer_sizes": "channels", "kernel_sizes": "kernels", "training_iters": "steps", "batch_size": "batch",
@@ -109,7 +106,7 @@ def load_config(path: str | Path) -> Config:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         hint = " An old config.ini? Type xdeepsd config from-ini " + str(path) if path.suffix == ".ini" else ""
-        raise ValueError(f"{path} is no valid TOML: {error}.{hint}") from error
+        raise ValueError(f"{path} is not valid TOML: {error}.{hint}") from error
     return parse_config(content, path)
 
 
@@ -119,8 +116,8 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
     preset = content.get("preset")
     if preset not in (None, *PRESETS):
         raise ValueError(
-            f"{path}: preset is {preset!r}. Needed: {' or '.join(map(repr, PRESETS))}. Leave it out for what is "
-            "recommended."
+            f"{path}: preset is {preset!r}. Needed: {' or '.join(map(repr, PRESETS))}. Leave it out for the "
+            "recommended settings."
         )
     for name, kind in (("paths", dict), ("data", dict), ("training", dict), ("stages", list)):
         if not isinstance(content.get(name, kind()), kind):
@@ -128,7 +125,7 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
             raise ValueError(f"{path}: {name} is {content[name]!r}. Needed: a table, {wanted}.")
     paths = _checked(Paths, content.get("paths", {}), f"{path}, [paths]")
     folder = path.absolute().parent  # a worker may run elsewhere
-    absolute = paths.model_copy(update={name: folder / value for name, value in paths})
+    absolute = Paths(**{name: folder / value for name, value in vars(paths).items()})
     data = _checked(Data, content.get("data", {}), f"{path}, [data]")
     if data.years is not None and data.years[0] > data.years[1]:
         raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")
@@ -141,20 +138,15 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
                 raise ValueError(f"{where} is {table!r}. Needed: a table.")
             stages.append(_training({**content.get("training", {}), **table}, preset, where))
         if data.factors is not None and len(data.factors) != len(stages):
-            raise ValueError(f"{path}: {len(stages)} [[stages]] and factors {list(data.factors)}. Needed: as many.")
+            raise ValueError(f"{path}: {len(stages)} [[stages]], but factors {list(data.factors)}. Needed: as many.")
     return Config(absolute, data, training, tuple(stages) or None)
 
 
 def _training(given: Mapping[str, Any], preset: str | None, where: str) -> TrainConfig:
     """`TrainConfig`, or its preset, with a table's values: pydantic checks the types, the dataclass the meaning."""
-    _known(given, _FIELDS, where)
     start = TrainConfig() if preset is None else getattr(TrainConfig, preset)()
-    values = {name: getattr(start, name) for name in _FIELDS}
-    values |= {name: _plain(value) for name, value in given.items()}
-    try:
-        return TypeAdapter(TrainConfig).validate_python(values)
-    except ValidationError as error:
-        raise ValueError(_message(error, where)) from error
+    plain = {name: _plain(value) for name, value in given.items()}
+    return _checked(TrainConfig, plain, where, vars(start))
 
 
 def _plain(value: Any) -> Any:
@@ -176,10 +168,11 @@ def _known(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         raise ValueError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(known)}.")
 
 
-def _checked(model: type[Any], given: Mapping[str, Any], where: str) -> Any:
-    _known(given, tuple(model.model_fields), where)
+def _checked(kind: type[Any], given: Mapping[str, Any], where: str, start: Mapping[str, Any] | None = None) -> Any:
+    """A dataclass with the values ``given`` in a table, and those of ``start`` for the rest."""
+    _known(given, tuple(field.name for field in dataclasses.fields(kind)), where)
     try:
-        return model(**given)
+        return TypeAdapter(kind).validate_python({**(start or {}), **given})
     except ValidationError as error:
         raise ValueError(_message(error, where)) from error
 
@@ -209,8 +202,8 @@ def read_levels(config: Config) -> list[xr.Dataset]:
     factors = tuple(factor_between(coarse, fine) for coarse, fine in pairwise(levels))
     if config.data.factors is not None and config.data.factors != factors:
         raise ValueError(
-            f"[data] factors is {list(config.data.factors)}, the levels at {config.paths.levels} have {list(factors)}. "
-            "Needed: the same. Correct the file, or make the levels again with xdeepsd prepare."
+            f"[data] factors is {list(config.data.factors)}, but the levels at {config.paths.levels} have "
+            f"{list(factors)}. Needed: the same. Correct the file, or make the levels again with xdeepsd prepare."
         )
     if config.data.years is None:
         return levels
@@ -219,7 +212,7 @@ def read_levels(config: Config) -> list[xr.Dataset]:
     if not cut[-1].sizes["time"]:
         days = levels[-1]["time"].values
         raise ValueError(
-            f"[data] years is {[first, last]}, the levels at {config.paths.levels} go from {str(days[0])[:10]} to "
-            f"{str(days[-1])[:10]}. Needed: years that they hold."
+            f"[data] years is {[first, last]}, but the levels at {config.paths.levels} go from {str(days[0])[:10]} to "
+            f"{str(days[-1])[:10]}. Needed: years in that period."
         )
     return cut

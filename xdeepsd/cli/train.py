@@ -20,9 +20,9 @@ LESS_MEMORY = "fewer --workers, or a smaller buffer under [training]"
 
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file (docs/howto/config.md).")],
-    stage: Annotated[int | None, typer.Option(min=0, help="Train this stage alone; 0 is the coarsest.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints that are there.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that train stages at once; 0: none.")] = 0,
+    stage: Annotated[int | None, typer.Option(min=0, help="Train only this stage; 0 is the coarsest.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoints.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that train stages in parallel; 0: none.")] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to train on instead.")] = None,
 ) -> None:
     """Train a stack, all stages or one, and save it as a model.
@@ -37,15 +37,15 @@ def train(
     from xdeepsd.training.stage import train_stage
 
     console, errors = consoles()
-    with logged(console), told(errors, STOPS, "--resume goes on from the last checkpoint.", LESS_MEMORY):
+    with logged(console), told(errors, STOPS, "--resume continues from the last checkpoint.", LESS_MEMORY):
         settings = load_config(config)
         levels = read_levels(settings)
         configs = settings.stage_configs(len(levels) - 1, stage)
         model_path, folder = settings.paths.model, settings.paths.checkpoints
         if stage is None and model_path.exists() and not resume:
             raise FileExistsError(
-                f"{model_path} exists. Type --resume to go on and replace it; or remove it, and the checkpoints in "
-                f"{folder}, to train anew."
+                f"{model_path} exists. Type --resume to continue training and replace it; or, to train anew, remove it "
+                f"and the checkpoints in {folder}."
             )
         check_writable(folder)
         if stage is None:

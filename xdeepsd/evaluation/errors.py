@@ -36,18 +36,9 @@ def compare(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> 
     All rows are over the same cells: those present in every prediction and in the observations.
     """
     observed = _common(predictions, observed)
-    table = xr.Dataset(
-        {
-            f"{name}|{error}": value
-            for name, predicted in predictions.items()
-            for error, value in errors(predicted.where(observed.notnull()), observed).items()
-        }
-    ).compute()
-    rows = {
-        name: {error: float(table[f"{name}|{error}"]) for error in ("rmse", "mae", "bias", "correlation")}
-        for name in predictions
-    }
-    return pd.DataFrame(rows).T
+    lazy = {name: errors(da.where(observed.notnull()), observed) for name, da in predictions.items()}
+    (rows,) = dask.compute(lazy)
+    return pd.DataFrame({name: {error: float(v) for error, v in row.items()} for name, row in rows.items()}).T
 
 
 def _common(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> xr.DataArray:
@@ -57,8 +48,8 @@ def _common(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> 
             xr.align(observed, predicted, join="exact")
         except ValueError as error:
             raise ValueError(
-                f"The coordinates of {name!r} are not those of the observed values: {error}. Needed: the same cells "
-                "and days. Where they differ by rounding only, type predicted.assign_coords(observed.coords)."
+                f"The coordinates of {name!r} differ from those of the observed values: {error}. Needed: the same "
+                "cells and days. If they differ only by rounding, type predicted.assign_coords(observed.coords)."
             ) from error
         observed = observed.where(predicted.notnull())
     return observed
@@ -72,8 +63,8 @@ def bin_edges(observed: xr.DataArray, bins: int = BINS, *, scheduler: str | None
     low, high = (float(v) for v in dask.compute(observed.min(), observed.max(), scheduler=scheduler))
     if not (np.isfinite([low, high]).all() and high > low):
         raise ValueError(
-            f"The observed values range from {low} to {high}: no bins of equal width fit in between. Needed: finite "
-            "values that differ. Give days on which it rains."
+            f"The observed values range from {low} to {high}: bins of equal width cannot be made. Needed: finite "
+            "values that differ. Give days with rain."
         )
     return np.linspace(low, high, bins + 1)
 

@@ -8,10 +8,7 @@ import numpy as np
 from scipy import stats
 
 
-def significance(
-    errors: Sequence[float] | np.ndarray,
-    reference: Sequence[float] | np.ndarray,
-) -> dict[str, float]:
+def significance(errors: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Whether the errors of some runs differ from those of reference runs with the same seeds, in the same order.
 
     Returns ``relative`` (mean error over mean reference error), ``p_mannwhitney`` (scipy's ``mannwhitneyu``: two
@@ -21,8 +18,8 @@ def significance(
     ours, theirs = np.asarray(errors, np.float64), np.asarray(reference, np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or not ours.size:
         raise ValueError(
-            f"{ours.shape} errors and {theirs.shape} of the reference. Needed: one of each for every seed, in the same "
-            "order."
+            f"There are {ours.shape} errors, and {theirs.shape} of the reference. Needed: one of each for every seed, "
+            "in the same order."
         )
     result = {"relative": float(ours.mean() / theirs.mean()), "p_mannwhitney": np.nan, "p_wilcoxon": np.nan}
     if ours.size > 1:

@@ -31,6 +31,7 @@ from xdeepsd.grids.interpolate import interpolate
 from xdeepsd.inference.downscale import downscale
 from xdeepsd.levels.days import name_days
 from xdeepsd.levels.pairs import chunk_edges
+from xdeepsd.levels.splits import Split
 from xdeepsd.models.files import load_model, save_model
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.stores.begun import changed_fields
@@ -111,16 +112,11 @@ def run_sweep(
     for name in ("validation", "test"):
         if not len(getattr(split, name)):
             raise ValueError(
-                f"The configuration names no {name} days. Needed: alpha is chosen on validation days and reported on "
-                "test days. Give both, such as validation=[2004, 2005] and test=[2006]."
+                f"The configuration names no {name} days. Needed: validation days, on which alpha is chosen, and test "
+                "days, on which it is reported. Give both, such as validation=[2004, 2005] and test=[2006]."
             )
     # Checked before hours of training: without observations on these days there is no error to choose by.
-    between = pd.concat(
-        [
-            _interpolation(levels, days, part, bins).assign(part=part, alpha=np.nan, seed=-1)
-            for part, days in (("validation", split.validation), ("test", split.test))
-        ]
-    )
+    between = pd.concat([_interpolation(levels, split, part, bins) for part in ("validation", "test")])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(folder, levels, configs, bins)
@@ -150,7 +146,7 @@ def _train_missing(
     """Train the runs (alpha, seed) whose errors on the validation ``days`` are not in the folder yet."""
     missing = [run for run in runs if not (_place(folder, *run) / "validation.parquet").exists()]
     if len(missing) < len(runs):
-        logger.info("%d of %d runs are done already.", len(runs) - len(missing), len(runs))
+        logger.info("%d of %d runs are already done.", len(runs) - len(missing), len(runs))
     if not missing:
         return
     plans = [
@@ -203,13 +199,10 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 
 def _gather(folder: Path, runs: Sequence[tuple[float, int]], part: str) -> pd.DataFrame:
-    return pd.concat(
-        [
-            pd.read_parquet(_place(folder, alpha, seed) / f"{part}.parquet").assign(part=part, alpha=alpha, seed=seed)
-            for alpha, seed in runs
-        ],
-        ignore_index=True,
+    tables = (
+        pd.read_parquet(_place(folder, *run) / f"{part}.parquet").assign(alpha=run[0], seed=run[1]) for run in runs
     )
+    return pd.concat(tables, ignore_index=True).assign(part=part)
 
 
 def _with_errors(
@@ -219,11 +212,7 @@ def _with_errors(
 
 
 def _evaluate(
-    levels: Sequence[xr.Dataset],
-    days: np.ndarray,
-    model: StackedSRCNN | None,
-    bins: int,
-    scheduler: str | None = None,
+    levels: Sequence[xr.Dataset], days: np.ndarray, model: StackedSRCNN | None, bins: int, scheduler: str | None = None
 ) -> pd.DataFrame:
     """Rows of `bin_errors` for a model on some days; None: for interpolation."""
     coarse, truth, between = _fields(levels, days)
@@ -243,19 +232,20 @@ def _fields(levels: Sequence[xr.Dataset], days: np.ndarray) -> tuple[xr.Dataset,
     return coarse, truth.where(between.notnull()), between
 
 
-def _interpolation(levels: Sequence[xr.Dataset], days: np.ndarray, part: str, bins: int) -> pd.DataFrame:
+def _interpolation(levels: Sequence[xr.Dataset], split: Split, part: str, bins: int) -> pd.DataFrame:
     """Rows for interpolation. ValueError where none of the days has observations, or all values are equal."""
+    days = getattr(split, part)
     truth = _fields(levels, days)[1]
     there = truth.notnull().any(("lat", "lon")).values
     empty = name_days(truth["time"].to_index()[~there])
     if not there.any():
         raise ValueError(
             f"None of the {len(days)} {part} days has an observed cell inside the mask: {empty}. Needed: days with "
-            f"observations, or nothing is known of the error. Give other {part} days."
+            f"observations; without them the error is unknown. Give other {part} days."
         )
     if empty:
         logger.warning("Some %s days have no observed cell inside the mask and do not count: %s.", part, empty)
-    return _evaluate(levels, days, None, bins)
+    return _evaluate(levels, days, None, bins).assign(part=part, alpha=np.nan, seed=-1)
 
 
 def _digest(da: xr.DataArray) -> int:
@@ -282,7 +272,7 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
         others = [name for name in (TABLE, FIGURE, "runs") if (folder / name).exists()]
         if others:
             raise FileExistsError(
-                f"{folder} holds {others}, which no sweep wrote: there is no {_ABOUT}. They are left alone. Give "
+                f"{folder} holds {others}, which no sweep wrote, as there is no {_ABOUT}. They are left alone. Give "
                 "another folder."
             )
         write_whole(path, text.encode())
@@ -294,10 +284,10 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
     for i, (old, new) in enumerate(zip(then["stages"], now["stages"], strict=False)):
         different += changed_fields(old, new, of=f" of stage {i}")
     if len(then["stages"]) != len(now["stages"]):
-        different.append(f"there were {len(then['stages'])} stages, there are {len(now['stages'])}")
+        different.append(f"there were {len(then['stages'])} stages, now there are {len(now['stages'])}")
     if different:
         raise ValueError(
-            f"{folder} holds the runs of another configuration: {'; '.join(different)}. Needed: the same, to go on. "
+            f"{folder} holds the runs of another configuration: {'; '.join(different)}. Needed: the same, to continue. "
             "Give another folder to start anew."
         )
 

@@ -68,11 +68,11 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
             f"No {kind} found among the coordinates {sorted(map(str, obj.coords))} of dims {tuple(obj.dims)}. "
             f"Needed: a one-dimensional coordinate in degrees. Type "
             f"ds['NAME'].attrs['standard_name'] = '{kind}' for the coordinate that holds it, or "
-            f"ds.rename(NAME='{short}'); before that ds.set_coords('NAME') where a variable holds it."
+            f"ds.rename(NAME='{short}'); if a data variable holds it, first ds.set_coords('NAME')."
         )
     if len(names) > 1:
         raise ValueError(
-            f"Two candidates or more for {kind}: {sorted(names)}. Needed: exactly one. "
+            f"Several candidates for {kind}: {sorted(names)}. Needed: exactly one. "
             f"Type ds.drop_vars({_least_likely(obj, names)!r}) to leave one of them out."
         )
     name = names[0]
@@ -89,7 +89,7 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
         )
     if obj[name].dtype.kind not in "fiu":
         raise ValueError(
-            f"The {kind} {name!r} is of dtype {obj[name].dtype}. Needed: numbers in degrees. "
+            f"The {kind} {name!r} has dtype {obj[name].dtype}. Needed: numbers in degrees. "
             f"Type ds.assign_coords({name}=ds[{name!r}].astype(float))."
         )
     return name
@@ -157,22 +157,18 @@ def restore(da: xr.DataArray, axes: Axes) -> xr.DataArray:
 def chunk_unread(da: xr.DataArray, scale: int = 1, days: int | None = None) -> xr.DataArray:
     """Chunk along time an array that xarray opened without chunks and has not read yet, so that it is not read whole.
 
-    Chunks have ``days`` days; by default, maps ``scale`` times finer (along each axis) take up to 128 MiB per chunk.
-    Arrays in memory and Dask arrays are returned as they are.
+    Chunks have ``days`` days; by default 30, or fewer if float32 maps ``scale`` times finer (along each axis) would
+    exceed 128 MiB per chunk. Arrays in memory and Dask arrays are returned as they are.
     """
     if da.chunks is not None or da.variable._in_memory:
         return da
     axes = find(da)
     maps = {axes.lat_dim, axes.lon_dim}
-    days = days or days_in_chunk(math.prod(da.sizes[dim] for dim in maps) * scale**2)
+    cells = math.prod(da.sizes[dim] for dim in maps) * scale**2
+    days = days or max(1, min(30, 2**27 // (4 * cells)))
     chunks = {dim: -1 if dim in maps else days if dim == axes.time else 1 for dim in da.dims}
     name = f"{da.name}-{sources.stamp(da.variable)}"  # the same in the next process, so that a store can be resumed
     return da.chunk(chunks, name_prefix=f"{name}-", token=name)
-
-
-def days_in_chunk(cells: int) -> int:
-    """Days per chunk for float32 maps of this many cells: 30, or fewer if that would exceed 128 MiB."""
-    return max(1, min(30, 2**27 // (4 * cells)))
 
 
 def to_order(values: np.ndarray, name: str) -> str:

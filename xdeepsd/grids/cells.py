@@ -134,10 +134,6 @@ def unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
-def _unwrap(lon: np.ndarray) -> np.ndarray:
-    return np.unwrap(lon, period=360.0)
-
-
 def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
     """The values as float64; ValueError if they are not finite and strictly monotonic.
 
@@ -150,25 +146,19 @@ def _monotonic(coord: xr.DataArray, turn: bool) -> np.ndarray:
             f"{name} has {np.count_nonzero(~np.isfinite(given))} NaN among its {given.size} values. Needed: the "
             f"centre of every cell. Type ds.isel({dim}=np.isfinite(ds['{name}'].values))."
         )
-    values = _unwrap(given) if turn else given
+    values = np.unwrap(given, period=360.0) if turn else given
     steps = np.diff(values)
     if (steps == 0).any():
         repeated = np.flatnonzero(steps == 0) + 1
         raise ValueError(
-            f"{name} holds values twice: {np.unique(given[repeated])[:5].tolist()}. Needed: every cell once. "
+            f"{name} has repeated values: {np.unique(given[repeated])[:5].tolist()}. Needed: every cell once. "
             f"Type ds.isel({dim}=np.delete(range({values.size}), {repeated.tolist()}))."
         )
     if not ((steps > 0).all() or (steps < 0).all()):
         at = int(np.argmax(np.sign(steps) != np.sign(steps[0])))
-        before = ""
-        if turn and (np.diff(_unwrap(np.sort(given))) < 0).any():  # sorting alone would leave a jump
-            up = np.sort(given % 360.0)
-            gaps = np.diff(up, append=up[0] + 360.0)
-            west = f"{(up + gaps / 2)[np.argmax(gaps)]:g}"
-            before = f".assign_coords({name}=ds['{name}'].copy(data=(ds['{name}'].values - {west}) % 360 + {west}))"
         raise ValueError(
             f"{name} is not monotonic: {values[at]:g} is followed by {values[at + 1]:g} at position {at + 1} of "
-            f"{values.size}. Needed: ascending or descending values. Type ds{before}.sortby({name!r})."
+            f"{values.size}. Needed: ascending or descending values. Type {axes.to_order(given, name)}."
         )
     return values
 
@@ -248,7 +238,7 @@ def _edges_from_bounds(given: xr.DataArray, centres: np.ndarray, name: str, turn
     if not align.same_edge(gaps, cell[1:]).all():
         i = int(np.argmax(gaps))
         raise ValueError(
-            f"The bounds of {name} leave gaps or overlap: cell {i} ends at {last[i]:g} and cell {i + 1} begins at "
+            f"The bounds of {name} have gaps or overlaps: cell {i} ends at {last[i]:g} and cell {i + 1} begins at "
             f"{first[i + 1]:g}. Needed: cells that meet. Correct them, or {drop}"
         )
     return np.concatenate([first, last[-1:]])
@@ -325,7 +315,7 @@ def _check_latitude(lat: np.ndarray, name: str) -> None:
     if np.abs(lat).max() > 90.001:
         raise ValueError(
             f"{name} reaches from {lat.min():g} to {lat.max():g}. Needed: degrees within -90..90. "
-            "Check that latitude and longitude are not exchanged and that the units are degrees."
+            "Check that latitude and longitude are not swapped and that the units are degrees."
         )
 
 
@@ -367,8 +357,8 @@ def read_grid(obj: xr.Dataset | xr.DataArray) -> Grid:
         lat_edges = np.clip(lat_edges, -90.0, 90.0)
     if lon_edges is not None and abs(lon_edges[-1] - lon_edges[0]) > 360.0 * (1 + 1e-6):
         raise ValueError(
-            f"{found.lon} spans {abs(lon_edges[-1] - lon_edges[0]):g} degrees, more than a whole turn: some cells are "
-            f"there twice. Needed: 360 or less. Type ds.isel({found.lon_dim}=slice(None, -1)) if the last column "
+            f"{found.lon} spans {abs(lon_edges[-1] - lon_edges[0]):g} degrees, more than the whole circle: some cells "
+            f"occur twice. Needed: 360 or less. Type ds.isel({found.lon_dim}=slice(None, -1)) if the last column "
             "repeats the first."
         )
     return Grid(lat, lon, lat_edges, lon_edges, found.lat, found.lon, (found.lat_dim, found.lon_dim))

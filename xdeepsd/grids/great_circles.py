@@ -36,9 +36,9 @@ def _polygons(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
             polygons.append(spherely.create_polygon(shell))
         except ValueError as error:
             raise ValueError(
-                f"The corners {corners} (longitude, latitude) are no polygon on the sphere ({error}). Needed: cells "
-                "narrower than half the earth, and their corners in order around them. Correct the bounds, or type "
-                "ds.drop_vars(NAMES_OF_THE_BOUNDS) to have them inferred from the centres."
+                f"The corners {corners} (longitude, latitude) do not form a polygon on the sphere ({error}). "
+                "Needed: cells narrower than half the earth, with corners in order around them. Correct the bounds, or "
+                "type ds.drop_vars(NAMES_OF_THE_BOUNDS) to have them inferred from the centres."
             ) from error
     return np.array(polygons, dtype=object)
 
@@ -53,7 +53,7 @@ def _balls(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     wide = np.count_nonzero(~(radius < 1.4142))
     if wide:
         raise ValueError(
-            f"{wide} of {len(radius)} cells, or quadrilaterals between centres, reach half round the earth. Needed: "
+            f"{wide} of {len(radius)} cells, or quadrilaterals between centres, reach halfway round the earth. Needed: "
             "smaller ones, whose edges are great circles. Leave engine out between 1-D grids, or type method='nearest'."
         )
     return middle, radius

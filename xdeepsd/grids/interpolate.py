@@ -10,12 +10,10 @@ import xarray as xr
 from xdeepsd.grids.missing import fill_nearest
 
 
-def _weights(size: int, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Left index, right index and weight of the right, for each fine cell along an axis of ``size`` coarse cells."""
+def _positions(size: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Position of each fine cell along an axis of ``size`` coarse cells, and the coarse cell to the left of it."""
     position = (np.arange(size * factor) + 0.5) / factor - 0.5
-    left = np.floor(position).astype(np.intp)
-    right_weight = position - left
-    return np.clip(left, 0, size - 1), np.clip(left + 1, 0, size - 1), right_weight
+    return position, np.floor(position).astype(np.intp)
 
 
 def upsample(field: np.ndarray, factor: int) -> np.ndarray:
@@ -29,10 +27,10 @@ def upsample(field: np.ndarray, factor: int) -> np.ndarray:
            [0., 1., 3., 4.]])
     """
     for axis in (-2, -1):
-        left, right, weight = _weights(field.shape[axis], factor)
-        shape = (-1, 1) if axis == -2 else (-1,)
-        weight = weight.astype(field.dtype).reshape(shape)
-        field = np.take(field, left, axis) * (1 - weight) + np.take(field, right, axis) * weight
+        position, left = _positions(field.shape[axis], factor)
+        weight = (position - left).astype(field.dtype).reshape((-1, 1) if axis == -2 else (-1,))
+        at_left, at_right = (np.take(field, cell, axis, mode="clip") for cell in (left, left + 1))
+        field = at_left * (1 - weight) + at_right * weight
     return field
 
 
@@ -49,16 +47,14 @@ def upsample_cubic(field: np.ndarray, factor: int) -> np.ndarray:
     """
     a = -0.75
     for axis in (-2, -1):
-        size = field.shape[axis]
-        position = (np.arange(size * factor) + 0.5) / factor - 0.5
-        left = np.floor(position).astype(np.intp)
+        position, left = _positions(field.shape[axis], factor)
         total = 0.0
         for tap in (-1, 0, 1, 2):
             away = np.abs(position - left - tap)
             near = (a + 2) * away**3 - (a + 3) * away**2 + 1
             far = a * (away**3 - 5 * away**2 + 8 * away - 4)
             weight = np.where(away <= 1, near, far).astype(field.dtype).reshape((-1, 1) if axis == -2 else (-1,))
-            total = total + weight * np.take(field, np.clip(left + tap, 0, size - 1), axis)
+            total = total + weight * np.take(field, left + tap, axis, mode="clip")
         field = np.asarray(total)
     return field
 
@@ -90,8 +86,8 @@ def interpolate(
     have = (like.sizes["lat"], like.sizes["lon"])
     if have != (factor * coarse.sizes["lat"], factor * coarse.sizes["lon"]):
         raise ValueError(
-            f"like has {have[0]} x {have[1]} cells, the coarse map {coarse.sizes['lat']} x {coarse.sizes['lon']}. "
-            "Needed: one whole factor for both."
+            f"like has {have[0]} x {have[1]} cells, but the coarse map has {coarse.sizes['lat']} x "
+            f"{coarse.sizes['lon']}. Needed: the same whole factor along both axes."
         )
 
     def fine(values: np.ndarray) -> np.ndarray:

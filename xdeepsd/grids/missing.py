@@ -62,6 +62,5 @@ def fill_nearest(values: np.ndarray, reach: int) -> np.ndarray:
     for days in map(np.array, patterns.values()):
         cells = np.flatnonzero(missing[days[0]])
         source = nearest_observed(missing[days[0]], reach).ravel()[cells]
-        alike = np.array(days)
-        flat[np.ix_(alike, cells)] = np.nan_to_num(flat[np.ix_(alike, source)], copy=False, nan=0.0)
+        flat[np.ix_(days, cells)] = np.nan_to_num(flat[np.ix_(days, source)], copy=False, nan=0.0)
     return filled

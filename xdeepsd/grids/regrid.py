@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array
@@ -84,7 +85,7 @@ def regrid(
         weights = _weights.load(weights)
     if weights is None:
         if target is None:
-            raise ValueError("No target arrived. Needed: a grid. Type xdeepsd.regrid(ds, target), or weights=FILE.")
+            raise ValueError("No target was given. Needed: a grid. Type xdeepsd.regrid(ds, target), or weights=FILE.")
         weights = _build(source, read_grid(target), method, engine)
     else:
         _check_weights(weights, source, None if target is None else read_grid(target), method)
@@ -93,7 +94,7 @@ def regrid(
     if unmapped:
         logger.info("%d of %d target cells lie beyond the source.", unmapped, np.prod(weights.target.shape))
     coords = _coordinates(obj, weights, target)
-    return _map(obj, weights, coords, skipna, na_thres, unmapped_to_nan)
+    return _map(obj, weights, coords, {"skipna": skipna, "na_thres": na_thres, "unmapped_to_nan": unmapped_to_nan})
 
 
 def regrid_weights(
@@ -185,13 +186,13 @@ def _check_weights(weights: Weights, source: Grid, target: Grid | None, method: 
             )
         if not same:
             raise ValueError(
-                f"The weights are of another {side} grid: {grid.shape} cells, {grid.spans}; {given.shape} cells, "
-                f"{given.spans} arrived. Needed: the same cells in the same order. Type "
+                f"The weights are for another {side} grid: {grid.shape} cells, {grid.spans}; the grid given has "
+                f"{given.shape} cells, {given.spans}. Needed: the same cells in the same order. Type "
                 "weights=xdeepsd.regrid_weights(ds, target)."
             )
     if method not in (weights.method, "conservative"):  # "conservative" is the default, so perhaps not asked for
         raise ValueError(
-            f"The weights are {weights.method}, the method is {method!r}. Needed: the same. Type "
+            f"The weights are {weights.method}, but the method is {method!r}. Needed: the same. Type "
             f"method={weights.method!r}, or weights=xdeepsd.regrid_weights(ds, target, {method!r})."
         )
 
@@ -219,12 +220,8 @@ def _coordinates(
         for name, values in ((grid.lat_name, grid.lat), (grid.lon_name, grid.lon)):
             attrs = {} if target is None else {k: v for k, v in target[name].attrs.items() if k != "bounds"}
             coords[name] = xr.DataArray(values, dims=grid.dims, attrs=attrs)
-        along = (
-            {}
-            if target is None
-            else {str(n): c for n, c in target.coords.items() if c.dims in {(d,) for d in grid.dims}}
-        )
-        return {n: c.variable for n, c in along.items()} | coords
+        given: Mapping[Any, Any] = {} if target is None else target.coords
+        return {str(n): c.variable for n, c in given.items() if c.dims in {(d,) for d in grid.dims}} | coords
     like, named = (obj, source) if source.rectilinear else (target, grid)
     for name, dim, wanted, centres, edges in (
         (named.lat_name, named.dims[0], grid.lat_name, grid.lat, grid.lat_bounds),
@@ -241,21 +238,10 @@ def _coordinates(
     return coords
 
 
-def _output_dims(weights: Weights) -> tuple[str, str]:
-    both = weights.source.rectilinear and weights.target.rectilinear
-    return weights.source.dims if both else weights.target.dims
-
-
-def _apply(
-    da: xr.DataArray,
-    weights: Weights,
-    coords: dict[str, xr.DataArray],
-    skipna: bool,
-    na_thres: float,
-    unmapped_to_nan: bool,
-) -> xr.DataArray:
-    """Regrid one array that has both dims of the source. Lazy if the array is."""
-    dims, new = weights.source.dims, _output_dims(weights)
+def _apply(da: xr.DataArray, weights: Weights, coords: dict[str, xr.DataArray], how: dict[str, Any]) -> xr.DataArray:
+    """Regrid one array that has both dims of the source, ``how``: as in `regrid_weights.apply`. Lazy if it is."""
+    dims = weights.source.dims
+    new = dims if weights.source.rectilinear and weights.target.rectilinear else weights.target.dims
     split = [dim for dim in dims if len(da.chunksizes.get(dim, ())) > 1]
     if split:
         raise ValueError(
@@ -263,19 +249,17 @@ def _apply(
             f"maps. Type ds.chunk({{{', '.join(f'{d!r}: -1' for d in dims)}}})."
         )
     if da.dtype.kind not in "fiub":
-        raise ValueError(f"{da.name!r} is of dtype {da.dtype}. Needed: numbers. Type ds.drop_vars({da.name!r}).")
+        raise ValueError(f"{da.name!r} has dtype {da.dtype}. Needed: numbers. Type ds.drop_vars({da.name!r}).")
     dtype = da.dtype if da.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     moved = da.astype(dtype, copy=False).transpose(..., *dims)
     if moved.chunks is None:
-        data = _weights.apply(moved.values, weights, skipna, na_thres, unmapped_to_nan)
+        data = _weights.apply(moved.values, weights, **how)
     else:
         data = dask.array.map_blocks(
             _weights.apply,
             moved.data,
             weights=dask.delayed(weights),  # once in the graph, not in every task
-            skipna=skipna,
-            na_thres=na_thres,
-            unmapped_to_nan=unmapped_to_nan,
+            **how,
             dtype=dtype,
             chunks=(*moved.chunks[:-2], *((n,) for n in weights.target.shape)),
             meta=np.empty((0,) * moved.ndim, dtype),
@@ -288,17 +272,10 @@ def _apply(
     return out.transpose(*order).assign_coords({n: c for n, c in coords.items() if set(c.dims) <= set(new)})
 
 
-def _map(
-    obj: XarrayObject,
-    weights: Weights,
-    coords: dict[str, xr.DataArray],
-    skipna: bool,
-    na_thres: float,
-    unmapped_to_nan: bool,
-) -> XarrayObject:
+def _map(obj: XarrayObject, weights: Weights, coords: dict[str, xr.DataArray], how: dict[str, Any]) -> XarrayObject:
     """`_apply` to a DataArray, or to each variable of a Dataset on the grid; the rest are kept or left out."""
     if isinstance(obj, xr.DataArray):
-        return _apply(obj, weights, coords, skipna, na_thres, unmapped_to_nan)
+        return _apply(obj, weights, coords, how)
     dims = set(weights.source.dims)
     old = {obj[name].attrs.get("bounds") for name in (weights.source.lat_name, weights.source.lon_name)}
     if not weights.source.rectilinear:
@@ -308,7 +285,7 @@ def _map(
         if name in old:
             continue
         if dims <= set(da.dims):
-            kept[name] = _apply(da, weights, coords, skipna, na_thres, unmapped_to_nan)
+            kept[name] = _apply(da, weights, coords, how)
         elif not dims & set(da.dims):
             kept[name] = da
     rest = {n: c for n, c in obj.coords.items() if not dims & set(c.dims) and n not in coords and n not in old}
@@ -320,7 +297,7 @@ def block_weights(source: Grid, factor: int) -> Weights:
     nlat, nlon = source.shape
     if factor != int(factor) or not 1 <= factor <= min(nlat, nlon):
         raise ValueError(
-            f"The factor is {factor}, of {nlat} x {nlon} cells. Needed: a whole number from 1 to {min(nlat, nlon)}. "
+            f"The factor is {factor}, for {nlat} x {nlon} cells. Needed: a whole number from 1 to {min(nlat, nlon)}. "
             f"Type xdeepsd.coarsen(ds, {min(2, nlat, nlon)})."
         )
     factor = int(factor)
@@ -365,7 +342,7 @@ def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
     source = read_grid(obj)
     if not source.rectilinear:
         raise ValueError(
-            f"{source.lat_name} and {source.lon_name} are 2-D: the blocks of a curvilinear grid are no latitude-"
+            f"{source.lat_name} and {source.lon_name} are 2-D: the blocks of a curvilinear grid are not latitude-"
             "longitude cells. Needed: 1-D coordinates. Type xdeepsd.regrid(ds, target)."
         )
     weights = block_weights(source, factor)
@@ -375,4 +352,4 @@ def coarsen(obj: XarrayObject, factor: int) -> XarrayObject:
     west = float(obj[source.lon_name].min()) - abs(float(edges[1] - edges[0])) / 2
     wrapped = np.where((lon < west) | (lon >= west + 360.0), west + (lon - west) % 360.0, lon)
     coords[source.lon_name] = coords[source.lon_name].copy(data=wrapped)
-    return _map(obj, weights, coords, skipna=True, na_thres=1.0, unmapped_to_nan=True)
+    return _map(obj, weights, coords, {"skipna": True, "na_thres": 1.0, "unmapped_to_nan": True})

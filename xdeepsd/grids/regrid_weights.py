@@ -63,7 +63,7 @@ class Weights:
                 content[f"{name}.shape"] = np.array(m.shape)
         if os.path.lexists(path) and not _holds_weights(path):
             raise FileExistsError(
-                f"{os.fspath(path)} exists and holds no weights. It is left alone: type another path."
+                f"{os.fspath(path)} exists, but holds no weights. It is left alone: type another path."
             )
         file = BytesIO()
         np.savez_compressed(file, **content)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
         return _from_content(content)
     except (TypeError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{os.fspath(path)} holds no weights of xdeepsd, or is damaged ({error}). Needed: a file that "
+            f"{os.fspath(path)} is not a file of weights, or is damaged ({error}). Needed: a file that "
             "xdeepsd.regrid_weights(source, target).save(NAME) wrote."
         ) from error
 
@@ -121,15 +121,6 @@ def check_method(method: str) -> None:
         raise ValueError(f"The method is {method!r}. Needed: one of {', '.join(METHODS)}. Type method='conservative'.")
 
 
-def need_two(source: Grid) -> None:
-    """ValueError if an axis has fewer than two cells to interpolate between."""
-    if min(source.shape) < 2:
-        raise ValueError(
-            f"Bilinear interpolation between {source.shape[0]} x {source.shape[1]} cells. Needed: two or more along "
-            "each axis. Type method='nearest'."
-        )
-
-
 def check_overlap(weights: Weights) -> Weights:
     """Return the weights; ValueError if no target cell takes anything, or all lie cells away from the source."""
     source, target = weights.source, weights.target
@@ -141,8 +132,8 @@ def check_overlap(weights: Weights) -> Weights:
     if apart:
         raise ValueError(
             f"The grids do not overlap: the source spans {source.spans}, the target {target.spans}. Needed: a target "
-            "that lies on the source, at least in part. Check that latitude and longitude are in degrees and not "
-            "exchanged, and type xdeepsd.regrid(ds, target) with the target meant."
+            "that lies at least partly on the source. Check that latitude and longitude are in degrees and not "
+            "swapped, and type xdeepsd.regrid(ds, target) with the intended target."
         )
     return weights
 
@@ -161,7 +152,11 @@ def build(source: Grid, target: Grid, method: str, great_circles: bool = False) 
         if method == "conservative_normed":
             parts = tuple(_normalized(part) for part in parts)
     elif method == "bilinear":
-        need_two(source)
+        if min(source.shape) < 2:
+            raise ValueError(
+                f"Bilinear interpolation on a source of {source.shape[0]} x {source.shape[1]} cells. Needed: two or "
+                "more along each axis. Type method='nearest'."
+            )
         parts = _bilinear_axes(source, target) if flat else (bilinear(source, target),)
     else:
         parts = (_nearest(source, target),)

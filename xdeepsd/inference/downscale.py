@@ -118,19 +118,22 @@ def _check_options(
     except RuntimeError:
         kind = None
     if kind not in ("cpu", "cuda", "mps", "xpu"):  # "meta", say, holds no numbers
-        raise ValueError(f"device {device!r}; needed: one that computes, such as 'cuda'. Leave device out for the CPU.")
+        raise ValueError(
+            f"device {device!r}; needed: a device that can compute, such as 'cuda'. Leave device out for the CPU."
+        )
     if precision == "bfloat16" and kind == "cpu":
         if not has_bfloat16():
             raise ValueError(NO_BFLOAT16)
         if batch_size is not None:
             raise ValueError(
-                f"precision='bfloat16' and batch_size={batch_size}: on a CPU the plain torch forward, which takes a "
-                "batch_size, computes in float32 or float64. Leave batch_size out, or type precision='float32'."
+                f"precision='bfloat16' with batch_size={batch_size}: a batch_size selects the plain torch forward, "
+                "which on a CPU computes only in float32 or float64. Leave batch_size out, or type "
+                "precision='float32'."
             )
         if any(len(stage.config.kernels) < 2 for stage in model.stages):
             raise ValueError(
-                "precision='bfloat16' and a stage without a hidden layer, which on a CPU is computed in float32 or "
-                "float64. Type precision='float32'."
+                "precision='bfloat16' with a stage that has no hidden layer: on a CPU such a stage is computed only "
+                "in float32 or float64. Type precision='float32'."
             )
     if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise ValueError(f"batch_size {batch_size}; needed: a whole number of at least 1, or None.")
@@ -141,8 +144,8 @@ def _check_conserve(model: StackedSRCNN, conserve: str | None) -> None:
     trained = {stage.config.conserve for stage in model.stages} - {conserve}
     if conserve is not None and "softmax" in trained | {conserve} and trained:
         raise ValueError(
-            f"conserve={conserve!r}, and the model was trained with {sorted(map(str, trained))}. Needed for 'softmax', "
-            "whose networks give exponents: the same in both. Leave conserve out."
+            f"conserve={conserve!r}, but the model was trained with {sorted(map(str, trained))}. Needed: the same in "
+            "both if either is 'softmax', whose networks give exponents. Leave conserve out."
         )
 
 

@@ -82,8 +82,8 @@ def check_values(name: str, da: xr.DataArray) -> None:
         raise ValueError(f"{name!r} is empty: {dict(da.sizes)}. Needed: at least one day and one cell.")
     if da.chunks is None and da.variable._in_memory and not np.isfinite(da.values).any():
         raise ValueError(
-            f"{name!r} has nothing but NaN in its {da.size} values. Needed: observed cells. Look at the file, its "
-            "_FillValue and the selection before it."
+            f"All {da.size} values of {name!r} are NaN. Needed: observed cells. Check the file, its _FillValue, and "
+            "how the data were selected."
         )
 
 
@@ -110,7 +110,7 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
     missing = [name for name in needed if name not in static.data_vars]
     if missing:
         raise ValueError(
-            f"The static fields {missing} are missing: given are {sorted(map(str, static.data_vars))}, the model "
+            f"The static fields {missing} are missing: {sorted(map(str, static.data_vars))} were given, but the model "
             f"needs {list(needed)}. Type static=xr.Dataset({{{missing[0]!r}: ...}}) with all of them."
         )
     fields: dict[str, xr.DataArray] = {}
@@ -134,7 +134,7 @@ def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None)
         if da.shape != first.shape or not all(np.array_equal(da[c], first[c]) for c in ("lat", "lon")):
             raise ValueError(
                 f"The static fields {needed[0]!r} {first.shape} and {name!r} {da.shape} lie on different grids. "
-                "Needed: one grid. Type xdeepsd.regrid(field, target) for one of them."
+                "Needed: the same grid. Type xdeepsd.regrid(field, target) for one of them."
             )
     return xr.Dataset(fields)
 
@@ -153,7 +153,7 @@ def _check_static_units(name: str, da: xr.DataArray, model: StackedSRCNN) -> Non
         raise ValueError(f"The elevation has units {units!r}; needed: m. Type elevation * FACTOR with units 'm'.")
     if name == "climatology" and units is not None and not math.isclose(precipitation_factor(units, model.units), 1):
         raise ValueError(
-            f"The climatology has units {units!r}; needed: {model.units!r}, as the precipitation of the model. "
+            f"The climatology has units {units!r}; needed: {model.units!r}, like the model's precipitation. "
             "Convert it and set its units."
         )
 
@@ -173,7 +173,7 @@ def fit(
     backwards = slice(None, None, -1)
     for dim in ("lat", "lon"):
         if dim not in fields.indexes or dim not in coarse.indexes:
-            raise ValueError(f"{dim} has no coordinate values along its dim. Needed: cell centres in degrees.")
+            raise ValueError(f"The dim {dim} has no coordinate values. Needed: cell centres in degrees.")
         reference = fields if model.static is None else model.static
         if _ascending(fields[dim]) != _ascending(reference[dim]):
             fields = fields.isel({dim: backwards})
@@ -194,7 +194,7 @@ def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) 
             if not align.same_step(given, trained):
                 raise ValueError(
                     f"The input's spacing in {dim} is {given:.6g} degrees; the model was trained on {trained:.6g}. "
-                    "A model cannot be applied to another spacing. Type xdeepsd.regrid(ds, target) onto a grid of "
+                    "A model cannot be applied at another spacing. Type xdeepsd.regrid(ds, target) onto a grid of "
                     f"{trained:.6g} degrees first."
                 )
     have, need = (fields.sizes["lat"], fields.sizes["lon"]), (coarse.sizes["lat"] * scale, coarse.sizes["lon"] * scale)
@@ -202,7 +202,8 @@ def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) 
         raise ValueError(
             f"The static grid is {have[0]} x {have[1]} cells; needed: {scale} times the input's "
             f"{coarse.sizes['lat']} x {coarse.sizes['lon']}, {need[0]} x {need[1]}. "
-            "Type static.sel(lat=slice(...), lon=slice(...)) or the same on the input, so that both cover one region."
+            "Type static.sel(lat=slice(...), lon=slice(...)), or the same for the input, so that both cover the same "
+            "region."
         )
     for dim in ("lat", "lon"):
         off = align.off_blocks(fields[dim], coarse[dim], dim)
@@ -211,7 +212,7 @@ def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) 
             centres = np.asarray(coarse[dim], np.float64)
             raise ValueError(
                 f"The static grid does not lie on the input's grid: in {dim} the blocks of {scale} fine cells have "
-                f"centres {middles[0]:.6g} to {middles[-1]:.6g}, the input's cells {centres[0]:.6g} to "
+                f"centres from {middles[0]:.6g} to {middles[-1]:.6g}, the input's cells from {centres[0]:.6g} to "
                 f"{centres[-1]:.6g} (off by up to {off * abs(fine_step[dim]):.3g} degrees). Type xdeepsd.regrid(ds, "
                 "target) onto those centres first."
             )
@@ -243,8 +244,8 @@ def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Datas
     if not isinstance(mask, xr.DataArray) or mask.dtype != bool:
         kind = mask.dtype if isinstance(mask, xr.DataArray) else type(mask).__name__
         raise ValueError(
-            f"mask is of {kind}; needed: a bool DataArray, True where values are wanted. Type elevation.notnull() or "
-            "land_fraction > 0."
+            f"mask has type {kind}; needed: a bool DataArray, True where values are wanted. Type elevation.notnull() "
+            "or land_fraction > 0."
         )
     da, _ = axes.standardize(axes.as_map(mask))
     if da.dims == ("lat", "lon"):
@@ -256,10 +257,11 @@ def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Datas
             return da.isel(picked)
     if given:
         raise ValueError(
-            f"The mask has {dict(da.sizes)} and does not lie on the target grid of {fields.sizes['lat']} x "
+            f"The mask has the sizes {dict(da.sizes)} and does not lie on the target grid of {fields.sizes['lat']} x "
             f"{fields.sizes['lon']} cells. Type mask.sel(...) or xdeepsd.regrid(mask.astype(float), target) > 0.5."
         )
     logger.warning(
-        "The target grid is not part of the model's: its mask is not used, and every cell gets a value. Type mask=..."
+        "The target grid is not part of the model's grid, so the model's mask is not used and every cell gets a value. "
+        "Type mask=..."
     )
     return None

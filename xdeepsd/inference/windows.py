@@ -126,7 +126,7 @@ class PlainStage:
         device = self.device = options.device
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():  # checked where it is computed
             raise ValueError(
-                f"device={device!r}, and torch finds no CUDA on this machine. Leave device out for the CPU."
+                f"device={device!r}, but torch finds no CUDA on this machine. Leave device out for the CPU."
             )
         self.dtype: torch.dtype = getattr(torch, options.dtype)
         self.batch_size = options.batch_size or (1 if device == "cpu" else 16)

@@ -153,13 +153,11 @@ def _by_day(days: np.ndarray, world: _World) -> np.ndarray:
         one = np.zeros(shape)
         one[0, 0] = 1
         std = np.float32(np.sqrt((ndimage.gaussian_filter(one, width, mode="wrap") ** 2).sum()))
-        return {
-            day: ndimage.gaussian_filter(
-                world.random(stream, day + _WEATHER_DAYS).standard_normal(shape, np.float32), width, mode="wrap"
-            )
-            / std
+        rough = (
+            (day, world.random(stream, day + _WEATHER_DAYS).standard_normal(shape, np.float32))
             for day in range(first - back + 1, last + 1)
-        }
+        )
+        return {day: ndimage.gaussian_filter(field, width, mode="wrap") / std for day, field in rough}
 
     drift = noise(_WEATHER, (nlat // 4 + 1, nlon // 4 + 1), 5.0, _WEATHER_DAYS)
     small = noise(_FLICKER, world.land.shape, 1.0, _FLICKER_DAYS)

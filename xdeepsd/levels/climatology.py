@@ -30,7 +30,7 @@ def with_climatology(
         return coarse, fine
     if CLIMATOLOGY not in fine:
         origin = f"mean of the training days ({name_span(fine['time'][split.train])})"
-        logger.info("No climatology given: taking the %s.", origin)
+        logger.info("No climatology was given: using the %s.", origin)
         mean = fine["precipitation"].isel(time=split.train).mean("time").compute(scheduler="threads")
         mean.attrs = {"units": fine["precipitation"].attrs.get("units", ""), "long_name": "mean of the training days"}
         fine = fine.assign({CLIMATOLOGY: mean.astype(np.float32)})
@@ -50,8 +50,8 @@ def _check_climatology(fine: xr.Dataset, split: Split) -> str:
     years = fine[CLIMATOLOGY].attrs.get("years")
     if not isinstance(years, str) or "/" not in years:
         logger.warning(
-            "The climatology was given as a map, and its years are not known. If validation or test days are among "
-            "them, the errors of these days are too small."
+            "The climatology was given as a map of unknown years. If they include validation or test days, the errors "
+            "of these days will be too small."
         )
         return "a given map, its years are not known"
     index, days = fine["time"].to_index(), within(fine["time"], years)
@@ -59,10 +59,10 @@ def _check_climatology(fine: xr.Dataset, split: Split) -> str:
     found = [f"{len(part)} {name} days ({name_days(index[part])})" for name, part in parts.items() if len(part)]
     if found:
         raise ValueError(
-            f"The climatology in the levels is the mean of {years}, with {' and '.join(found)}. Needed: one without "
-            "them, or their errors would be too small. Type [level.drop_vars('climatology') for level in levels], and "
-            "training takes the mean of its days; or build levels at another path with the climatology of the training "
-            "years with build_levels(..., climatology=slice('FIRST', 'LAST')), or with none; or give other days for "
-            "validation and test."
+            f"The climatology in the levels is the mean of {years}, which includes {' and '.join(found)}. Needed: one "
+            "without them, or their errors would be too small. Type [level.drop_vars('climatology') for level in "
+            "levels], and training uses the mean of its own days; or build levels at another path, with the "
+            "climatology of the training years, build_levels(..., climatology=slice('FIRST', 'LAST')), or with none; "
+            "or give other days for validation and test."
         )
     return f"mean of {years}"

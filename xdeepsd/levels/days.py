@@ -61,11 +61,11 @@ def each_once(da: xr.DataArray) -> np.ndarray:
             raise ValueError(
                 f"The day {str(days[i])[:10]} occurs twice with different data (at {twice[0]} and {twice[1]}; they "
                 f"differ by up to {np.nanmax(np.abs(a - b)):.4g}). Needed: each day once. Type ds.{last}, or "
-                "ds.resample(time='1D').mean() for data of several times a day."
+                "ds.resample(time='1D').mean() for data at several times a day."
             )
     if again.any():
         logger.warning(
-            "%d days occur twice with the same data: %s. Each is taken once.", again.sum(), name_days(days[again])
+            "%d days occur twice with the same data: %s. Each is used once.", again.sum(), name_days(days[again])
         )
     return ~again
 
@@ -74,14 +74,8 @@ def missing_days(days: Any) -> Any:
     """Calendar days between the first and the last that are missing."""
     if len(days) < 2:
         return days[:0]
-    every = xr.date_range(
-        days[0],
-        days[-1],
-        freq="D",
-        calendar=getattr(days, "calendar", "standard"),
-        use_cftime=isinstance(days, xr.CFTimeIndex),
-    )
-    return every.difference(days)
+    calendar, cftime = getattr(days, "calendar", "standard"), isinstance(days, xr.CFTimeIndex)
+    return xr.date_range(days[0], days[-1], freq="D", calendar=calendar, use_cftime=cftime).difference(days)
 
 
 def releases(fine: xr.DataArray | xr.Dataset, da: xr.DataArray) -> np.ndarray:

@@ -96,8 +96,8 @@ def _renewed(
     compared[np.flatnonzero(stay)[[0, -1]] if stay.any() else []] = True
     if compared.sum() > 2:
         logger.info(
-            "Reading %d days that are already in %s: without a release date there is no other way to tell whether they "
-            "are the same.", compared.sum(), path,
+            "Reading %d days that are already in %s: they have no release date, so only their values can tell whether "
+            "they have changed.", compared.sum(), path,
         )  # fmt: skip
     task = dask.delayed(how_far, pure=False)
     level = len(root.attrs["factors"])  # type: ignore[arg-type]
@@ -110,9 +110,9 @@ def _renewed(
             f"up to {far.max():.4g} {UNITS} apart" if np.isfinite(far).all() else "values are missing in one of them"
         )
         raise ValueError(
-            f"{len(names)} days are in {path} with different data ({apart}): {name_days(names)}. Needed: the data that "
-            "the store was built from, or newer releases of its days, in a Dataset with their numbers and dates as "
-            "xdeepsd fetch keeps them. Type another path to build a new store from these data."
+            f"{len(names)} days are already in {path} with different data ({apart}): {name_days(names)}. Needed: the "
+            "data that the store was built from, or newer releases of its days, in a Dataset that holds the release "
+            "numbers and dates as xdeepsd fetch stores them. Type another path to build a new store from these data."
         )
     learned = (stay & (new[:, 0] > 0))[: done.size] & (old == 0).any(axis=1)
     if learned.any():
@@ -237,7 +237,7 @@ def build_levels(
     _fill(root, path, wanted, where, renewed, announced, progress)
     unseen = days[np.isin(days, calendar_days(time)[~done_days(root)])].difference(missing)
     if len(unseen):
-        text = f"{len(unseen)} days hold no value at all: {name_days(unseen)}. All other days are in {path}."
+        text = f"{len(unseen)} days have no values at all: {name_days(unseen)}. All other days are in {path}."
         if not allow_missing:
             raise ValueError(f"{text} Needed: every day. Fetch them and run this again, or type allow_missing=True.")
         logger.warning("%s They are left out.", text)
@@ -281,8 +281,8 @@ def _longer(root: zarr.Group, path: PathLike, time: xr.DataArray) -> xr.DataArra
     between = days[(days <= held_days[-1]) & ~days.isin(held_days)]
     if len(between):
         raise ValueError(
-            f"{len(between)} days before the last one of {path} ({str(held_days[-1])[:10]}) are not in it: "
-            f"{name_days(between)}. Needed: later days only. Type another path to build the store anew."
+            f"{len(between)} days are earlier than the last day in {path} ({str(held_days[-1])[:10]}), but are not in "
+            f"it: {name_days(between)}. Needed: later days only. Type another path to build the store anew."
         )
     return xr.concat([held, time.isel(time=days > held_days[-1])], "time")
 
@@ -293,7 +293,7 @@ def _source(
     """The precipitation of ``fine``, each day once, as a Dask array; the releases of its days; days not yet fetched."""
     da = with_cf_coordinates(axes.standardize(find_variable(fine, variable))[0])
     if "time" not in da.indexes:
-        raise ValueError(f"The precipitation has no time among its dims {da.dims}. Needed: days. Type ds.expand_dims.")
+        raise ValueError(f"The precipitation has the dims {da.dims}. Needed: days along time. Type ds.expand_dims.")
     announced = releases(fine, da)
     empty = empty_days(da, announced[:, 0])
     once = each_once(da)
@@ -315,8 +315,8 @@ def _check_apart(da: xr.DataArray, path: PathLike) -> None:
             root = getattr(getattr(getattr(array, "_array", array), "store", None), "root", None)
             if root is not None and target in (Path(root).absolute(), *Path(root).absolute().parents):
                 raise ValueError(
-                    f"The precipitation is read from {root}, which the levels at {path} would overwrite. Needed: two "
-                    "places. Type another path."
+                    f"The precipitation is read from {root}, which the levels at {path} would overwrite. Needed: "
+                    "another place. Type another path."
                 )
 
 
@@ -365,6 +365,6 @@ def open_levels(path: PathLike) -> list[xr.Dataset]:
             return levels
         if root.attrs.get("climatology_days") == within(levels[-1]["time"], str(years)).size:
             return [level.assign({CLIMATOLOGY: level[CLIMATOLOGY].assign_attrs(years=years)}) for level in levels]
-    logger.warning("%s: the climatology of %s is not computed from the days that are there; it is left out. The same "
-                   "build_levels (xdeepsd prepare) goes on.", path, years)  # fmt: skip
+    logger.warning("%s: the climatology of %s was not computed from the days that are now there; it is left out. The "
+                   "same build_levels (xdeepsd prepare), run again, completes it.", path, years)  # fmt: skip
     return [level.drop_vars(CLIMATOLOGY) for level in levels]

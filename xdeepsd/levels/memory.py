@@ -65,7 +65,7 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
     sizes = {dim: obj.sizes[dim] for dim in ("lat", "lon")}
     if not any(size % scale for size in sizes.values()):
         return obj
-    text = f"The grid of {sizes['lat']} x {sizes['lon']} cells does not divide by {scale}, the product of the factors."
+    text = f"The grid of {sizes['lat']} x {sizes['lon']} cells is not divisible by {scale}, the product of the factors."
     if edges == "error":
         raise ValueError(
             f"{text} Needed: both sizes a multiple of {scale}. Type edges='crop' to drop the last cells or edges='pad' "
@@ -74,7 +74,7 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
     if edges == "crop":
         kept = {dim: size - size % scale for dim, size in sizes.items()}
         if not all(kept.values()):
-            raise ValueError(f"{text} Cropped, nothing is left. Type edges='pad'.")
+            raise ValueError(f"{text} Cropping would leave nothing. Type edges='pad'.")
         logger.info("%s Cropped to %d x %d: the last cells of each axis are left out.", text, *kept.values())
         return obj.isel({dim: slice(size) for dim, size in kept.items()})
     more = {dim: -size % scale for dim, size in sizes.items()}
@@ -84,7 +84,7 @@ def fit_edges(obj: axes.XarrayObject, scale: int, edges: Edges) -> axes.XarrayOb
         step = axes.spacing(values, dim)
         coords[dim] = np.concatenate([values, values[-1] + step * np.arange(1, extra + 1)])
     if np.abs(coords["lat"]).max() > 90:
-        raise ValueError(f"{text} Padded, it would reach beyond the pole. Type edges='crop'.")
+        raise ValueError(f"{text} Padding would take it beyond the pole. Type edges='crop'.")
     padded = tuple(len(coords[dim]) for dim in ("lat", "lon"))
     logger.info("%s Padded to %d x %d with missing cells at the end of each axis.", text, *padded)
 
@@ -114,7 +114,7 @@ def _on_grid(da: xr.DataArray, like: xr.DataArray, name: str) -> xr.DataArray:
     da, _ = axes.standardize(without_fills(da.squeeze(drop=True)))
     if "time" in da.dims:
         raise ValueError(
-            f"{name} has a time of {da.sizes['time']} steps. Needed: one map. Type ds[{name!r}].mean('time') or "
+            f"{name} has {da.sizes['time']} time steps. Needed: one map. Type ds[{name!r}].mean('time') or "
             ".isel(time=0)."
         )
     if da.dims != ("lat", "lon"):
@@ -127,10 +127,9 @@ def _on_grid(da: xr.DataArray, like: xr.DataArray, name: str) -> xr.DataArray:
             have = np.asarray(da[dim].values)
             raise ValueError(
                 f"{name} is on another grid: no cell at {dim} {wanted[index < 0][0]:.5f} "
-                f"({np.count_nonzero(index < 0)} of {wanted.size} are missing). It holds {have.size} from "
-                f"{have.min():.5f} to {have.max():.5f}; needed: {wanted.size} from {wanted.min():.5f} to "
-                f"{wanted.max():.5f}, cell centres. "
-                "Type xdeepsd.regrid(static, fine) first."
+                f"({np.count_nonzero(index < 0)} of {wanted.size} are missing). It has {have.size} cells "
+                f"from {have.min():.5f} to {have.max():.5f}; needed: {wanted.size} with centres from "
+                f"{wanted.min():.5f} to {wanted.max():.5f}. Type xdeepsd.regrid(static, fine) first."
             )
         picked[dim] = index
     return da.isel(picked).assign_coords(lat=like["lat"], lon=like["lon"])
@@ -260,8 +259,8 @@ def _daily_precipitation(fine: xr.DataArray | xr.Dataset, variable: str | None) 
     da, found = axes.standardize(find_variable(fine, variable))
     if da.dims != ("time", "lat", "lon"):
         raise ValueError(
-            f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one of the "
-            "others with ds.isel, or type ds.expand_dims('time')."
+            f"The precipitation has the dims {found.dims}. Needed: time, latitude and longitude. Select one value of "
+            "the others with ds.isel, or type ds.expand_dims('time')."
         )
     da = with_cf_coordinates(da)
     values = Values.of(da, UNITS, fine)

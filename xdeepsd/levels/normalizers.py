@@ -85,7 +85,7 @@ def fit_normalizers(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) ->
     without = np.concatenate(empty)
     if without.size:
         logger.warning(
-            "%d of %d training days have no observed cell inside the mask, nothing is learned from them: %s.",
+            "%d of %d training days have no observed cell inside the mask, so nothing is learned from them: %s.",
             without.size, sum(map(len, days)), pair.name(without),
         )  # fmt: skip
     static = {

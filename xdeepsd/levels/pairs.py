@@ -172,8 +172,9 @@ def make_pair(coarse: xr.Dataset, fine: xr.Dataset, config: SRCNNConfig, target_
     _check_grids(low, high, config.factor)
     if not np.array_equal(low["time"].values, high["time"].values):
         raise ValueError(
-            f"Levels of different days: the coarse one has {name_span(low)}, the fine one {name_span(high)}. Needed: "
-            "the same days in the same order. Type xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
+            f"The levels have different days: the coarse one has {name_span(low)}, the fine one {name_span(high)}. "
+            "Needed: the same days in the same order. Type "
+            "xr.align(coarse, fine, join='inner', exclude=['lat', 'lon'])."
         )
     check_fields(fine, config.static)
     # Not with the cluster's scheduler: this may run inside one of its tasks.
@@ -235,9 +236,9 @@ def _check_grids(coarse: xr.DataArray, fine: xr.DataArray, factor: int) -> None:
             low, middle = coarse[name].values, np.asarray(fine[name], np.float64).reshape(-1, factor).mean(axis=1)
             if align.off_blocks(fine[name], low, name) > align.LIES_ON:
                 raise ValueError(
-                    f"The two levels do not lie on each other: {name} of the coarse one is {low[0]:g} to {low[-1]:g}, "
-                    f"the middles of the fine one's blocks are {middle[0]:g} to {middle[-1]:g}. Needed: centres of "
-                    f"the same cells in the same order. Type level.sortby({name!r}) where only the order differs."
+                    f"The two levels do not lie on each other: {name} of the coarse one runs from {low[0]:g} to "
+                    f"{low[-1]:g}, the centres of the fine one's blocks from {middle[0]:g} to {middle[-1]:g}. Needed: "
+                    f"the same centres in the same order. Type level.sortby({name!r}) if only the order differs."
                 )
 
 

@@ -71,12 +71,12 @@ def patch_origins(mask: np.ndarray, output: tuple[int, int], stride: int, min_la
         advice = "Look at the level's mask (True is land): no cell is True."
         if best:
             advice = (
-                f"Type TrainConfig(min_land={np.floor(best * 100) / 100:g}), or a smaller patch, where the level's "
-                "mask (True is land) is right."
+                f"Type TrainConfig(min_land={np.floor(best * 100) / 100:g}), or a smaller patch, if the level's mask "
+                "(True is land) is right."
             )
         raise ValueError(
             f"No patch with enough land: of {share.size} windows of {output[0]} x {output[1]} fine cells on a map of "
-            f"{mask.shape[0]} x {mask.shape[1]}, the best has {best:.0%} of wanted cells, needed is {min_land:.0%}. "
+            f"{mask.shape[0]} x {mask.shape[1]}, the best has {best:.0%} wanted cells; needed: {min_land:.0%}. "
             f"{advice}"
         )
     i, j = np.nonzero(keep)
@@ -210,11 +210,8 @@ class PatchLoader:
         if largest > buffer:
             logger.warning(
                 "A chunk of %d days takes %.0f MiB, more than the buffer of %.0f MiB. Chunks of fewer days take less "
-                "memory and shuffle better.",
-                max(map(len, self.slabs)),
-                largest / MIB,
-                buffer / MIB,
-            )
+                "memory and shuffle better.", max(map(len, self.slabs)), largest / MIB, buffer / MIB,
+            )  # fmt: skip
         normalized = [n.apply(field) for n, field in zip(normalizers.static.values(), pair.static, strict=True)]
         nlat, nlon = pair.shape
         static = np.stack(normalized) if normalized else np.empty((0, nlat, nlon), np.float32)
@@ -239,40 +236,30 @@ class PatchLoader:
     def _count(self, group: Sequence[int]) -> int:
         return sum(len(self.slabs[i]) for i in group) * len(self.origins)
 
-    def _plan(self, step: int) -> Iterator[list[_Piece]]:
-        """The pieces of every batch from ``step`` on: arithmetic only."""
+    def _order_of_groups(self, step: int) -> Iterator[tuple[int, int, tuple[int, ...], int]]:
+        """Epoch, number, slabs and first patch of each group that is buffered, in order, from batch ``step`` on."""
         epoch, offset = divmod(step * self.batch, len(self))
-        pieces: list[_Piece] = []
-        wanted = self.batch
         while True:
             for number, group in enumerate(self._groups(epoch)):
                 count = self._count(group)
-                if offset >= count:
-                    offset -= count
-                    continue
-                order = np.random.default_rng([*self.seed, epoch, number]).permutation(count)
-                while offset < count:
-                    taken = order[offset : offset + wanted]
-                    pieces.append(_Piece(epoch, number, group, taken))
-                    offset += len(taken)
-                    wanted -= len(taken)
-                    if not wanted:
-                        yield pieces
-                        pieces, wanted = [], self.batch
-                offset = 0
+                if offset < count:
+                    yield epoch, number, group, offset
+                offset = max(offset - count, 0)
             epoch += 1
 
-    def _order_of_groups(self, step: int) -> Iterator[tuple[int, ...]]:
-        """The groups of slabs that are buffered together, in reading order, starting with that of batch ``step``."""
-        epoch, offset = divmod(step * self.batch, len(self))
-        while True:
-            for group in self._groups(epoch):
-                if offset >= self._count(group):
-                    offset -= self._count(group)
-                else:
-                    offset = 0
-                    yield group
-            epoch += 1
+    def _plan(self, step: int) -> Iterator[list[_Piece]]:
+        """The pieces of every batch from ``step`` on: arithmetic only."""
+        pieces: list[_Piece] = []
+        wanted = self.batch
+        for epoch, number, group, offset in self._order_of_groups(step):
+            order = np.random.default_rng([*self.seed, epoch, number]).permutation(self._count(group))[offset:]
+            while len(order):
+                taken, order = order[:wanted], order[wanted:]
+                pieces.append(_Piece(epoch, number, group, taken))
+                wanted -= len(taken)
+                if not wanted:
+                    yield pieces
+                    pieces, wanted = [], self.batch
 
     def days_of(self, step: int) -> np.ndarray:
         """Positions along time of the days that batch ``step`` is cut from."""
@@ -322,7 +309,7 @@ class PatchLoader:
         cutting = ThreadPoolExecutor(self.workers, thread_name_prefix="cut")
         pending: deque[Future[Batch]] = deque()
         try:
-            upcoming = self._order_of_groups(step)
+            upcoming = (group for _, _, group, _ in self._order_of_groups(step))
             slabs = next(upcoming)
             current = following = _Buffer(self, slabs, reading)
             inside: tuple[int, int] | None = None

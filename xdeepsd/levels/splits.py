@@ -70,7 +70,7 @@ def split_days(
         overlap = np.intersect1d(chosen[one], chosen[other])
         if overlap.size:
             raise ValueError(
-                f"The {one} and {other} days overlap in {overlap.size} days, the first is "
+                f"The {one} and {other} days have {overlap.size} days in common, first "
                 f"{str(time.values[overlap[0]])[:10]}. Needed: no day in both, or the errors reported would be too "
                 f"small. Take these days out of {one} or {other}."
             )
@@ -97,7 +97,7 @@ def _select(time: xr.DataArray, wanted: Sequence[int | str], name: str) -> np.nd
                 part = within(time, item)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{name} has {item!r}, which is no date ({error}). Needed: a year as a number, '2004-07', "
+                    f"{name} has {item!r}, which is not a date ({error}). Needed: a year as a number, '2004-07', "
                     "'2004-07-15' or '2004-06-01/2004-08-31'."
                 ) from error
         else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.stores.begun import changed_fields
-from xdeepsd.stores.target import not_zarr
+from xdeepsd.stores.target import consolidate, not_zarr
 from xdeepsd.stores.whole import is_zarr_partial
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         root = None
     if root is None or root.attrs.get("xdeepsd_levels") != _FORMAT:
         raise ValueError(
-            f"{path} exists and is not a store of levels. Needed: a new path, or a store that build_levels wrote. "
+            f"{path} exists, but is not a store of levels. Needed: a new path, or a store that build_levels wrote. "
             "Type another path."
         )
     if root.attrs.get("ready"):
@@ -93,10 +92,10 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
     foreign += [p.relative_to(folder).as_posix() for part in own for p in not_zarr(part)]
     if foreign := sorted(foreign):
         raise ValueError(
-            f"Creating {path} was interrupted, so it would be created anew, but it holds {foreign}, which build_levels "
-            "did not write. Needed: no other files inside. Move them, or type another path."
+            f"Creating {path} was interrupted, so it would be created again, but it holds {foreign}, which "
+            "build_levels did not write. Needed: no other files inside. Move them, or type another path."
         )
-    logger.info("Creating %s was interrupted: it is created anew.", path)
+    logger.info("Creating %s was interrupted: it is created again.", path)
     return None
 
 
@@ -118,15 +117,9 @@ def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[
             *((name, shape[1:], shape[1:], ("lat", "lon")) for name in later),
         ):
             group.create_array(
-                name,
-                shape=size,
-                chunks=chunks,
-                dtype="float32",
-                compressors=(COMPRESSOR,),
-                fill_value=np.nan,
-                dimension_names=dims,
-                attributes=dict(ATTRS[name]),
-            )
+                name, shape=size, chunks=chunks, dtype="float32", compressors=(COMPRESSOR,), fill_value=np.nan,
+                dimension_names=dims, attributes=dict(ATTRS[name]),
+            )  # fmt: skip
     root.create_array("done", shape=(wanted[0].sizes["time"],), chunks=(days,), dtype="bool", fill_value=False)
     fit_releases(root)
     root.attrs["ready"] = True
@@ -141,14 +134,6 @@ def fit_releases(root: zarr.Group) -> None:
         get_array(root, "releases").resize((done.shape[0], 2))
     else:
         root.create_array("releases", shape=(done.shape[0], 2), chunks=(done.chunks[0], 2), dtype="int32", fill_value=0)
-
-
-def consolidate(path: PathLike) -> None:
-    """Collect the metadata of all levels in the root, so that opening reads one file. Attribute changes drop them."""
-    with warnings.catch_warnings():
-        # Zarr warns that other readers may ignore consolidated metadata in format 3: they lose nothing by that.
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(str(path), zarr_format=3)
 
 
 def _is_consolidated(path: PathLike) -> bool:
@@ -167,7 +152,7 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
             encoding = {name: held["time"].encoding[name] for name in ("units", "calendar", "dtype")}
         encoded = xr.conventions.encode_cf_variable(xr.Variable("time", time.values, encoding=encoding))
         if encoded.attrs["units"] != encoding["units"]:  # xarray takes finer units where it must
-            raise ValueError(f"{path} keeps days in {encoding['units']}; now days in {encoded.attrs['units']} arrived.")
+            raise ValueError(f"{path} stores days in {encoding['units']}; the new days need {encoded.attrs['units']}.")
         array = get_array(root, f"level_{k}/time")
         array.resize((time.size,))
         if not np.array_equal(array[:], encoded.values):  # an interrupted call may have made room, but no more
@@ -225,13 +210,13 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
             if not align.same(values, old, dim):
                 raise ValueError(
                     f"{path} holds another grid: {dim} of {old.size} cells from {old[0]:.5f} to {old[-1]:.5f}; now "
-                    f"{values.size} cells from {values[0]:.5f} to {values[-1]:.5f} arrived. {new}"
+                    f"{values.size} cells from {values[0]:.5f} to {values[-1]:.5f} were given. {new}"
                 )
         for name in sorted({str(n) for n in finest.data_vars} - {"precipitation", "mask", "land_fraction"}):
             if name not in held:
-                raise ValueError(f"{path} holds no {name} among {sorted(map(str, held.data_vars))}. {new}")
+                raise ValueError(f"{path} holds no {name}, only {sorted(map(str, held.data_vars))}. {new}")
             if not np.allclose(finest[name].values, held[name].values, rtol=0, atol=1e-3, equal_nan=True):
-                raise ValueError(f"{path} holds another field of {name}. {new}")
+                raise ValueError(f"{path} holds other values of {name}. {new}")
 
 
 def as_run(days: np.ndarray) -> slice | np.ndarray:

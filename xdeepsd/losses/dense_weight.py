@@ -149,8 +149,8 @@ class DenseWeight:
         if share > 0.5:
             warnings.warn(
                 f"{share:.0%} of the training values get the least weight, eps={self.eps:g}, with alpha="
-                f"{self.alpha:g}: the loss hardly sees them. Type a lower alpha, or wet_threshold=0.1 (in mm day-1) "
-                "where most of them are dry.",
+                f"{self.alpha:g}: they hardly count in the loss. Type a lower alpha, or wet_threshold=0.1 (in mm "
+                "day-1) if most of them are dry.",
                 stacklevel=3,
             )
 
@@ -160,18 +160,7 @@ class DenseWeight:
         Same shape and dtype (float32 or float64) as ``values``, lazy if they are. NaN for NaN and for values below
         ``wet_threshold``. Beyond the grid, the density at its end.
         """
-        histogram = self._fitted
-        return _on_blocks(
-            partial(
-                look_up,
-                grid=histogram.grid,
-                table=histogram.density,
-                threshold=self._threshold,
-                transform=self.transform,
-            ),
-            values,
-            {"long_name": "density of the training values"},
-        )
+        return _on_blocks(self._of_grid("density"), values, {"long_name": "density of the training values"})
 
     def weights(self, values: Any) -> Any:
         """Weight of each value, with mean 1 over the training values; 0 for NaN.
@@ -181,17 +170,14 @@ class DenseWeight:
         the training values is 1 up to rounding; above, it is only as accurate as the grid resolves where ``p'`` crosses
         ``1 / alpha``.
         """
-        histogram = self._fitted
-        density = partial(
-            look_up,
-            grid=histogram.grid,
-            table=histogram.scaled_density,
-            threshold=self._threshold,
-            transform=self.transform,
-            dry=0.0,
-        )
+        density = self._of_grid("scaled_density", dry=0.0)
         function = partial(_block_weights, density=density, alpha=self.alpha, eps=self.eps, mean=self.mean)
         return _on_blocks(function, values, {"long_name": "DenseWeight", "units": "1"})
+
+    def _of_grid(self, table: str, dry: float = math.nan) -> Callable[[np.ndarray], np.ndarray]:
+        """`look_up` in a table of the histogram."""
+        grid, values = self._fitted.grid, getattr(self._fitted, table)
+        return partial(look_up, grid=grid, table=values, threshold=self._threshold, transform=self.transform, dry=dry)
 
     @cached_property
     def _unscaled(self) -> np.ndarray:
@@ -267,7 +253,7 @@ class DenseWeight:
         wanted = {*_PARAMETERS, "histogram"}
         if set(content) != wanted:
             raise ValueError(
-                f"A DenseWeight was to be read from the keys {sorted(content)}; needed: {sorted(wanted)}, as "
+                f"Cannot read a DenseWeight from the keys {sorted(content)}; needed: {sorted(wanted)}, as "
                 "dw.to_dict() writes them."
             )
         histogram = content["histogram"]

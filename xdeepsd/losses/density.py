@@ -127,25 +127,18 @@ def fit_histogram(
     counts = linear_binning(array, grid, threshold, transform, scheduler=scheduler)
     if not math.isclose(counts.sum(), found.n, rel_tol=1e-9):
         raise ValueError(
-            f"The first pass over the values counted {found.n}, the second one {counts.sum():.0f}: they changed "
-            "in between. Needed: values that stay. Write them to a file first, or type values.persist()."
+            f"The first pass over the values counted {found.n}, the second {counts.sum():.0f}: they changed in "
+            "between. Needed: values that do not change. Write them to a file first, or type values.persist()."
         )
     histogram = Histogram(
-        n=found.finite,
-        zeros=found.zeros,
-        dry=found.finite - found.n,
-        minimum=found.minimum,
-        maximum=found.maximum,
-        bandwidth=bandwidth,
-        start=float(grid[0]),
-        stop=float(grid[-1]),
-        counts=counts,
-    )
+        n=found.finite, zeros=found.zeros, dry=found.finite - found.n, minimum=found.minimum, maximum=found.maximum,
+        bandwidth=bandwidth, start=float(grid[0]), stop=float(grid[-1]), counts=counts,
+    )  # fmt: skip
     if histogram.step > bandwidth:
         enough = math.ceil(1.01 * grid_points * histogram.step / bandwidth)
         warnings.warn(
             f"The grid of the density has a step of {histogram.step:.3g}, wider than the bandwidth "
-            f"{bandwidth:.3g}: its values are rough. Type DenseWeight(grid_points={enough}), a wider bandwidth= or "
+            f"{bandwidth:.3g}: it is inaccurate. Type DenseWeight(grid_points={enough}), a wider bandwidth= or "
             "transform='log1p'.",
             stacklevel=3,
         )
@@ -157,8 +150,8 @@ def _check_moments(found: Moments, wet_threshold: float | None, transform: Trans
     if found.infinite:
         raise ValueError(
             f"{found.infinite} values are infinite, {found.finite} finite. Needed: finite values, NaN where "
-            "missing. Type values.where(np.isfinite(values)) of a DataArray, np.where(np.isfinite(values), values, "
-            "np.nan) of an array."
+            "missing. Type values.where(np.isfinite(values)) for a DataArray, np.where(np.isfinite(values), values, "
+            "np.nan) for an array."
         )
     if not found.finite:
         raise ValueError(
@@ -179,9 +172,8 @@ def _check_moments(found: Moments, wet_threshold: float | None, transform: Trans
         which = "finite" if wet_threshold is None else "wet"
         value = invert(found.minimum, transform)
         raise ValueError(
-            f"All {found.n} {which} values are {value:g}: a density of one value has no shape. Needed: values "
-            "that differ. For equal weights type DenseWeight(alpha=0) and fit it on any data, or leave DenseLoss "
-            "out."
+            f"All {found.n} {which} values are {value:g}: one value has no density. Needed: values that differ. For "
+            "equal weights type DenseWeight(alpha=0) and fit it on any data, or leave DenseLoss out."
         )
 
 
@@ -195,6 +187,6 @@ def _bandwidth(found: Moments, given: float | None, grid_points: int) -> float:
         raise ValueError(
             f"The values lie between {found.minimum:g} and {found.maximum:g} with std {std:g}: float64 cannot "
             "resolve their density. Needed: values nearer to 1, and farther apart. Type values * factor with a "
-            "power of ten, or values - offset where only their last digits differ."
+            "power of ten, or values - offset if only their last digits differ."
         )
     return bandwidth

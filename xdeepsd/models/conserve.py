@@ -54,9 +54,9 @@ def cell_weights(lat: np.ndarray, columns: int, mask: np.ndarray | None = None) 
     wanted = np.ones(shape) if mask is None else np.asarray(mask, np.float64)
     if wanted.shape != shape or not (wanted > 0).any():
         raise ValueError(
-            f"A mask of {' x '.join(map(str, wanted.shape))} cells with {np.count_nonzero(wanted > 0)} wanted ones, on "
-            f"a grid of {shape[0]} x {columns}: no mean can be kept. Needed: a map of the fine grid, True where values "
-            "are wanted. Look at the mask."
+            f"The mask has {' x '.join(map(str, wanted.shape))} cells, {np.count_nonzero(wanted > 0)} of them wanted, "
+            f"on a grid of {shape[0]} x {columns}: no mean can be kept. Needed: a map of the fine grid, True where "
+            "values are wanted. Look at the mask."
         )
     return (area / area.max())[:, None] * wanted
 

@@ -62,7 +62,7 @@ def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours:
-        raise FileExistsError(f"{path} exists and is no model of xdeepsd. It is left alone: type another path.")
+        raise FileExistsError(f"{path} exists, but is not a model of xdeepsd. It is left alone: type another path.")
 
 
 def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -125,7 +125,7 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
         content = new.read_bytes()
     if hashlib.sha256(content).hexdigest() != wanted:
         raise ValueError(
-            f"{path / _TENSORS} is truncated or changed ({len(content)} bytes): its checksum is not the one in "
+            f"{path / _TENSORS} is truncated or changed ({len(content)} bytes): its checksum does not match "
             f"{_JSON}. {again}"
         )
     try:

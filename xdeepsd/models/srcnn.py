@@ -48,11 +48,11 @@ class SRCNNConfig:
         for name in ("channels", "kernels", "static"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise ValueError(f"{name} is the text {value!r}. Needed: a tuple, such as ({value!r},).")
+                raise ValueError(f"{name} is the string {value!r}. Needed: a tuple, such as ({value!r},).")
             object.__setattr__(self, name, tuple(value))
         if len(self.kernels) != len(self.channels) + 1:
             raise ValueError(
-                f"kernels {self.kernels} and channels {self.channels}. Needed: one kernel more than hidden channels, "
+                f"kernels {self.kernels} and channels {self.channels}. Needed: one more kernel than hidden channels, "
                 "such as channels=(64, 32), kernels=(9, 1, 5)."
             )
         if any(int(k) != k or k < 1 or k % 2 == 0 for k in self.kernels):
@@ -67,7 +67,7 @@ class SRCNNConfig:
         if self.conserve == "softmax" and self.residual:
             raise ValueError(
                 "conserve='softmax' and residual=True: with 'softmax' the network gives exponents, to which the "
-                "interpolated input cannot be added. Needed: one of the two. Type residual=False."
+                "interpolated input cannot be added. Needed: only one of the two. Type residual=False."
             )
 
     @property

@@ -52,13 +52,13 @@ class StackedSRCNN:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.stages:
-            raise ValueError("A stack without stages. Needed: StackedSRCNN([stage, ...]), coarsest first.")
+            raise ValueError("The stack has no stages. Needed: StackedSRCNN([stage, ...]), coarsest first.")
         for stage in self.stages:
             kept = stage.config.conserve
             if stage.transform not in self.kind.transforms or (kept and not self.kind.conserved):
                 raise ValueError(
-                    f"A stage with transform={stage.transform!r} and conserve={kept!r}. Needed for {self.kind.name}: "
-                    f"one of {self.kind.transforms}, and {'any' if self.kind.conserved else 'no'} mean kept."
+                    f"A stage has transform={stage.transform!r} and conserve={kept!r}. Needed for {self.kind.name}: a "
+                    f"transform in {self.kind.transforms}, and {'any' if self.kind.conserved else 'no'} mean kept."
                 )
         for part in (self.static, self.mask):
             if part is not None and not {"lat", "lon"} <= set(part.coords):

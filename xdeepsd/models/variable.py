@@ -152,14 +152,14 @@ def find_variable(
     if not found:
         described = {name: da.attrs.get("standard_name") for name, da in candidates.items()}
         by_name = variable is None and not all(_named_something_else(da, kind) for da in candidates.values())
-        other = "Type variable=NAME for precipitation of another name. " if by_name else ""
+        other = "Type variable=NAME for precipitation under another name. " if by_name else ""
         raise ValueError(
             f"No precipitation among the variables (with their standard names) {described}. Needed: {wanted}. {other}"
-            "Where the standard name is wrong, type ds['NAME'].attrs['standard_name'] = 'precipitation_flux'."
+            "If the standard name is wrong, type ds['NAME'].attrs['standard_name'] = 'precipitation_flux'."
         )
     if len(found) > 1:
         names = sorted(map(str, found))
-        raise ValueError(f"Two candidates or more for precipitation: {names}. Needed: {wanted}. Type variable=NAME.")
+        raise ValueError(f"Several candidates for precipitation: {names}. Needed: {wanted}. Type variable=NAME.")
     return next(iter(found.values()))
 
 
@@ -174,7 +174,7 @@ def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray], kind: Variab
     if len(maps) > 1:
         maps = {name: da for name, da in maps.items() if _has_units(da)} or maps
     if len(maps) == 1:
-        logger.info("%r is taken for %s: the only map there is.", next(iter(maps)), kind.name)
+        logger.info("%r is taken as %s: it is the only map.", next(iter(maps)), kind.name)
     return maps
 
 
@@ -183,7 +183,7 @@ def _candidates(ds: xr.Dataset | xr.DataArray, variable: str | None) -> dict[Has
     if isinstance(ds, xr.DataArray):
         if variable is not None and variable != ds.name:
             raise ValueError(
-                f"variable={variable!r} is not there: the DataArray is named {ds.name!r}. "
+                f"There is no variable={variable!r}: the DataArray is named {ds.name!r}. "
                 f"Leave variable out, or type da.rename({variable!r})."
             )
         return {ds.name: ds}
@@ -191,7 +191,7 @@ def _candidates(ds: xr.Dataset | xr.DataArray, variable: str | None) -> dict[Has
         return {name: da for name, da in ds.data_vars.items() if da.ndim >= 2}
     if variable not in ds.data_vars:
         raise ValueError(
-            f"variable={variable!r} is not there. The Dataset has {sorted(map(str, ds.data_vars))}. "
+            f"There is no variable={variable!r}. The Dataset has {sorted(map(str, ds.data_vars))}. "
             "Type variable=NAME with one of them."
         )
     return {variable: ds[variable]}
@@ -226,13 +226,13 @@ def rate_factor(
     period = _period(da, ds)
     if period is None:
         raise ValueError(
-            f"The units {given!r} are an amount, and nothing tells the period it was collected in: there are no two "
-            "steps of time. Needed: two days or more, or a rate. Type ds['NAME'].attrs['units'] = 'mm day-1' where it "
-            "is that of a day."
+            f"The units {given!r} are an amount, and its period is unknown: there are fewer than two time steps. "
+            "Needed: two days or more, or a rate. Type ds['NAME'].attrs['units'] = 'mm day-1' if it is the amount of "
+            "a day."
         )
     if not math.isclose(period, 1.0, rel_tol=1e-6):
         raise ValueError(
-            f"The units {given!r} are an amount, and the steps of time are {period:g} days. Needed: daily data, or "
+            f"The units {given!r} are an amount, and the time steps are {period:g} days. Needed: daily data, or "
             "a rate. Type ds.resample(time='1D').sum() for steps shorter than a day; else ds['NAME'] / days with units "
             "'mm day-1'."
         )
@@ -313,14 +313,14 @@ class Values:
         infinite = np.isinf(values)
         if infinite.any():
             count = int(infinite.sum())
-            logger.warning("%d of %d values of %r are infinite: taken as missing.", count, values.size, self.name)
+            logger.warning("%d of %d values of %r are infinite and count as missing.", count, values.size, self.name)
             values[infinite] = np.nan
         too_low = values < self.lowest
         if too_low.any():
             raise ValueError(
                 f"{self.name!r} has values down to {np.nanmin(values):g}: {too_low.mean():.2g} of them are below "
                 f"{self.lowest:.3g}. Needed: precipitation of at least 0, NaN where it is missing. Type "
-                "ds.where(ds['NAME'] != VALUE) where VALUE stands for missing; else ds.clip(min=0)."
+                "ds.where(ds['NAME'] != VALUE) if VALUE stands for missing; else ds.clip(min=0)."
             )
         values[values < 0] = 0
         return values

@@ -106,7 +106,7 @@ def fetch_prism(
     """
     days = _check(variable, start, end, resolution, region)
     if "://" in str(out):
-        raise ValueError(f"out is {str(out)!r}. Needed: a local folder. Copy the store when it is done.")
+        raise ValueError(f"out is {str(out)!r}. Needed: a local folder. Copy the store there when it is complete.")
     path = Path(out).expanduser().absolute()
     with prism_store.alone(path):
         store = prism_store.open_store(path, region, resolution)
@@ -127,7 +127,7 @@ def _check(variable: str, start: Any, end: Any, resolution: str, region: str) ->
             raise ValueError(f"{name} is {value!r}. Needed: one of {', '.join(allowed)}.")
     if variable == "elevation":
         if region != "us":
-            raise ValueError(f"PRISM gives out no elevation of {region!r}, only of 'us'. Use another elevation.")
+            raise ValueError(f"PRISM provides no elevation for {region!r}, only for 'us'. Use another elevation.")
         return pd.DatetimeIndex([])
     if start is None or end is None:
         raise ValueError(f"start is {start}, end is {end}. Needed: both. Type start='2014-01-01', end='2015-12-31'.")
@@ -173,7 +173,7 @@ def _fetch_days(
                 report.failed[day] = f"{error} ({type(error).__name__})"
                 silent += 1
                 if silent == _GIVE_UP:
-                    report.stopped = f"No answer for {silent} days in a row; the last: {report.failed[day]}"
+                    report.stopped = f"No answer for {silent} days in a row; the last one: {report.failed[day]}"
                     report.not_tried = wanted[i + 1 :]
                     break
             except (ValueError, EOFError) as error:
@@ -193,15 +193,11 @@ def _fetch_days(
 
 def _bar(variable: str, shown: bool) -> Progress:
     """A progress bar of days, with megabytes and the time left."""
-    return Progress(
-        TextColumn(f"{variable} {{task.fields[day]}}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("days, {task.fields[megabytes]:.1f} MB,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        disable=not shown,
-    )
+    columns = (
+        TextColumn(f"{variable} {{task.fields[day]}}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("days, {task.fields[megabytes]:.1f} MB,"), TimeRemainingColumn(), TextColumn("left"),
+    )  # fmt: skip
+    return Progress(*columns, disable=not shown)
 
 
 def _fetch_elevation(service: Service, path: Path, store: Any) -> FetchReport:
@@ -247,15 +243,15 @@ def _read_day(
         ]
         if len(there) != 1 or len(sources) != 1:
             names = ", ".join(str(source.member) for source in sources) or "no grid"
-            raise ValueError(f"the zip holds {names}; asked was {variable} of {day:%Y-%m-%d}, {service.region}, "
+            raise ValueError(f"the zip holds {names}, not {variable} of {day:%Y-%m-%d}, {service.region}, "
                              f"{service.resolution}")  # fmt: skip
         found, source = raster_grid(there[0])
         _compare(found, grid)
         values = read_map(source, found)
     if np.isnan(values).all():
-        raise ValueError("the map has no value")
+        raise ValueError("the map has no values")
     if source.release and source.release != release[1]:
-        logger.info("%s is release %d; announced was %d", source.member, source.release, release[1])
+        logger.info("%s is release %d, but release %d was announced", source.member, source.release, release[1])
     return values, found
 
 

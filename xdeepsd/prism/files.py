@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
+from dask.base import tokenize
 
 from xdeepsd.prism.names import ELEVATION, RELEASE_ATTRS, VARIABLES, PrismGrid, Source, days_text, parse_name, skeleton
 from xdeepsd.prism.raster import RASTERS, netcdf_sources, raster_grid, read_map, reading, zip_sources
@@ -62,11 +63,11 @@ def find_sources(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> 
             continue
         if not found_here and named:
             problems.append(
-                f"{file} has no PRISM name, nor has anything in it. Needed: names such as "
+                f"Neither {file} nor anything in it has a PRISM name. Needed: names such as "
                 "prism_ppt_us_25m_20251103.tif or PRISM_ppt_stable_4kmD2_20110101_bil.bil."
             )
         elif not found_here:
-            logger.warning("%s is passed over: no PRISM name, nor in it", file)
+            logger.warning("%s is skipped: neither it nor anything in it has a PRISM name", file)
         sources += found_here
     _raise_all(problems)
     if not sources:
@@ -146,7 +147,7 @@ def _on_one_grid(sources: list[Source]) -> tuple[dict[tuple[str, pd.Timestamp | 
     grid, first = grids[0]
     _raise_all(
         [
-            f"{source} is on another grid: {other}. Needed: {grid}, as in {first}. Open them apart."
+            f"{source} is on another grid: {other}. Needed: {grid}, as in {first}. Open them separately."
             for other, source in grids
             if other != grid
         ]
@@ -165,7 +166,7 @@ def _open_store(path: Path, allow_missing: bool) -> xr.Dataset:
         there = {name: ds[f"{name}_release"].values > 0 for name in variables}
         days = pd.DatetimeIndex(ds["time"].values if variables else [])
     if not variables and "elevation" not in ds:
-        raise ValueError(f"{path} is no store of xdeepsd fetch: none of its variables has a release. Use xr.open_zarr.")
+        raise ValueError(f"{path} is not a store of xdeepsd fetch: no variable has a release. Use xr.open_zarr.")
     if not variables:
         return ds
     if not allow_missing:
@@ -182,7 +183,7 @@ def _refuse_gaps(held: dict[str, pd.DatetimeIndex]) -> None:
     gaps = {name: full.difference(mine) for name, mine in held.items()}
     _raise_all(
         [
-            f"{name} lacks {len(gap)} of the {len(full)} days from {full[0]:%Y-%m-%d} to {full[-1]:%Y-%m-%d}: "
+            f"{name} is missing on {len(gap)} of the {len(full)} days from {full[0]:%Y-%m-%d} to {full[-1]:%Y-%m-%d}: "
             f"{days_text(gap)}. Needed: every day. Fetch them, or go on with allow_missing=True."
             for name, gap in gaps.items()
             if len(gap)
@@ -203,12 +204,12 @@ def _most_final(sources: list[Source], grid: PrismGrid) -> Source:
     for other in others:
         known = 0 < other.release < final.release
         if known:
-            logger.info("%s (release %d) is taken, not %s (release %d)", final, final.release, other, other.release)
+            logger.info("%s (release %d) is used, not %s (release %d)", final, final.release, other, other.release)
         elif not np.array_equal(read_map(final, grid), read_map(other, grid), equal_nan=True):
             what = f"{final.variable} of {final.day:%Y-%m-%d}" if final.day is not None else final.variable
             raise ValueError(
-                f"{what} comes twice with different data, and neither release is the later one: {final} (release "
-                f"{final.release or 'not known'}) and {other} (release {other.release or 'not known'}). Needed: one. "
+                f"{what} is there twice with different data, and neither is known to be later: {final} (release "
+                f"{final.release or 'unknown'}) and {other} (release {other.release or 'unknown'}). Needed: one. "
                 "Leave one of them out of paths."
             )
     return final
@@ -218,19 +219,13 @@ def _lazy(sources: list[Source | None], grid: PrismGrid) -> da.Array:
     """Maps of the sources, ``(time, lat, lon)``, with a chunk and a task for each; None gives NaN."""
     items = np.empty((len(sources), 1, 1), dtype=object)
     items[:, 0, 0] = sources
-    name = f"open-prism-{dask_token(sources, grid)}"
+    # The same maps have the same name: from paths, members, sizes and modification times.
+    stats = [s and (str(s), s.variable, s.index, s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in sources]
+    name = f"open-prism-{tokenize(stats, grid)}"
     chunks = ((1,) * len(sources), (grid.shape[0],), (grid.shape[1],))
     return da.from_array(items, chunks=1, name=f"{name}-files").map_blocks(
         _read_block, grid, name=name, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32)
     )
-
-
-def dask_token(sources: list[Source | None], grid: PrismGrid) -> str:
-    """A token by which Dask recognizes the same maps: from paths, members, sizes and modification times."""
-    from dask.base import tokenize
-
-    stats = [s and (str(s), s.variable, s.index, s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in sources]
-    return str(tokenize(stats, grid))
 
 
 def _read_block(block: np.ndarray, grid: PrismGrid) -> np.ndarray:

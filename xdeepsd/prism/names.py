@@ -142,8 +142,8 @@ def snap(lat: float, lon: float, lat_step: float, lon_step: float, shape: tuple[
     if not steps_fit or lat_step >= 0 or max(abs(north - round(north)), abs(west - round(west))) > 0.05:
         raise ValueError(
             f"{where}: its grid starts at {lat:.6f} N, {lon:.6f} E with steps of {lat_step:.8f} and {lon_step:.8f} "
-            "degrees. Needed: a PRISM grid in degrees, north-up, with cells of 1/24 (4km), 1/120 (800m) or 1/240 "
-            "(400m) degree. Use xdeepsd.regrid for other grids."
+            "degrees. Needed: a PRISM grid in degrees, north at the top, with cells of 1/24 (4km), 1/120 (800m) or "
+            "1/240 (400m) degree. Use xdeepsd.regrid for other grids."
         )
     return PrismGrid(per_degree, round(north), round(west), shape)
 
@@ -183,7 +183,7 @@ def parse_name(path: Path, member: str | None = None) -> Source | None:
     where = f"{path}/{member}" if member else str(path)
     if _NORMAL_NAME.match(stem):
         raise ValueError(
-            f"{where} is a normal: a mean of 30 years, not a day. Needed: daily grids, with year, month and day in "
+            f"{where} is a normal, a mean of 30 years, not a day. Needed: daily grids, with year, month and day in "
             "their name."
         )
     match = _OLD_NAME.fullmatch(stem) or _NEW_NAME.fullmatch(stem)
@@ -203,28 +203,10 @@ def parse_name(path: Path, member: str | None = None) -> Source | None:
     try:
         day = pd.Timestamp(int(found["date"][:4]), int(found["date"][4:6]), int(found["date"][6:])).as_unit("ns")
     except ValueError as error:
-        raise ValueError(f"{where}: {found['date']} is no date.") from error
+        raise ValueError(f"{where}: {found['date']} is not a date.") from error
     resolution = {"25m": "4km", "30s": "800m", "15s": "400m"}.get(found["resolution"], found["resolution"])
     release = RELEASES.get(found.get("release", ""), 0)
     return Source(path, member, found["variable"], day, release, found.get("region", "us"), resolution)
-
-
-def day_url(variable: str, day: pd.Timestamp, region: str, resolution: str, base_url: str = SERVICE) -> str:
-    """Address of the zip of one day."""
-    return f"{base_url}/{region}/{resolution}/{variable}/{day:%Y%m%d}"
-
-
-def release_url(
-    variable: str, start: pd.Timestamp, end: pd.Timestamp, region: str, resolution: str, base_url: str = SERVICE
-) -> str:
-    """Address of the list of release dates and numbers for the days from ``start`` to ``end``."""
-    days = f"{start:%Y%m%d}" if start == end else f"{start:%Y%m%d}/{end:%Y%m%d}"
-    return f"{base_url}/releaseDate/{region}/{resolution}/{variable}/{days}?json=true"
-
-
-def elevation_url(region: str, resolution: str, base_url: str = SERVICE) -> str:
-    """Address of the zip with the elevation that PRISM used, on a different host from the daily grids."""
-    return f"{DOWNLOADS if base_url == SERVICE else base_url}/PRISM_{region}_dem_{resolution}_bil.zip"
 
 
 def days_text(days: Iterable[pd.Timestamp]) -> str:

@@ -45,7 +45,7 @@ def zip_sources(path: Path) -> list[Source]:
     with reading(f"{path} cannot be read"), path.open("rb") as file:
         start = file.read(200)
     if not start.startswith(b"PK"):
-        raise ValueError(f"{path} is no zip; it starts with {start.decode(errors='replace').strip()!r}.")
+        raise ValueError(f"{path} is not a zip; it starts with {start.decode(errors='replace').strip()!r}.")
     with reading(f"{path} is a broken zip"):
         archive = zipfile.ZipFile(path)
     with archive:
@@ -75,7 +75,7 @@ def check_zip(file: Path | BytesIO, most: int, stem: str = "") -> None:
         members = [member for member in archive.infolist() if member.filename.startswith(stem)]
         size = sum(member.file_size for member in members)
         if size > most:
-            raise ValueError(f"{size} bytes are in it; no map of its resolution has more than {most}")
+            raise ValueError(f"it holds {size} bytes; no map of its resolution has more than {most}")
         for member in members:
             with _open_member(archive, member) as content:
                 while content.read(2**20):
@@ -85,7 +85,7 @@ def check_zip(file: Path | BytesIO, most: int, stem: str = "") -> None:
 def _open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # zipfile limits how much it unpacks at a time only for these, and GDAL reads no others.
-        raise ValueError(f"{member.filename} is compressed in another way than by deflate")
+        raise ValueError(f"{member.filename} is compressed by a method other than deflate")
     return archive.open(member)
 
 
@@ -104,14 +104,14 @@ def _with_facts(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInf
     beside = {other.filename.lower(): other for other in archive.infolist()}
     header, info = beside.get(f"{stem}.hdr"), beside.get(f"{stem}.info.txt")
     needed, tags = 0, {}
-    with reading(f"{source}: a text beside it cannot be read"):
+    with reading(f"{source}: a text file beside it cannot be read"):
         if member.filename.lower().endswith(".bil") and header:
             facts = _key_values(_read_member(archive, header, _MOST_TEXT), None)
             needed = int(facts["NROWS"]) * int(facts["NCOLS"]) * int(facts.get("NBITS", "32")) // 8
         if info:
             tags = _key_values(_read_member(archive, info, _MOST_TEXT), ":")
     if member.file_size < needed:
-        raise ValueError(f"{source} is cut: {member.file_size} bytes of {needed}.")
+        raise ValueError(f"{source} is truncated: {member.file_size} bytes of {needed}.")
     return _apply_tags(source, tags)
 
 
@@ -126,7 +126,7 @@ def _apply_tags(source: Source, tags: dict[str, str]) -> Source:
     dates = set(re.findall(r"(?<!\d)(\d{8})(?!\d)", tags.get("PRISM_DATASET_FILENAME", "")))
     if source.day is not None and dates and f"{source.day:%Y%m%d}" not in dates:
         raise ValueError(
-            f"{source} holds another day than it says: its tag PRISM_DATASET_FILENAME is "
+            f"{source} does not hold the day in its name: its tag PRISM_DATASET_FILENAME is "
             f"{tags['PRISM_DATASET_FILENAME']!r}."
         )
     number = tags.get("PRISM_DATASET_RELEASE_NUMBER", "")
@@ -146,7 +146,7 @@ def raster_grid(source: Source) -> tuple[PrismGrid, Source]:
         grid = snap(lat[0], lon[0], lat_step, lon_step, (lat.size, lon.size), str(source))
         off = max(np.abs(lat - grid.lat).max(), np.abs(lon - grid.lon).max())
         if not off * grid.per_degree < 0.05:
-            raise ValueError(f"{source}: its lat or lon is {off:g} degrees off regular steps. Needed: {grid}.")
+            raise ValueError(f"{source}: its lat or lon is {off:g} degrees away from regular steps. Needed: {grid}.")
         return grid, source
     if source.member and source.uri.lower().endswith(".asc"):
         _check_member(source)  # or GDAL may count lines for minutes in a text with damaged numbers
@@ -154,7 +154,7 @@ def raster_grid(source: Source) -> tuple[PrismGrid, Source]:
         transform, shape, tags = raster.transform, raster.shape, raster.tags()
         needed = raster.count * shape[0] * shape[1] * np.dtype(raster.dtypes[0]).itemsize
     if not source.member and source.path.suffix.lower() == ".bil" and source.path.stat().st_size < needed:
-        raise ValueError(f"{source} is cut: {source.path.stat().st_size} bytes of {needed}.")
+        raise ValueError(f"{source} is truncated: {source.path.stat().st_size} bytes of {needed}.")
     # GDAL's transform refers to the outer corner, even for BIL, whose header gives the centre (ULXMAP).
     grid = snap(
         transform.f + transform.e / 2, transform.c + transform.a / 2, transform.e, transform.a, shape, str(source)

@@ -53,7 +53,8 @@ class Service:
         today = pd.Timestamp.now("UTC").tz_localize(None).normalize()
         end = min(end, today)
         while start <= end:
-            url = names.release_url(variable, start, end, self.region, self.resolution, self.base_url)
+            days = f"{start:%Y%m%d}" if start == end else f"{start:%Y%m%d}/{end:%Y%m%d}"
+            url = f"{self.base_url}/releaseDate/{self.region}/{self.resolution}/{variable}/{days}?json=true"
             content = self._get(url, 1000 * ((end - start).days + 100), lambda content: content)
             try:
                 rows = json.loads(content)
@@ -63,17 +64,18 @@ class Service:
                 if text.startswith("Invalid date") and today - end < pd.Timedelta(days=14):
                     end -= pd.Timedelta(days=1)
                     continue
-                raise PermissionError(f"The service does not tell its releases ({url}); it says: {text}") from None
+                raise PermissionError(f"The service does not list its releases ({url}); it answers: {text}") from None
             return _parse_releases(rows, variable, url)
         return {}
 
     def day(self, variable: str, day: pd.Timestamp) -> bytes:
         """The whole zip of one day."""
-        return self._zip(names.day_url(variable, day, self.region, self.resolution, self.base_url))
+        return self._zip(f"{self.base_url}/{self.region}/{self.resolution}/{variable}/{day:%Y%m%d}")
 
     def elevation(self) -> bytes:
-        """The whole zip of the elevation."""
-        return self._zip(names.elevation_url(self.region, self.resolution, self.base_url))
+        """The whole zip of the elevation that PRISM used; another host has it."""
+        base = names.DOWNLOADS if self.base_url == names.SERVICE else self.base_url
+        return self._zip(f"{base}/PRISM_{self.region}_dem_{self.resolution}_bil.zip")
 
     def _zip(self, url: str) -> bytes:
         most = names.most_bytes(self.resolution)
@@ -99,7 +101,7 @@ class Service:
                     if response.next_request is None:
                         return self._content(response, most)
                     request = response.next_request
-            raise httpx.TooManyRedirects(f"{url} is sent on and on", request=request)
+            raise httpx.TooManyRedirects(f"{url} is redirected too often", request=request)
         finally:
             self._answered = time.monotonic()
 
@@ -108,7 +110,7 @@ class Service:
         if not refused:
             response.raise_for_status()
         if response.headers.get("Content-Encoding") in ("gzip", "deflate", "br", "zstd"):
-            raise httpx.DecodingError(f"the answer is packed by {response.headers['Content-Encoding']}, unasked")
+            raise httpx.DecodingError(f"the answer is in {response.headers['Content-Encoding']}, not as requested")
         begin = time.monotonic()
         content = bytearray()
         for part in response.iter_raw():
@@ -117,10 +119,10 @@ class Service:
                 break
             if len(content) > most:
                 raise ValueError(
-                    f"{response.url} answers with more than {most} bytes: broken off, no such file has so many"
+                    f"{response.url} answers with more than {most} bytes, more than any such file has: aborted"
                 )
             if time.monotonic() - begin > 10 * self.timeout:
-                raise httpx.ReadTimeout(f"{len(content)} bytes in {10 * self.timeout:.0f} s, broken off")
+                raise httpx.ReadTimeout(f"{len(content)} bytes in {10 * self.timeout:.0f} s: aborted")
         if refused:
             raise PermissionError(f"status {response.status_code}: {_text(content)}")
         return bytes(content)
@@ -152,10 +154,10 @@ def _whole_zip(content: bytes, most: int) -> bytes:
         # Errors come as text with status 200 and the name of a zip.
         text = _text(content)
         if text.startswith("Invalid"):
-            raise ValueError(f"no zip but the text: {text}")
+            raise ValueError(f"not a zip but the text: {text}")
         if not content:
             raise EOFError("an empty answer")
-        raise PermissionError(f"The service refuses; it says: {text}")
+        raise PermissionError(f"The service refuses; it answers: {text}")
     try:
         with reading(f"a broken zip of {len(content)} bytes"):
             check_zip(BytesIO(content), most)
@@ -167,9 +169,9 @@ def _whole_zip(content: bytes, most: int) -> bytes:
 def _parse_releases(rows: Any, variable: str, url: str) -> dict[pd.Timestamp, Release]:
     """Parse rows of day, release date, variable, release number, address; a single row comes without an outer list."""
     found: dict[pd.Timestamp, Release] = {}
-    with reading(f"The list of releases at {url} is not understood", "It may have changed."):
+    with reading(f"The list of releases at {url} cannot be understood", "Its format may have changed."):
         if not isinstance(rows, list):
-            raise ValueError(f"it is no list but {str(rows)[:_QUOTED]}")
+            raise ValueError(f"it is not a list but {str(rows)[:_QUOTED]}")
         for day, date, element, number, *_ in rows if not rows or isinstance(rows[0], list) else [rows]:
             if element != variable:
                 raise ValueError(f"it lists {element!r}")

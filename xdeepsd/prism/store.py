@@ -101,7 +101,7 @@ def alone(path: Path) -> Iterator[None]:
         with filelock.FileLock(lock, timeout=0):
             yield
     except filelock.Timeout:
-        raise ValueError(f"Another xdeepsd fetch writes to {path}. Wait for it, or use another out.") from None
+        raise ValueError(f"Another xdeepsd fetch is writing to {path}. Wait for it, or use another out.") from None
 
 
 def open_store(path: Path, region: str, resolution: str) -> Any:
@@ -109,13 +109,13 @@ def open_store(path: Path, region: str, resolution: str) -> Any:
     if not path.exists() or (path.is_dir() and all(is_zarr_partial(file.name) for file in path.iterdir())):
         return None
     advice = "Needed: a new path, or a store that fetch wrote; type another out."
-    with reading(f"{path} is there and is no store of xdeepsd fetch", advice):
+    with reading(f"{path} exists, but is not a store of xdeepsd fetch", advice):
         store = zarr.open_group(path, mode="r", zarr_format=3)
         there = (store.attrs["prism_region"], store.attrs["prism_resolution"])
     if there != (region, resolution):
         raise ValueError(
-            f"{path} holds region {there[0]} at {there[1]}; asked is {region} at {resolution}. Needed: one region and "
-            "resolution in a store; type another out."
+            f"{path} holds region {there[0]} at {there[1]}, not {region} at {resolution}. Needed: one region and "
+            "resolution per store; type another out."
         )
     known, grid = GRIDS.get((region, resolution)), store_grid(store)
     if known is not None and grid not in (None, known):
@@ -163,8 +163,9 @@ def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestam
     first = _first_day(store)
     if days and days[0] < first:
         raise ValueError(
-            f"{path} starts at {first:%Y-%m-%d}, as an early state of xdeepsd laid it out, and grows only at its end; "
-            f"asked is {days[0]:%Y-%m-%d}. Needed: days from its first on; for earlier ones type another out."
+            f"{path} was created by an early version of xdeepsd: it starts on {first:%Y-%m-%d}, later than "
+            f"{days[0]:%Y-%m-%d}, and grows only at its end. Needed: days from its first on; for earlier ones type "
+            "another out."
         )
     _, others = _sorted(path, zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False))
     taken = {"elevation"} if variable == "elevation" else {"time", "time_bnds", *_arrays(variable)}
@@ -177,8 +178,8 @@ def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestam
     along = [name for name, array in others.items() if "time" in (array.metadata.dimension_names or ())]
     if along and days and "time" in store and (days[-1] - first).days >= store["time"].shape[0]:
         raise ValueError(
-            f"{path} holds {', '.join(along)} along time, which xdeepsd fetch did not write: it would not fit any more "
-            f"when the axis grows to {days[-1]:%Y-%m-%d}. Needed: nothing but fetch's own on that axis. Move it to a "
+            f"{path} holds {', '.join(along)} along time, which xdeepsd fetch did not write: it would no longer fit "
+            f"when the axis grows to {days[-1]:%Y-%m-%d}. Needed: only arrays of fetch on that axis. Move it to a "
             "group of the store or to another store, or type another out."
         )
 
@@ -271,7 +272,7 @@ def _publish(path: Path) -> None:
 @contextmanager
 def _walking(path: Path) -> Iterator[None]:
     """Silence Zarr's warnings about folders that are not Zarr and about consolidated metadata, not yet in its spec."""
-    with warnings.catch_warnings(), reading(f"{path} is damaged: what is in it cannot be read"):
+    with warnings.catch_warnings(), reading(f"{path} is damaged: its content cannot be read"):
         warnings.simplefilter("ignore", UserWarning)
         yield
 

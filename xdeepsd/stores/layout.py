@@ -74,11 +74,11 @@ def encodings_of(
     """Encoding of each variable: the user's first, then what the variable carries, then the Dask chunks."""
     for name, options in given.items():
         if name not in ds.variables:
-            raise ValueError(f"encoding is for {name!r}; the variables are {sorted(map(str, ds.variables))}.")
+            raise ValueError(f"encoding names {name!r}; the variables are {sorted(map(str, ds.variables))}.")
         unknown = set(options) - _STORAGE - PACKING - _OTHER
         if unknown:
             known = sorted(_STORAGE | PACKING | _OTHER)
-            raise ValueError(f"encoding of {name!r} has {sorted(unknown)}; known are {known}.")
+            raise ValueError(f"encoding of {name!r} has {sorted(unknown)}; known keys: {known}.")
     encodings: dict[str, dict[str, Any]] = {}
     for key, variable in ds.variables.items():
         name, carried = str(key), dict(variable.encoding)
@@ -99,8 +99,8 @@ def _dask_chunks(name: str, variable: xr.Variable) -> tuple[int, ...]:
     for dim, sizes in zip(variable.dims, variable.data.chunks, strict=True):
         if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]:
             raise ValueError(
-                f"The Dask chunks of {name!r} along {dim!r} are {_short(sizes)}; needed: equal ones, and a "
-                f"last one that is not larger. Type ds.chunk({dim}={max(sizes)})."
+                f"The Dask chunks of {name!r} along {dim!r} are {_short(sizes)}; needed: equal ones, except "
+                f"that the last may be smaller. Type ds.chunk({dim}={max(sizes)})."
             )
     return tuple(sizes[0] for sizes in variable.data.chunks)
 
@@ -110,13 +110,13 @@ def _check_packing(name: str, variable: xr.Variable, encoding: Mapping[str, Any]
     if dtype is None:
         if "scale_factor" in encoding or "add_offset" in encoding:
             raise ValueError(
-                f"{name!r} has a scale_factor or add_offset and no dtype to pack into. Type encoding={{{name!r}: "
+                f"{name!r} has a scale_factor or add_offset, but no dtype to pack into. Type encoding={{{name!r}: "
                 "{'dtype': 'int16', 'scale_factor': 0.1, '_FillValue': -32768}}."
             )
     elif variable.dtype.kind == "f" and np.dtype(dtype).kind in "iu" and encoding.get("_FillValue") is None:
         raise ValueError(
             f"{name!r} is packed into {np.dtype(dtype)} without a _FillValue: NaN (ocean, missing) would be lost. Type "
-            f"encoding={{{name!r}: {{..., '_FillValue': {np.iinfo(dtype).max}}}}}, a value that is not needed."
+            f"encoding={{{name!r}: {{..., '_FillValue': {np.iinfo(dtype).max}}}}}, a value that does not occur."
         )
 
 
@@ -157,8 +157,8 @@ def check_aligned(layout: Store, lazy: Mapping[str, xr.Variable]) -> None:
         for dim, unit, sizes in zip(variable.dims, write_unit(array), variable.data.chunks, strict=True):
             if any(end % unit for end in itertools.accumulate(sizes[:-1])):
                 raise ValueError(
-                    f"The Dask chunks of {name!r} along {dim!r} are {_short(sizes)} and the Zarr {what} {unit}: two "
-                    f"regions would write one of them. Needed: Dask chunks of a multiple of {unit}. Type ds.chunk("
+                    f"The Dask chunks of {name!r} along {dim!r} are {_short(sizes)}, but the Zarr {what} are {unit}: "
+                    f"two tasks would write to one of them. Needed: Dask chunks of a multiple of {unit}. Type ds.chunk("
                     f"{dim}={math.ceil(max(sizes) / unit) * unit}), or encoding={{{name!r}: {{{what!r}: ...}}}}."
                 )
 
@@ -193,7 +193,8 @@ def differences(
         _compare_attributes(f"{name}: ", a, b, compare)
         for key in ("shape", "dtype", "chunks", "shards", "compressors", "filters", "fill_value"):
             compare(f"{name}: {key}", getattr(a, key), getattr(b, key))
-        if name not in lazy and a.shape == b.shape and not _equal(a[...], b[...]):
+        with_nan = a.dtype.kind in "fc" and b.dtype.kind in "fc"
+        if name not in lazy and a.shape == b.shape and not np.array_equal(a[...], b[...], equal_nan=with_nan):
             found[f"{name}: values"] = (_ends(a), _ends(b))
     if not same_input:
         begun, given = (json.loads(str(group.attrs[INPUT])) for group in (there, now))
@@ -211,11 +212,6 @@ def _compare_attributes(where: str, there: Any, now: Any, compare: Callable[[str
     for key in sorted((set(a) | set(b)) - _FREE):
         name = _ATTRIBUTES.get(key)
         compare(name or f"{where}attribute {key}", a.get(key), b.get(key))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    a, b = np.asarray(a), np.asarray(b)
-    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc"))
 
 
 def _ends(array: zarr.Array) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -57,11 +58,11 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
     if not isinstance(store, Store):
         raise TypeError(f"store is a {type(store).__name__}; needed: a path, a URL or a zarr store.")
     if store.read_only:
-        raise ValueError(f"{store} is read-only. Of Icechunk, type repo.writable_session('main').store.")
+        raise ValueError(f"{store} is read-only. With Icechunk, type repo.writable_session('main').store.")
     if not (store.supports_deletes and store.supports_listing):
         raise ValueError(
-            f"{store} cannot be resumed: it cannot delete or list. Type to_zarr('out.zarr') for a folder, and pack it "
-            "afterwards."
+            f"{store} cannot be resumed: it cannot delete or list keys. Type to_zarr('out.zarr') for a folder, and "
+            "pack it afterwards."
         )
     fs = getattr(store, "fs", None)
     if "file" in getattr(getattr(fs, "sync_fs", fs), "protocol", ()):
@@ -81,7 +82,7 @@ def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
     found = sorted(set(reads(graphs, target, prefix)))
     if found:
         where = f"{name_of(target)}/{prefix}".rstrip("/")
-        raise ValueError(f"The output {where} is, or holds, the input {found[0]}. Type another path.")
+        raise ValueError(f"The output {where} is or contains the input {found[0]}. Type another path.")
 
 
 def _check_replaceable(
@@ -113,8 +114,8 @@ def _check_replaceable(
             foreign = [f for f in file.iterdir() if not _of_an_array(f.name)] or _foreign_files(file)
         if foreign:
             raise FileExistsError(
-                f"{where} also holds what is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or type "
-                "another path."
+                f"{where} also holds something that is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or "
+                "type another path."
             )
 
 
@@ -159,8 +160,8 @@ def fork(session: Any) -> Any:
         return session.store
     if session.has_uncommitted_changes:
         raise ValueError(
-            "The Icechunk session has uncommitted changes, and with a distributed scheduler only a session without can "
-            "be forked to the workers. Type session.commit('...') and take a new session, or session.discard_changes()."
+            "The Icechunk session has uncommitted changes, but only a session without any can be forked to the workers "
+            "of a cluster. Type session.commit('...') and take a new session, or session.discard_changes()."
         )
     return session.fork().store
 
@@ -242,7 +243,7 @@ def begin_or_resume(
         _begin(target, prefix, layout)
         return
     if not resume:
-        raise FileExistsError(f"{where} exists. Type resume=True to go on with it, or overwrite=True to replace it.")
+        raise FileExistsError(f"{where} exists. Type resume=True to continue it, or overwrite=True to replace it.")
     if status not in (INCOMPLETE, COMPLETE):
         raise FileExistsError(
             f"{where} exists and was not written by xdeepsd.to_zarr, so it cannot be resumed. Type overwrite=True to "
@@ -250,15 +251,15 @@ def begin_or_resume(
         )
     different = differences(group, zarr.open_group(layout, mode="r"), lazy, same_input)
     if different:
-        lines = "\n".join(f"- {name}: {there} there, {now} now" for name, (there, now) in different.items())
+        lines = "\n".join(f"- {name}: {there} in the store, {now} now" for name, (there, now) in different.items())
         hint = (
-            " If you know that it is the same input (moved, or read by another version of Dask or xarray), type "
+            " If you know that the input is the same (moved, or read by another version of Dask or xarray), type "
             "same_input=True."
             if set(different) == {"input"}
             else ""
         )
         raise ValueError(
-            f"{where} was begun with something else:\n{lines}\nNeeded: all as it was begun. Type another path, or "
+            f"{where} was begun with something else:\n{lines}\nNeeded: the same throughout. Type another path, or "
             f"overwrite=True to begin anew.{hint}"
         )
 
@@ -318,13 +319,18 @@ def _refresh_parents(target: Store, prefix: str) -> None:
         except FileNotFoundError:  # a store without a group at its root
             continue
         if group.metadata.consolidated_metadata is not None:
-            _consolidate(target, path, group.metadata.zarr_format)
+            consolidate(target, path, group.metadata.zarr_format)
 
 
-def _consolidate(target: Store, path: str, zarr_format: Any) -> None:
+def consolidate(store: Store | str | os.PathLike[str], path: str = "", zarr_format: Any = 3) -> None:
+    """Collect the metadata of a group and all below it in one file, so that opening reads only that.
+
+    A change of the group's attributes drops them.
+    """
     with warnings.catch_warnings():  # "not part of the Zarr format 3 specification": but every reader understands it
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
-        zarr.consolidate_metadata(target, path=path, zarr_format=zarr_format)
+        where = store if isinstance(store, Store) else str(store)
+        zarr.consolidate_metadata(where, path=path, zarr_format=zarr_format)
 
 
 def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
@@ -339,4 +345,4 @@ def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
     group.attrs[STATUS] = COMPLETE
     if target.supports_consolidated_metadata:
         _refresh_parents(target, prefix)
-        _consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: this marks the end
+        consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: this marks the end

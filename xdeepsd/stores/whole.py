@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _PARTIAL = r"\.[0-9a-f]{32}\.partial"
-# The temporary names that Zarr's local store gives its files before renaming them.
-_ZARR_PARTIAL = re.compile(rf".+{_PARTIAL}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -50,7 +48,7 @@ def is_zarr_partial(file_name: str) -> bool:
     >>> is_zarr_partial(f"zarr.{32 * '0'}.partial"), is_zarr_partial("notes.partial")
     (True, False)
     """
-    return _ZARR_PARTIAL.fullmatch(file_name) is not None
+    return re.fullmatch(rf".+{_PARTIAL}", file_name) is not None  # what it calls a file before renaming it
 
 
 def clear_zarr_partials(group: Path, arrays: Iterable[str]) -> None:

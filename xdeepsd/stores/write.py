@@ -123,7 +123,7 @@ def to_zarr(
 
     client = client_in_force()
     if client is not None and isinstance(target, zarr.storage.MemoryStore):
-        raise ValueError("A MemoryStore is not shared with the workers of a cluster. Type a path or a URL.")
+        raise ValueError("The workers of a cluster cannot write to a MemoryStore. Type a path or a URL.")
     session = icechunk_session(target) if client is not None else None
     if session is not None:  # a session cannot be sent to workers, but a fork can: use a fork throughout
         target = fork(session)
@@ -183,7 +183,7 @@ def _full_disk_told(target: Store, count: _Count) -> Iterator[None]:
         raise OSError(
             error.errno,
             f"No space left for {name_of(target)} ({error.strerror}). {count.done} of {count.total} regions are "
-            "written and kept: free some space and give the same command again, it goes on from there.",
+            "written and kept: free some space and give the same command again, and it continues from there.",
         ) from error
 
 

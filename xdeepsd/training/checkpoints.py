@@ -28,7 +28,7 @@ def write_beside(path: Path, content: bytes, name: str) -> None:
         write_whole(path, content)
     except OSError as error:
         last = checkpoints(path.parent)
-        kept = f"{last[-1]} is whole and stays" if last else "There is no checkpoint before it"
+        kept = f"{last[-1]} is intact" if last else "There is no checkpoint before it"
         raise OSError(
             error.errno,
             f"{name} could not be written ({error.strerror}). {kept}. Free some space ({len(content) / 2**20:.1f} MiB "
@@ -86,10 +86,10 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         try:
             with zipfile.ZipFile(path) as archive:  # torch does not verify the checksums
                 if (part := archive.testzip()) is not None:
-                    raise ValueError(f"{part} in it is damaged")
+                    raise ValueError(f"{part} is damaged")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds of error for a damaged file
-            logger.warning("%s cannot be read (%s): taking the one before it.", path, error)
+            logger.warning("%s cannot be read (%s): using the one before it.", path, error)
             continue
         if state["format"] > FORMAT:
             raise ValueError(f"{path} was written by a newer xdeepsd. Type pip install -U xdeepsd.")

@@ -117,8 +117,8 @@ class TrainConfig:
         network = self.network(2)
         if self.patch <= 2 * network.radius:
             raise ValueError(
-                f"patch {self.patch} leaves nothing of the output: the kernels {self.kernels} take {network.radius} "
-                f"cells off each side. Needed: more than {2 * network.radius}, such as 38."
+                f"patch {self.patch} leaves no output: the kernels {self.kernels} take {network.radius} cells off "
+                f"each side. Needed: more than {2 * network.radius}, such as 38."
             )
         for name, least in (
             ("stride", 1), ("batch", 1), ("steps", 1), ("validate_every", 1), ("validation_days", 1), ("workers", 1),

@@ -35,9 +35,9 @@ def check_levels(levels: Levels) -> list[xr.Dataset]:
         factor = factor_between(level, finest)
         if any(finest.sizes[dim] != factor * level.sizes[dim] for dim in ("lat", "lon")):
             raise ValueError(
-                f"The finest level has {finest.sizes['lat']} x {finest.sizes['lon']} cells, level {k} "
-                f"{level.sizes['lat']} x {level.sizes['lon']}: they do not divide. Needed: a whole factor, the same "
-                "along both axes. Crop the finest grid to a multiple of the scale and make the levels from it."
+                f"The finest level has {finest.sizes['lat']} x {finest.sizes['lon']} cells, which level {k} with "
+                f"{level.sizes['lat']} x {level.sizes['lon']} does not divide. Needed: a whole factor, the same along "
+                "both axes. Crop the finest grid to a multiple of the scale and make the levels from it."
             )
     if not finest["precipitation"].attrs.get("units"):
         raise ValueError(

@@ -168,7 +168,7 @@ def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None
     watch.validated(row, state.net, maps)
     if config.patience is not None and state.without_better >= config.patience:
         logger.info(
-            "Stage %d: no better validation in %d, stopping at step %d.", run.index, config.patience, state.step
+            "Stage %d stops at step %d: no improvement in %d validations.", run.index, state.step, config.patience
         )
         state.finished = True
 
@@ -207,7 +207,7 @@ def _check_losses(run: Run, state: State, count: int) -> None:
 def _check_weights(run: Run, state: State) -> None:
     """Raise FloatingPointError if a finite loss had an infinite or NaN gradient: such weights are not written."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in state.net.parameters()):
-        _stop(f"The weights of stage {run.index} are not finite any more", state.step, run)
+        _stop(f"The weights of stage {run.index} are no longer finite", state.step, run)
 
 
 def _stop(what: str, step: int, run: Run) -> NoReturn:
@@ -218,5 +218,6 @@ def _stop(what: str, step: int, run: Run) -> NoReturn:
     raise FloatingPointError(
         f"{what} at step {step} (epoch {run.loader.epoch(step - 1):.2f}, patches of {len(days)} days from "
         f"{str(days[0])[:10]} to {str(days[-1])[:10]}). "
-        f"{kept} Needed: smaller steps. Type TrainConfig(learning_rate=...) with a tenth of it, and another folder."
+        f"{kept} Needed: a lower learning rate. Type TrainConfig(learning_rate=...) with a tenth of it, and give "
+        "another folder."
     )

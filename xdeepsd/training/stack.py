@@ -137,9 +137,10 @@ def _check_one_climatology(levels: Sequence[xr.Dataset], plan: Sequence[TrainCon
     days = {(c.train, c.validation, c.test) for c in plan if CLIMATOLOGY in c.static}
     if len(days) > 1 and CLIMATOLOGY not in levels[-1]:
         raise ValueError(
-            f"The stages have {len(days)} sets of training days, and the levels no climatology: the model would hold "
-            "the mean of one set, for stages trained with another. Needed: the same train, validation and test "
-            "for all stages, or levels with a climatology. Type build_levels(..., climatology=slice('YEAR', 'YEAR'))."
+            f"The stages have {len(days)} different sets of training days, and the levels have no climatology: the "
+            "model would store the mean of one set, but some of its stages were trained with the mean of another. "
+            "Needed: the same train, validation and test for all stages, or levels with a climatology. Type "
+            "build_levels(..., climatology=slice('YEAR', 'YEAR'))."
         )
 
 

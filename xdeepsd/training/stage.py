@@ -148,8 +148,8 @@ def train_pair(
     if not side:
         least = unit + 2 * pair.config.radius
         raise ValueError(
-            f"patch {config.patch} leaves {config.patch - least + unit} cells of the output, less than a coarse cell "
-            f"of {unit}. Needed: {least} or more. Type patch={least}, or conserve=None."
+            f"patch {config.patch} leaves {config.patch - least + unit} output cells along each side, and a coarse "
+            f"cell takes {unit}. Needed: {least} or more. Type patch={least}, or conserve=None."
         )
     output = min(side, pair.shape[0]), min(side, pair.shape[1])
     origins = patch_origins(pair.mask, output, config.stride, config.min_land, unit)
@@ -248,9 +248,9 @@ def _device(config: TrainConfig) -> torch.device:
     try:
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise ValueError(f"device is {config.device!r}; needed: a device of torch, such as 'cuda', or None.") from None
+        raise ValueError(f"device is {config.device!r}; needed: a torch device, such as 'cuda', or None.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {config.device!r}, and torch finds no CUDA on this machine. Type device='cpu'.")
+        raise ValueError(f"device is {config.device!r}, but torch finds no CUDA on this machine. Type device='cpu'.")
     return device
 
 
@@ -258,14 +258,14 @@ def check_folder(folder: Path | None, resume: bool, config: TrainConfig) -> None
     """Raise where a run would overwrite the checkpoints of another run, or needs a folder and has none."""
     if folder is not None and not resume and checkpoints(folder):
         raise FileExistsError(
-            f"{folder} holds checkpoints of another run. Type resume=True to go on with it, or give another folder."
+            f"{folder} holds checkpoints of an earlier run. Type resume=True to continue it, or give another folder."
         )
     metrics = None if folder is None else folder / METRICS
     if metrics is not None and metrics.exists() and not checkpoints(metrics.parent) and not _is_metrics(metrics):
-        raise FileExistsError(f"{metrics} exists, and no training wrote it. It is left alone: give another folder.")
+        raise FileExistsError(f"{metrics} exists, but no training run wrote it. It is left alone: give another folder.")
     if folder is None and (resume or config.tensorboard):
         raise ValueError(
-            f"{'resume' if resume else 'tensorboard'} is asked for without a folder. Type checkpoint_dir='FOLDER'."
+            f"{'resume' if resume else 'tensorboard'} needs a folder of checkpoints. Type checkpoint_dir='FOLDER'."
         )
 
 
@@ -302,13 +302,14 @@ def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[st
     different = changed_fields(saved["config"], asdict(config), FREE)
     if different:
         raise ValueError(
-            f"The checkpoint in {folder} belongs to another configuration: {'; '.join(different)}. Type the same "
+            f"The checkpoint in {folder} was written with another configuration: {'; '.join(different)}. Type the same "
             "configuration to resume, or give another folder to start anew."
         )
     if saved["identity"] != identity:
         raise ValueError(
-            f"The checkpoint in {folder} belongs to other levels (days, mask or static fields differ): "
-            f"{saved['identity']['shape']} cells then, {identity['shape']} now. Give the same levels, or a new folder."
+            f"The checkpoint in {folder} is of a stage trained on other levels (the days, the mask or the static "
+            f"fields differ): {saved['identity']['shape']} cells then, {identity['shape']} now. Give the same levels, "
+            "or a new folder."
         )
 
 
@@ -335,7 +336,7 @@ def _summary(
         "best_step": state.best["step"],
     }
     if validation is None:
-        logger.warning("Stage %d: no validation days, so its error is not known.", index)
+        logger.warning("Stage %d: no validation days, so its error is unknown.", index)
         return summary
     rmse, interpolation = state.best["rmse"], validation.rmse_interpolation
     summary |= {"rmse": rmse, "rmse_interpolation": interpolation, "beats_interpolation": rmse < interpolation}

@@ -46,8 +46,8 @@ class Validation:
         empty = self.days[np.concatenate([np.isnan(target).all(axis=(1, 2)) for _, target in parts])]
         if empty.size == self.days.size:
             raise ValueError(
-                f"None of the {empty.size} validation days that are looked at has an observed cell inside the mask: "
-                f"{pair.name(empty)}. Needed: days with observations, or nothing is known of the error. Type "
+                f"None of the {empty.size} validation days that are used has an observed cell inside the mask: "
+                f"{pair.name(empty)}. Needed: days with observations; without them the error is unknown. Type "
                 "validation=[...] with other days, or look at level['precipitation'].notnull() and level['mask']."
             )
         if empty.size:

@@ -6,6 +6,6 @@ May import ``models.transform`` and nothing else from the package.
 """
 
 NO_BFLOAT16 = (
-    "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine lacks one of them. "
+    "precision='bfloat16' needs a processor with avx512_bf16 and numba 0.62 or newer; this machine does not have both. "
     "Type precision='float32'."
 )

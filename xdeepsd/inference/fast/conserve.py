@@ -12,13 +12,7 @@ from xdeepsd.inference.fast.layout import writeable
 from xdeepsd.models.conserve import NOTHING, Conserve, check
 
 
-def conserve(
-    fine: np.ndarray,
-    coarse: np.ndarray,
-    weights: np.ndarray,
-    factor: int,
-    kind: Conserve,
-) -> None:
+def conserve(fine: np.ndarray, coarse: np.ndarray, weights: np.ndarray, factor: int, kind: Conserve) -> None:
     """Change the fine cells ``y`` of each coarse cell so that their weighted mean is the coarse value ``x``.
 
     Parameters
@@ -46,9 +40,8 @@ def conserve(
     Notes
     -----
     The mean holds to 1e-6 (relative; float32 rounding). No value exceeds ``x`` times the sum of the block's weights
-    divided by the cell's own weight. Where ``x`` is 0, the cells that count are 0; with NaN in a block
-    or in its ``x``, they are NaN.
-    "softmax": Harder et al., JMLR 2023.
+    divided by the cell's own weight. Where ``x`` is 0, the cells that count are 0; with NaN in a block or in its
+    ``x``, they are NaN. "softmax": Harder et al., JMLR 2023.
     """
     days, lat, lon = coarse.shape
     shape = (factor * lat, factor * lon)
