@@ -63,7 +63,10 @@ def load_iberia(data: Path) -> Region:
     rain = xr.open_dataset(data / "iberia" / "obs_eobs_05deg.nc")["rr"].load()
     levels = xdeepsd.make_levels(rain, factors=(2, 2), mask=rain.notnull().any("time"), edges="pad")
     config = xdeepsd.TrainConfig(
-        static=("climatology", "regression"), validation=("1993-12-01/1994-02-28",), test=("1994-12-01/1997-02-28",), threads=1
+        static=("climatology", "regression"),
+        validation=("1993-12-01/1994-02-28",),
+        test=("1994-12-01/1997-02-28",),
+        threads=1,
     )
     return Region([level.load() for level in levels], config)
 
