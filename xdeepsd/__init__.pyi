@@ -12,7 +12,7 @@ from .levels.disk import build_levels, open_levels
 from .levels.memory import make_levels
 from .losses.dense_loss import DenseLoss, masked_mse
 from .losses.dense_weight import DenseWeight
-from .models.files import load_model, save_model
+from .models.files import load_model, load_models, save_model
 from .models.normalize import Normalizer
 from .models.srcnn import SRCNN, SRCNNConfig
 from .models.stack import StackedSRCNN
@@ -48,6 +48,7 @@ __all__ = [
     "fetch_prism",
     "interpolate",
     "load_model",
+    "load_models",
     "make_climate",
     "make_levels",
     "masked_mse",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,27 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
         return _build(description, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is not a complete model: {error}. {again}") from error
+
+
+def load_models(path: str | os.PathLike[str]) -> list[StackedSRCNN]:
+    """Read an ensemble: all models in the folders inside ``path``, such as ``seed_0``, ``seed_1``, ....
+
+    In the order of their names, numbers by value; other folders and files are passed over. Raises FileNotFoundError if
+    there is none, and errors as `load_model` for a model that cannot be read.
+    """
+    folders = model_folders(path)
+    if not folders:
+        raise FileNotFoundError(
+            f"No models in {path}. Needed: a folder with a folder for each model, as xdeepsd train --seeds 5 writes "
+            "it. Type [xdeepsd.load_model('FOLDER'), ...] for models that lie elsewhere."
+        )
+    return [load_model(folder) for folder in folders]
+
+
+def model_folders(path: str | os.PathLike[str]) -> list[Path]:
+    """The folders inside ``path`` that hold a model, in the order of `load_models`; none if ``path`` is a model."""
+    found = [] if (Path(path) / _JSON).exists() else [file.parent for file in Path(path).glob(f"*/{_JSON}")]
+    return sorted(found, key=lambda folder: [(int(d or 0), t) for d, t in re.findall(r"(\d+)|(\D+)", folder.name)])
 
 
 def _build(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> StackedSRCNN:
