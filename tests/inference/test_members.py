@@ -415,6 +415,8 @@ def test_a_folder_of_models(several, tmp_path):
     loaded = xdeepsd.load_models(tmp_path)
     assert [m.fingerprint() for m in loaded] == [m.fingerprint() for m in models[::-1]]
     np.testing.assert_array_equal(coarse.deepsd.downscale(loaded), coarse.deepsd.downscale(models[::-1]))
+    with pytest.raises(FileNotFoundError, match=r"holds 3 models, an ensemble\. Type xdeepsd\.load_models\(path\)"):
+        xdeepsd.load_model(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"No models in .*notes\. Needed: a folder with a folder for each"):
         xdeepsd.load_models(tmp_path / "notes")
     (tmp_path / "seed_2" / "model.safetensors").unlink()

@@ -87,7 +87,8 @@ def days_of(coarse: xr.DataArray) -> np.ndarray:
             return np.zeros(shape, np.int64)
         raise ValueError(
             f"The input has the dims {coarse.dims} and no dates, and the noise of the members is that of a date. "
-            "Needed: a time coordinate. Type ds.assign_coords(time=('DIM', xr.date_range('2000-01-01', periods=N)))."
+            "Needed: a time coordinate. Type ds.rename(DIM='time').assign_coords(time=xr.date_range('2000-01-01', "
+            "periods=N))."
         )
     keys = day_keys(coarse["time"].values)
     along = [-1 if dim == "time" else 1 for dim in coarse.dims[:-2]]

@@ -101,6 +101,8 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
     changed, or comes from a newer version of xdeepsd.
     """
     path = Path(path)
+    if (inside := len(model_folders(path))) and not is_model(path):
+        raise FileNotFoundError(f"{path} holds {inside} models, an ensemble. Type xdeepsd.load_models(path).")
     new = path / _NEW_TENSORS  # left if `save_model` was interrupted, before or after it wrote the description
     tensors = next((file for file in (path / _TENSORS, new) if file.exists()), path / _TENSORS)
     for file in (path, path / _JSON, tensors):
@@ -150,9 +152,14 @@ def load_models(path: str | os.PathLike[str]) -> list[StackedSRCNN]:
     return [load_model(folder) for folder in folders]
 
 
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Whether the folder ``path`` itself holds a model."""
+    return (Path(path) / _JSON).exists()
+
+
 def model_folders(path: str | os.PathLike[str]) -> list[Path]:
     """The folders inside ``path`` that hold a model, in the order of `load_models`; none if ``path`` is a model."""
-    found = [] if (Path(path) / _JSON).exists() else [file.parent for file in Path(path).glob(f"*/{_JSON}")]
+    found = [] if is_model(path) else [file.parent for file in Path(path).glob(f"*/{_JSON}")]
     return sorted(found, key=lambda folder: [(int(d or 0), t) for d, t in re.findall(r"(\d+)|(\D+)", folder.name)])
 
 

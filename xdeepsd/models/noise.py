@@ -82,7 +82,10 @@ def day_keys(time: Any) -> np.ndarray:
         return (years.astype(np.int64) + 1970) * 10000 + month * 100 + day
     if time.dtype == object and all(hasattr(date, "timetuple") for date in time):
         return np.array([date.year * 10000 + date.month * 100 + date.day for date in time], np.int64)
-    raise TypeError(f"The times are of dtype {time.dtype}; needed: dates (datetime64 or cftime).")
+    raise TypeError(
+        f"The times are of dtype {time.dtype}; needed: dates (datetime64 or cftime), of which the noise is a function. "
+        "Type ds.assign_coords(time=xr.date_range('2000-01-01', periods=N))."
+    )
 
 
 def _mixed(key: np.ndarray, word: np.ndarray) -> np.ndarray:
