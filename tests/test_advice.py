@@ -702,6 +702,10 @@ CASES["evaluate"] = [
     case("Where they differ by rounding only", lambda predicted, observed: compare({"model": predicted}, observed),
          lambda tmp: {"predicted": COARSE.assign_coords(lat=COARSE.lat + 1e-9), "observed": COARSE},
          "predicted = predicted.assign_coords(observed.coords)"),
+    case("in the former, none in the latter", xdeepsd.crps, lambda tmp: {"members": COARSE, "observed": COARSE},
+         meaning("ds.deepsd.downscale(model, members=10)",
+                 "members = xr.concat([COARSE, COARSE + 1], 'member')"),
+         filled("dim=NAME", NAME="'lat'; observed = COARSE.isel(lat=0, drop=True)")),
     case("Give days on which it rains", bin_edges, lambda tmp: {"observed": COARSE * 0},
          meaning("Give days on which it rains", "observed = COARSE")),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 from ._version import __version__ as __version__
 from .evaluation.baselines import baselines, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
+from .evaluation.members import crps, rank_histogram, spread_skill
 from .evaluation.significance import significance
 from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
@@ -44,6 +45,7 @@ __all__ = [
     "climatology_ratio",
     "coarsen",
     "compare",
+    "crps",
     "downscale",
     "fetch_prism",
     "interpolate",
@@ -54,11 +56,13 @@ __all__ = [
     "masked_mse",
     "open_levels",
     "open_prism",
+    "rank_histogram",
     "regrid",
     "regrid_weights",
     "run_sweep",
     "save_model",
     "significance",
+    "spread_skill",
     "to_zarr",
     "train_stack",
     "train_stacks",
