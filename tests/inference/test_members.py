@@ -113,6 +113,29 @@ def test_the_input_is_read_once_for_all(several, tmp_path, monkeypatch):
     assert prepared == [1]
 
 
+@pytest.mark.parametrize("chunks", [{}, {"lat": 3}])
+@pytest.mark.parametrize("statistics", [False, True])
+def test_all_members_of_a_chunk_come_before_the_next_chunk(several, tmp_path, monkeypatch, chunks, statistics):
+    """Or the input of all days would be in memory at once."""
+    from dask.order import order
+
+    from xdeepsd.stores import write
+
+    models, coarse, _ = several
+    days = xr.concat([coarse] * 12, "time").assign_coords(time=xr.date_range("2001-01-01", periods=60))
+    days.to_dataset().to_zarr(tmp_path / "in.zarr")
+    lazy = xr.open_zarr(tmp_path / "in.zarr", chunks={"time": 5} | chunks)
+    graphs = []
+    monkeypatch.setattr(write, "compute", lambda graph, keys, *rest: graphs.append((graph, keys)))
+    with pytest.raises(RuntimeError, match="not in"):
+        xdeepsd.to_zarr(lazy.deepsd.downscale(models, statistics=statistics), tmp_path / "out.zarr")
+    graph, keys = graphs[0]
+    place = order(graph)
+    when = [key[1 if statistics else 2] for key in sorted(keys, key=place.get)]  # the chunk of days
+    open_at = [len(set(when[: i + 1]) & set(when[i + 1 :])) for i in range(len(when))]
+    assert max(open_at) <= 2
+
+
 def test_building_computes_nothing(several, no_compute):
     models, coarse, static = several
     with no_compute():
@@ -334,7 +357,7 @@ def test_bad_members(noisy):
             coarse.deepsd.downscale(model, members=bad)
     with pytest.raises(ValueError, match="statistics=True with a single member"):
         coarse.deepsd.downscale(model, members=1, statistics=True)
-    with pytest.raises(ValueError, match=r"no dates.*Type ds.assign_coords\(time"):
+    with pytest.raises(ValueError, match=r"no dates.*Type ds.rename\(DIM='time'\).assign_coords\(time"):
         coarse.drop_vars("time").rename(time="z").deepsd.downscale(model, members=2)
     with pytest.raises(TypeError, match="needed: dates"):
         coarse.assign_coords(time=("time", np.arange(5), {"axis": "T"})).deepsd.downscale(model, members=2)

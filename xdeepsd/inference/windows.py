@@ -237,12 +237,26 @@ def _get_ready(job: Job, levels: _Levels, window: _Window) -> _Ready:
     return _Ready(job, window, runners, mask)
 
 
-def _get_all_ready(job: Job, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window) -> _Ready:
+# One task for all jobs: with a task for each, Dask would finish one member for all days before the next, and keep the
+# whole input meanwhile.
+def _all_levels(
+    jobs: Sequence[Job], maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
+) -> list[_Levels]:
+    return [_static_levels(job, maps, mask, shape) for job in jobs]
+
+
+def _all_ready(jobs: Sequence[Job], levels: Sequence[_Levels], window: _Window) -> list[_Ready]:
+    return [_get_ready(job, level, window) for job, level in zip(jobs, levels, strict=True)]
+
+
+def _all_ready_at_once(
+    jobs: Sequence[Job], maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window
+) -> list[_Ready]:
     shape = (window.outer[0].stop, window.outer[1].stop)
-    return _get_ready(job, _static_levels(job, maps, mask, shape), window)
+    return _all_ready(jobs, _all_levels(jobs, maps, mask, shape), window)
 
 
-def _run(block: np.ndarray, keys: np.ndarray | None, ready: _Ready, member: int = 0) -> np.ndarray:
+def _run(block: np.ndarray, keys: np.ndarray | None, ready: _Ready, member: int) -> np.ndarray:
     """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units.
 
     ``keys``: `day_keys` of the maps of the block, needed by stages that take noise.
@@ -286,13 +300,21 @@ def _noise_of(ready: _Ready, number: int, keys: np.ndarray, member: int) -> Nois
     return lambda days: white_noise(job.seed, member, keys[days], rows, columns, stage=number, channels=config.noise)
 
 
+def _run_one(
+    block: np.ndarray, keys: np.ndarray | None, readies: Sequence[_Ready], member: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+    """One member, given by the position of its job and its number; see `_run`."""
+    which, number = member
+    return _run(block, keys, readies[which], number)
+
+
 def _run_all(
     block: np.ndarray, keys: np.ndarray | None, readies: Sequence[_Ready], members: Sequence[tuple[int, int]]
 ) -> np.ndarray:
     """``(2, ..., lat, lon)``: mean and standard deviation of all members of one chunk, none of which is kept."""
     spread = Spread()
-    for which, member in members:
-        spread.add(_run(block, keys, readies[which], member))
+    for member in members:
+        spread.add(_run_one(block, keys, readies, member))
     return spread.result(readies[0].job.options.dtype)
 
 
@@ -337,9 +359,9 @@ def apply(
     options = jobs[0].options
     if not dask.is_dask_collection(data):
         maps, mask = dask.compute(dict(maps), mask)
-        readies = [_get_all_ready(job, maps, mask, _Window(everything, everything)) for job in jobs]
+        readies = _all_ready_at_once(jobs, maps, mask, _Window(everything, everything))
         data = jobs[0].values.clean(data, options.dtype)  # here, so warnings count all days
-        runs = [functools.partial(_run, ready=readies[which], member=member) for which, member in members or [(0, 0)]]
+        runs = [functools.partial(_run_one, readies=readies, member=member) for member in members or [(0, 0)]]
         if statistics:
             runs = [functools.partial(_run_all, readies=readies, members=members or [])]
         parts = [_run_in_threads(run, data, keys, options.device) for run in runs]
@@ -350,17 +372,11 @@ def apply(
     how = _How(members, keys, statistics)
     if data.numblocks[-2:] == (1, 1):
         window = _Window(everything, everything)
-        ready = [
-            dask.delayed(_get_all_ready)(job, dict(maps), mask, window, dask_key_name=f"prepare-{token}-{i}")
-            for i, job in enumerate(jobs)
-        ]
-        return _map_window(data, ready, jobs[0], how)
+        readies = dask.delayed(_all_ready_at_once)(jobs, dict(maps), mask, window, dask_key_name=f"prepare-{token}")
+        return _map_window(data, readies, jobs[0], how)
     # A cell may be filled from as far away as the halo, and the networks reach that far again.
     reach = 2 * max(job.model.halo for job in jobs)
-    levels = [
-        dask.delayed(_static_levels)(job, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}-{i}")
-        for i, job in enumerate(jobs)
-    ]
+    levels = dask.delayed(_all_levels)(jobs, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
     rows = _slices(data.chunks[-2], reach, nlat)
     cols = _slices(data.chunks[-1], reach, nlon)
     blocks = []
@@ -369,13 +385,10 @@ def apply(
         for core_col, outer_col in cols:
             window = _Window((core_row, core_col), (outer_row, outer_col))
             key = f"prepare-{token}-{digest((window, data.shape))}"
-            ready = [
-                dask.delayed(_get_ready)(job, level, window, dask_key_name=f"{key}-{i}")
-                for i, (job, level) in enumerate(zip(jobs, levels, strict=True))
-            ]
+            readies = dask.delayed(_all_ready)(jobs, levels, window, dask_key_name=key)
             outer = data[..., outer_row, outer_col]
             outer = outer.rechunk({outer.ndim - 2: -1, outer.ndim - 1: -1})
-            line.append(_map_window(outer, ready, jobs[0], how, core=(core_row, core_col)))
+            line.append(_map_window(outer, readies, jobs[0], how, core=(core_row, core_col)))
         blocks.append(dask.array.concatenate(line, axis=-1))
     return dask.array.concatenate(blocks, axis=-2)
 
@@ -398,7 +411,7 @@ def _slices(sizes: Sequence[int], reach: int, total: int) -> list[tuple[slice, s
     ]
 
 
-def _map_window(data: Any, readies: Sequence[Any], job: Job, how: _How, core: tuple[slice, slice] | None = None) -> Any:
+def _map_window(data: Any, readies: Any, job: Job, how: _How, core: tuple[slice, slice] | None = None) -> Any:
     """One task per chunk (and member) of ``data``, which is not split along latitude or longitude."""
     nlat, nlon = data.shape[-2:] if core is None else (s.stop - s.start for s in core)
     chunks = (*data.chunks[:-2], (nlat * job.model.scale,), (nlon * job.model.scale,))
@@ -412,5 +425,5 @@ def _map_window(data: Any, readies: Sequence[Any], job: Job, how: _How, core: tu
     if how.statistics:
         return call(_run_all, ((2,),), readies=readies, members=how.members)
     if how.members is None:
-        return call(_run, ready=readies[0])
-    return dask.array.stack([call(_run, ready=readies[which], member=member) for which, member in how.members])
+        return call(_run_one, readies=readies)
+    return dask.array.stack([call(_run_one, readies=readies, member=member) for member in how.members])
