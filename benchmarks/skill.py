@@ -1,4 +1,7 @@
-"""RMSE of `TrainConfig()` on held-out days over that of the best baseline with means kept; and what keeping costs.
+"""RMSE of `TrainConfig()` on held-out days over that of the best baseline with means kept; what keeping costs.
+
+And members of a stage that takes noise, on Iberia at x2: their CRPS over the MAE of `TrainConfig()`, and their spread
+over the error of their mean, which should be from 0.8 to 1.2.
 
 Oregon (gridMET) at x2, x4 and x8, Iberia (E-OBS) at x2 and x4; how the days are shared out: examples/skill.py. The data
 are those of ``--data``; without them there is nothing to measure.
@@ -6,11 +9,13 @@ are those of ``--data``; without them there is nothing to measure.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -19,12 +24,13 @@ import torch
 import xarray as xr
 from _report import figure, parser, report
 from rich.console import Console
-from skill import TRIES, against_baseline, measure, show
+from skill import TRIES, against_baseline, load_iberia, measure, show
 
 import xdeepsd
 
 TARGETS = {"oregon": 0.85, "iberia": 0.67}
 METHOD = "TrainConfig()"
+MEMBERS = {"loss": "crps", "noise": 2}
 
 
 def conserve_rate(quick: bool) -> float:
@@ -59,6 +65,18 @@ def conserve_rate(quick: bool) -> float:
     return statistics.median(rounds[1:])
 
 
+def members(data: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """`spread_skill` of 20 members on the test days, and their rank histogram (its mean: 1)."""
+    region = load_iberia(data)
+    levels, config = region.levels[-2:], dataclasses.replace(region.config, **MEMBERS | changes)
+    model = xdeepsd.train_stack(levels, config, progress=False)
+    test = config.split(levels[-1]["time"]).test
+    truth, given = levels[-1]["precipitation"].isel(time=test), levels[0][["precipitation"]].isel(time=test)
+    fine = xdeepsd.downscale(given, model, members=20)["precipitation"].assign_coords(truth.coords)
+    ranks = xdeepsd.rank_histogram(fine, truth)
+    return xdeepsd.spread_skill(fine, truth) | {"ranks": (ranks / ranks.mean()).values.round(3).tolist()}
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--data", type=Path, default=Path(os.environ.get("XDEEPSD_DATA", "../shared/data")))
@@ -68,7 +86,8 @@ def main() -> None:
         print(f"No real data at {given.data}: nothing is measured. Type --data FOLDER.")
         return
     console = Console(width=120)
-    rows = measure(given.data, {METHOD: TRIES[METHOD] | ({"steps": 3} if given.quick else {})}, given.seeds, console)
+    changes = {"steps": 3} if given.quick else {}
+    rows = measure(given.data, {METHOD: TRIES[METHOD] | changes}, given.seeds, console)
     table = against_baseline(rows)
     show(table, console)
     figures = [figure("conserve_rate", conserve_rate(given.quick), "", None if given.quick else 0.9, "higher")]
@@ -81,6 +100,13 @@ def main() -> None:
             figures.append(figure(f"{name}_vs_baseline", float(row["vs_baseline"]), "", target, "lower"))
             notes["baselines"][name] = row["baseline"]
         notes["rmse"].setdefault(name, {})[method] = float(row["rmse"])
+    found = members(given.data, changes)
+    mae = float(table.loc[("iberia", "x2", METHOD), "mae"])
+    figures += [
+        figure("crps_vs_mae", found["crps"] / mae, "", None if given.quick else 0.75, "lower"),
+        figure("spread_skill_ratio", found["ratio"], "", None if given.quick else 0.8, "higher"),
+    ]
+    notes["members"] = found | {"mae_of_default": mae}
     report(figures, given.json, ["xdeepsd", "torch", "numpy", "xarray"], notes)
 
 

@@ -74,7 +74,8 @@ MUTANTS += [
     Mutant("inference/windows.py", ".any(axis=(1, 3))", ".all(axis=(1, 3))", MASKS),
     Mutant("inference/windows.py", "        size = 2 * halo + 1\n", "        size = 2 * halo - 1\n", MASKS),
     Mutant("inference/windows.py", "    if missing.any():\n        fine[", "    if False:\n        fine[", MASKS),
-    Mutant("inference/windows.py", "reach = 2 * job.model.halo", "reach = 2 * job.model.halo - 1", MASKS),
+    Mutant("inference/windows.py", "reach = 2 * max(job.model.halo for job in jobs)",
+           "reach = 2 * max(job.model.halo for job in jobs) - 1", MASKS),
     # The mask of levels
     Mutant("levels", "_MASK_DAYS = 30", "_MASK_DAYS = 29", MASKS),
     Mutant("levels", "_MASK_DAYS = 30", "_MASK_DAYS = 31", MASKS),

@@ -53,6 +53,7 @@ from xdeepsd.grids.blocks import block_mean
 from xdeepsd.inference import windows
 from xdeepsd.inference.fast import compiled, fused
 from xdeepsd.levels.pairs import make_pair
+from xdeepsd.losses.crps import fair_crps
 from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models import files
 from xdeepsd.models.static import regression_names
@@ -672,7 +673,17 @@ def said_number(said, after):
     return int(re.search(rf"{re.escape(after)}(\d+)", said)[1])
 
 
+def crps_of(members, target):
+    return fair_crps(members, target).numpy()
+
+
 CASES["losses"] = [
+    case("Needed: two members or more, each of the target's shape", crps_of,
+         lambda tmp: {"members": torch.ones(4, 4), "target": torch.ones(4, 4)},
+         Typed("torch.stack([member, ...])", "members = torch.stack([members, members])")),
+    case("the CRPS is that of members", lambda **given: vars(TrainConfig(**given)), lambda tmp: {"loss": "crps"},
+         meaning("TrainConfig(loss='crps', noise=2)", "noise=2"),
+         meaning("noise=0 with another loss", "noise=0; loss='mse'")),
     case("or crop the target by the network's radius", xdeepsd.masked_mse,
          lambda tmp: {"pred": torch.ones(2, 1, 4, 4), "target": torch.ones(2, 4, 4)},
          "pred = pred.reshape(target.shape)",
@@ -706,6 +717,10 @@ CASES["evaluate"] = [
     case("If they differ only by rounding", lambda predicted, observed: compare({"model": predicted}, observed),
          lambda tmp: {"predicted": COARSE.assign_coords(lat=COARSE.lat + 1e-9), "observed": COARSE},
          "predicted = predicted.assign_coords(observed.coords)"),
+    case("in the former, none in the latter", xdeepsd.crps, lambda tmp: {"members": COARSE, "observed": COARSE},
+         meaning("ds.deepsd.downscale(model, members=10)",
+                 "members = xr.concat([COARSE, COARSE + 1], 'member')"),
+         filled("dim=NAME", NAME="'lat'; observed = COARSE.isel(lat=0, drop=True)")),
     case("Give days with rain", bin_edges, lambda tmp: {"observed": COARSE * 0},
          meaning("Give days with rain", "observed = COARSE")),
 ]  # fmt: skip
@@ -907,6 +922,7 @@ def computed_elsewhere(ds, **given):
 
 
 SHALLOW = make_stack(1, channels=(), kernels=(3,))
+NOISY = make_stack(1, **TINY, noise=1)
 CASES["inference"] = [
     case("needed: a StackedSRCNN", xdeepsd.downscale, lambda tmp: to_downscale(model=saved(tmp)),
          filled("model = xdeepsd.load_model('model/')", **{"'model/'": "model"})),
@@ -920,6 +936,28 @@ CASES["inference"] = [
          meaning("Leave batch_size out", "del batch_size"), "precision='float32'", machine=with_bfloat16),
     case("precision='bfloat16' with a stage that has no hidden layer", laid_out,
          lambda tmp: to_downscale(model=SHALLOW, precision="bfloat16"), "precision='float32'", machine=with_bfloat16),
+    case("precision='bfloat16' and a stage that takes noise", laid_out,
+         lambda tmp: to_downscale(model=NOISY, members=2, precision="bfloat16"), "precision='float32'",
+         machine=with_bfloat16),
+    case("and so would the output", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain().expand_dims(member=[0]), model=[MODEL]),
+         "ds = ds.rename(member='realization')"),
+    case("needed: a whole number of at least 1. Type members=10", xdeepsd.downscale,
+         lambda tmp: to_downscale(model=NOISY, members=0), "members=10"),
+    case("members is missing. Needed: how many", xdeepsd.downscale, lambda tmp: to_downscale(model=NOISY),
+         meaning("members=10;", "members=10"), meaning("members=10, statistics=True", "members=10; statistics=True")),
+    case("and the model takes no noise", xdeepsd.downscale, lambda tmp: to_downscale(members=2),
+         meaning("Leave members out", "del members")),
+    case("which has no spread", xdeepsd.downscale, lambda tmp: to_downscale(statistics=True), "statistics=False"),
+    case("of the list differ", xdeepsd.downscale, lambda tmp: to_downscale(model=[MODEL, NO_STATIC]),
+         meaning("Leave models[1] out", "del model[1]")),
+    case("the noise of the members is that of a date", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain().drop_vars("time").rename(time="z"), model=NOISY, members=2),
+         filled("ds = ds.rename(DIM='time').assign_coords(time=xr.date_range('2000-01-01', periods=N))",
+                DIM="z", N="3")),
+    case("of which the noise is a function", xdeepsd.downscale,
+         lambda tmp: to_downscale(rain(time=("time", np.arange(3), {"axis": "T"})), model=NOISY, members=2),
+         filled("ds = ds.assign_coords(time=xr.date_range('2000-01-01', periods=N))", N="3")),
     case("The fast forward is not available", strictly(xdeepsd.downscale), lambda tmp: to_downscale(),
          meaning("pip install xdeepsd[fast]", "patch.undo(); windows._import_fast.cache_clear()"),
          machine=without_numba),
@@ -988,6 +1026,11 @@ CASES["stack"] = [
     case("Copy the model again, or save it again", xdeepsd.load_model, lambda tmp: {"path": cut(tmp)},
          meaning("xdeepsd.save_model(model, path)", "xdeepsd.save_model(MODEL, path, overwrite=True)"),
          meaning("Copy the model again", "path = saved(folder / 'b')")),
+    case("models, an ensemble. Type", lambda path, models=(): list(models) or xdeepsd.load_model(path),
+         lambda tmp: {"path": saved(tmp).parent}, "models = xdeepsd.load_models(path)"),
+    case("for models that lie elsewhere", lambda path, models=(): list(models) or xdeepsd.load_models(path),
+         lambda tmp: {"path": saved(tmp)},
+         meaning("[xdeepsd.load_model('FOLDER'), ...]", "models = [xdeepsd.load_model(path)]")),
     case("exists, but is not a model of xdeepsd", xdeepsd.save_model,
          lambda tmp: {"model": MODEL, "path": with_notes(tmp), "overwrite": True}, another()),
 ]  # fmt: skip
@@ -1636,8 +1679,8 @@ def fetch_command(tmp, broken):
         return command(f"{line} --base-url {server.url}")
 
 
-def trained_by_command(tmp):
-    line = f"train {toml(tmp)}"
+def trained_by_command(tmp, options=""):
+    line = f"train {toml(tmp)}{options}"
     command(line)
     return line
 
@@ -1718,6 +1761,13 @@ CASES["cli_training"] = [
          meaning("--resume", "line += ' --resume'"),
          meaning("remove it and the checkpoints in",
                  "(folder / 'model').rename(folder / 'old'); (folder / 'checkpoints').rename(folder / 'older')")),
+    case("is a single model. Type --seeds N with another model", command,
+         lambda tmp: {"line": f"{trained_by_command(tmp)} --seeds 2 --resume"},
+         meaning("--seeds N with another model under [paths]",
+                 "toml(folder, '[paths]\\nmodel = \"other\"\\ncheckpoints = \"others\"\\n')")),
+    case("holds the models of an ensemble. Type --seeds N", command,
+         lambda tmp: {"line": f"{trained_by_command(tmp, ' --seeds 2').split(' --')[0]} --resume"},
+         meaning("--seeds N to go on with it", "line += ' --seeds 2'")),
     case("exists. Remove it, or type --out NAME", command, lambda tmp: {"line": converted(tmp)},
          meaning("--out NAME", "line += f' --out {folder}/b.toml'"),
          meaning("Remove it", "(folder / 'config.toml').unlink()")),

@@ -162,6 +162,20 @@ def test_the_page_on_levels_runs(files, monkeypatch):
     assert len(files["levels"]) == 4
 
 
+def test_the_page_on_members_runs(files):
+    xdeepsd.build_levels(files["fine"], files["static"], (2, 2), "levels.zarr")
+    coarse = xr.open_zarr("levels.zarr", group="level_0")[["precipitation"]].isel(time=slice(3))
+    coarse.rename(precipitation="pr").load().drop_encoding().to_zarr("coarse.zarr", mode="w")
+    for seed in range(2):
+        stages = make_stack(2, seed, channels=(4, 2), kernels=(3, 1, 3)).stages
+        xdeepsd.save_model(xdeepsd.StackedSRCNN(stages, static=files["static"]), f"seeds/seed_{seed}")
+    page = (ROOT / "docs/howto/members.md").read_text()
+    assert "`--statistics`" in page
+    run("howto/members.md", files)
+    assert files["both"]["pr_std"].dims == ("time", "lat", "lon")
+    assert files["members"].sizes["member"] == 20
+
+
 def test_the_page_on_regridding_runs(files):
     run("howto/regrid.md", files)
     given, regular = files["ds"]["precipitation"], files["regular"]["precipitation"]

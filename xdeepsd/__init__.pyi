@@ -1,6 +1,7 @@
 from ._version import __version__ as __version__
 from .evaluation.baselines import baselines, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
+from .evaluation.members import crps, rank_histogram, spread_skill
 from .evaluation.significance import significance
 from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
@@ -12,7 +13,7 @@ from .levels.disk import build_levels, open_levels
 from .levels.memory import make_levels
 from .losses.dense_loss import DenseLoss, masked_mse
 from .losses.dense_weight import DenseWeight
-from .models.files import load_model, save_model
+from .models.files import load_model, load_models, save_model
 from .models.normalize import Normalizer
 from .models.srcnn import SRCNN, SRCNNConfig
 from .models.stack import StackedSRCNN
@@ -44,20 +45,24 @@ __all__ = [
     "climatology_ratio",
     "coarsen",
     "compare",
+    "crps",
     "downscale",
     "fetch_prism",
     "interpolate",
     "load_model",
+    "load_models",
     "make_climate",
     "make_levels",
     "masked_mse",
     "open_levels",
     "open_prism",
+    "rank_histogram",
     "regrid",
     "regrid_weights",
     "run_sweep",
     "save_model",
     "significance",
+    "spread_skill",
     "to_zarr",
     "train_stack",
     "train_stacks",

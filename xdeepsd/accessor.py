@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
@@ -24,7 +24,7 @@ class DeepSDAccessor:
 
     def downscale(
         self,
-        model: StackedSRCNN,
+        model: StackedSRCNN | Sequence[StackedSRCNN],
         static: xr.Dataset | xr.DataArray | None = None,
         *,
         variable: str | None = None,
@@ -33,11 +33,15 @@ class DeepSDAccessor:
         precision: str = "float32",
         batch_size: int | None = None,
         conserve: str | None = None,
+        members: int | None = None,
+        seed: int = 0,
+        statistics: bool = False,
     ) -> xr.Dataset | xr.DataArray:
         """Same as ``xdeepsd.downscale(ds, model, static, ...)``, which documents the arguments."""
         from xdeepsd.inference.downscale import downscale
 
         options = {"device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve}
+        options |= {"members": members, "seed": seed, "statistics": statistics}
         return downscale(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]
 
     def to_zarr(

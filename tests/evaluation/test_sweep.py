@@ -338,6 +338,44 @@ def test_train_from_a_file(project, climate):
     assert "stages 0 to 1" in invoke("train", project, "--stage", "2").output
 
 
+def test_train_many_seeds(project, climate):
+    folder = project.parent
+    refused = invoke("train", project, "--seeds", 2, "--stage", 0)
+    assert refused.exit_code == 1
+    assert "--stage and --seeds exclude each other" in refused.output
+    result = invoke("train", project, "--seeds", 2)
+    assert result.exit_code in (0, 2), result.output
+    models = xdeepsd.load_models(folder / "model")
+    assert [m.training["stages"][0]["seed"] for m in models] == [0, 1]
+    assert models[0].fingerprint() != models[1].fingerprint()
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["seed_0", "seed_1"]
+    again = invoke("train", project, "--seeds", 3)
+    assert again.exit_code == 1
+    assert "model exists. Type --resume" in again.output.replace("\n", "")
+    result = invoke("train", project, "--seeds", 3, "--resume")
+    assert result.exit_code in (0, 2), result.output
+    more = xdeepsd.load_models(folder / "model")
+    assert [m.fingerprint() for m in more[:2]] == [m.fingerprint() for m in models]
+    assert len(more) == 3
+    refused = invoke("train", project, "--resume")
+    assert "holds the models of an ensemble. Type --seeds N" in refused.output.replace("\n", " ")
+    members = xdeepsd.downscale(xdeepsd.open_levels(folder / "levels.zarr")[0].isel(time=slice(2)), more)
+    assert members.sizes["member"] == 3
+
+
+def test_seeds_do_not_go_into_a_single_model(project):
+    folder = project.parent
+    xdeepsd.save_model(xdeepsd.StackedSRCNN([stage_of_one()]), folder / "model")
+    refused = invoke("train", project, "--seeds", 2, "--resume")
+    assert refused.exit_code == 1
+    assert "model is a single model. Type --seeds N with another" in refused.output.replace("\n", " ")
+
+
+def stage_of_one():
+    config = xdeepsd.SRCNNConfig((), (1,), static=())
+    return xdeepsd.Stage(xdeepsd.SRCNN(config), xdeepsd.Normalizer(), {}, xdeepsd.Normalizer())
+
+
 def test_train_and_sweep_say_what_is_wrong(project):
     text = project.read_text()
     project.write_text(text + "\n[data]\nfactors = [4]\n")

@@ -1,5 +1,6 @@
 """`to_zarr`: same result as xarray's, resumes after any interruption, refuses a store begun with something else."""
 
+import dataclasses
 import errno
 import itertools
 import os
@@ -1046,7 +1047,7 @@ def run(folder, *arguments):
 
     from xdeepsd.cli import app
 
-    words = [str(folder / a) if a.split(".")[-1] in ("zarr", "nc") or a == "model" else a for a in arguments]
+    words = [str(folder / a) if a.split(".")[-1] in ("zarr", "nc") or (folder / a).is_dir() else a for a in arguments]
     return CliRunner().invoke(app, ["downscale", *words])
 
 
@@ -1068,6 +1069,39 @@ def test_command(job, tmp_path):
     assert result.exit_code == 0, result.output
     expected = coarse.deepsd.downscale(model, static, mask=static["elevation"] > 900, precision="float64")
     xr.testing.assert_allclose(opened(folder / "other.zarr")["pr"].load(), expected)
+
+
+def test_command_with_an_ensemble(job):
+    folder, coarse, model, _ = job
+    other = dataclasses.replace(
+        make_stack(1, seed=1, channels=(3,), kernels=(3, 3)), static=model.static, mask=model.mask
+    )
+    noisy = dataclasses.replace(
+        make_stack(1, noise=1, channels=(3,), kernels=(3, 3)), static=model.static, mask=model.mask
+    )
+    models = {"seeds.zarr": [model, other], "noise.zarr": [noisy, noisy]}
+    for name, made in models.items():
+        for number, one in enumerate(made):
+            xdeepsd.save_model(one, folder / name.split(".")[0] / f"seed_{number}")
+    result = run(folder, "in.zarr", "seeds", "seeds.zarr", "--chunk-days", "2")
+    assert result.exit_code == 0, result.output
+    assert "seeds.zarr is complete: 7 days, 2 members." in result.output
+    there = opened(folder / "seeds.zarr")["pr"]
+    assert there.chunks == ((1, 1), (2, 2, 2, 1), *coarse.chunk(time=2).deepsd.downscale(model).chunks[1:])
+    xr.testing.assert_equal(there.load(), coarse.deepsd.downscale([model, other]))
+    result = run(folder, "in.zarr", "seeds", "mean.zarr", "--statistics", "--scale-factor", "0.02")
+    assert result.exit_code == 0, result.output
+    expected = coarse.to_dataset().deepsd.downscale([model, other], statistics=True)
+    xr.testing.assert_allclose(opened(folder / "mean.zarr").load(), expected, atol=0.0101)
+    options = ["--members", "2", "--seed", "3"]
+    result = run(folder, "in.zarr", "noise", "noise.zarr", *options)
+    assert result.exit_code == 0, result.output
+    assert "7 days, 4 members." in result.output
+    expected = coarse.deepsd.downscale([noisy, noisy], members=2, seed=3)
+    np.testing.assert_allclose(opened(folder / "noise.zarr")["pr"].load(), expected, rtol=1e-5, atol=1e-5)
+    for words in (("seeds", "seeds.zarr", "--members", "2"), ("noise", "noise.zarr"), ("model", "seeds.zarr")):
+        refused = run(folder, "in.zarr", *words)
+        assert refused.exit_code == 1, refused.output
 
 
 def test_command_packs(job):

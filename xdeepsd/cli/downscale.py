@@ -14,7 +14,7 @@ from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, to
 
 def downscale(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Coarse precipitation: Zarr store or NetCDF file.")],
-    model: Annotated[Path, typer.Argument(help="Folder of a model that xdeepsd train wrote.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model, or of an ensemble, that xdeepsd train wrote.")],
     out: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
     ],
@@ -44,6 +44,12 @@ def downscale(
         str | None,
         typer.Option(help="multiplicative or additive: keep the mean of each coarse cell. Default: as trained."),
     ] = None,
+    members: Annotated[int | None, typer.Option(min=1, help="Members of a model that was trained with noise.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the members' noise.")] = 0,
+    statistics: Annotated[
+        bool,
+        typer.Option("--statistics", help="Write the mean and standard deviation of all members, not the members."),
+    ] = False,
     scale_factor: Annotated[
         float | None,
         typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
@@ -62,6 +68,7 @@ def downscale(
     """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
     from xdeepsd.cli.inputs import open_coarse, open_mask, open_static
+    from xdeepsd.models.files import model_folders
 
     console, errors = consoles()
     stops = (ValueError, TypeError, OSError, RuntimeError, ImportError)
@@ -76,20 +83,27 @@ def downscale(
             raise ValueError("--scheduler and --workers cannot be combined: --scheduler connects to a running cluster.")
         if "://" not in out:
             check_writable(Path(out))
-        trained = xdeepsd.load_model(model)
-        coarse, name, days = open_coarse(source, group, trained, variable, chunk_days)
+        models = xdeepsd.load_models(model) if model_folders(model) else [xdeepsd.load_model(model)]
+        coarse, name, days = open_coarse(source, group, models[0], variable, chunk_days)
         fine = xdeepsd.downscale(
-            coarse, trained, None if static is None else open_static(static, trained.static_names),
+            coarse, models if model_folders(model) else models[0],
+            None if static is None else open_static(static, models[0].static_names),
             variable=name, mask=None if mask is None else open_mask(mask), precision=precision, device=device,
-            conserve=conserve,
+            conserve=conserve, members=members, seed=seed, statistics=statistics,
         )  # fmt: skip
         packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
+        packed = [name, f"{name}_std"] if statistics else [name]
         with _computing(workers, scheduler, threads), _bar(console, days) as progress, _naming(source):
             xdeepsd.to_zarr(
                 fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
-                encoding=None if scale_factor is None else {name: packing}, progress=progress,
+                encoding=None if scale_factor is None else dict.fromkeys(packed, packing), progress=progress,
             )  # fmt: skip
-        console.print(f"{out} is complete: {days} days.", markup=False)
+        count = (
+            f"{days} days"
+            if not members and len(models) == 1
+            else f"{days} days, {(members or 1) * len(models)} members"
+        )
+        console.print(f"{out} is complete: {count}.", markup=False)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,11 @@ import xarray as xr
 
 from xdeepsd._version import __version__
 from xdeepsd.grids import axes
+from xdeepsd.inference.digests import digest
 from xdeepsd.inference.fast import NO_BFLOAT16
 from xdeepsd.inference.inputs import Prepared, prepare
-from xdeepsd.inference.windows import Job, Options, apply, digest, has_bfloat16
+from xdeepsd.inference.members import MEMBER, check_alike, days_of, origin_of
+from xdeepsd.inference.windows import Job, Options, apply, has_bfloat16
 from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.conserve import check as check_conserve
 from xdeepsd.models.stack import StackedSRCNN
@@ -28,7 +30,7 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 def downscale(
     ds: xr.Dataset | xr.DataArray,
-    model: StackedSRCNN,
+    model: StackedSRCNN | Sequence[StackedSRCNN],
     static: xr.Dataset | xr.DataArray | None = None,
     *,
     variable: str | None = None,
@@ -37,8 +39,11 @@ def downscale(
     precision: str = "float32",
     batch_size: int | None = None,
     conserve: str | None = None,
+    members: int | None = None,
+    seed: int = 0,
+    statistics: bool = False,
 ) -> xr.Dataset | xr.DataArray:
-    """Downscale coarse precipitation with a trained stack.
+    """Downscale coarse precipitation with a trained stack, or with an ensemble of them.
 
     Parameters
     ----------
@@ -46,7 +51,8 @@ def downscale(
         Coarse daily precipitation with latitude and longitude (found by CF metadata, in any order and under any
         names), perhaps with other dims too; its units in the attributes; NaN = missing. Dask or numpy.
     model
-        A `StackedSRCNN` from `train_stack` or `load_model`.
+        A `StackedSRCNN` from `train_stack` or `load_model`. A list of them, such as the seeds of one training
+        (`load_models`): one member for each. They must share factors, grid, variable, units, static fields and mask.
     static
         Elevation (DataArray, m) or a Dataset of the model's static fields on the finest grid. Its grid is the target
         grid: ``model.scale`` times finer than the input. None: the fields saved with the model.
@@ -67,13 +73,24 @@ def downscale(
         "multiplicative" or "additive": after each stage the fine cells are adjusted so that their area-weighted mean,
         over the cells of the mask, is the value of their coarse cell, whether or not the model was trained that way.
         A bias of the input is passed on. None: as the model was trained.
+    members
+        Number of members from each model that takes noise (``TrainConfig(loss="crps", noise=2)``), needed for these
+        and for these only.
+    seed
+        Of the noise. Member ``m`` has the same noise for a cell of the model's grid and a date, whatever the chunks,
+        the days, the part of the domain, the computer and the number of members. Only dates count: other dims of the
+        input, and other times of the day, get the same noise.
+    statistics
+        True: in place of the members a Dataset of their mean, under the input's name, and of their standard deviation
+        (``count - 1`` in the denominator), ``NAME_std``, chunk by chunk without keeping the members.
 
     Returns
     -------
     The same type as ``ds``, float32 (float64 with ``precision="float64"``), on the target grid, with the user's names,
     order, units and attributes. Lazy if the input is: building the graph computes nothing, and chunks keep their
     days and become ``scale`` times larger along latitude and longitude. NaN outside the mask, and inside missing coarse
-    cells on that day only (docs/conventions.md). Never below 0.
+    cells on that day only (docs/conventions.md). Never below 0. A list of models, or ``members``, adds the dim
+    ``member`` in front, with the coordinates 0 to n - 1 (the members of the first model first), in chunks of one.
 
     Raises
     ------
@@ -84,33 +101,89 @@ def downscale(
     -----
     Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
     """
-    _check_options(ds, model, device, precision, batch_size)
-    _check_conserve(model, conserve)
-    prepared = prepare(ds, model, static, variable, mask)
-    # A copy: the user may continue training before the graph is computed. The static fields and mask go separately.
-    stages = [copied(stage, conserve) for stage in model.stages]
-    model = replace(model, stages=stages, static=None, mask=None, training={})
+    models = _models(model)
+    _check_options(ds, models, device, precision, batch_size)
+    for one in models:
+        _check_conserve(one, conserve)
+    check_alike(models, fields=static is None, mask=mask is None)
+    which = _members(models, isinstance(model, StackedSRCNN), members, statistics)
+    prepared = prepare(ds, models[0], static, variable, mask)
+    if which is not None and MEMBER in prepared.given.dims:
+        raise ValueError(
+            f"The input has a dim {MEMBER!r} already, {prepared.given.dims}, and so would the output. Needed: another "
+            f"name for the input's. Type ds.rename({MEMBER}='realization')."
+        )
     lat = np.asarray(prepared.grid["lat"], np.float64)
-    if isinstance(prepared.mask, np.ndarray) and any(stage.config.conserve for stage in stages):
+    if isinstance(prepared.mask, np.ndarray) and any(s.config.conserve for one in models for s in one.stages):
         cell_weights(lat, prepared.mask.shape[1], prepared.mask)  # raises now if the mask is wrong, not in a task
-    job = Job(model, prepared.values, Options(str(device or "cpu"), precision, batch_size), lat)
-    made_with = _made_with(job, prepared)
-    token = digest((made_with, prepared.values, prepared.coarse.shape[-2:], digest(lat)))
-    data = apply(prepared.coarse.data, job, prepared.maps, prepared.mask, token)
-    fine = _label(data, prepared)
-    fine.attrs |= _provenance(model.scale, made_with["xdeepsd_model"], fine.attrs) | made_with
-    return fine if isinstance(ds, xr.DataArray) else _into_dataset(ds, fine, prepared.names, made_with)
+    keys = days_of(prepared.coarse) if models[0].noise else None
+    origin = (0, 0) if keys is None else origin_of(prepared.coarse, models[0])
+    options = Options(str(device or "cpu"), precision, batch_size)
+    jobs = [Job(_copied(one, conserve), prepared.values, options, lat, seed, origin) for one in models]
+    made_with = _made_with(jobs, prepared, members)
+    token = digest((made_with, origin, prepared.values, prepared.coarse.shape[-2:], digest(lat)))
+    data = apply(prepared.coarse.data, jobs, prepared.maps, prepared.mask, token, which, keys, statistics)
+    made = _mean_and_std(data, prepared) if statistics else [_label(data, prepared, which is not None)]
+    for fine in made:
+        fine.attrs |= _provenance(models[0].scale, made_with["xdeepsd_model"], fine.attrs) | made_with
+    if isinstance(ds, xr.DataArray):
+        return made[0] if len(made) == 1 else xr.Dataset({fine.name: fine for fine in made})
+    return _into_dataset(ds, made, prepared.names, made_with)
+
+
+def _models(model: Any) -> list[StackedSRCNN]:
+    """The models as a list, which holds one or more."""
+    models = list(model) if isinstance(model, list | tuple) else [model]
+    for one in models or [None]:
+        if not isinstance(one, StackedSRCNN):
+            kind = f"a {type(one).__name__}" if models else "an empty list"
+            raise TypeError(
+                f"model is {kind}; needed: a StackedSRCNN, or a list of them. Type xdeepsd.load_model('model/')."
+            )
+    return models
+
+
+def _members(
+    models: Sequence[StackedSRCNN], alone: bool, members: int | None, statistics: bool
+) -> list[tuple[int, int]] | None:
+    """Of each member the position of its model and its number, for its noise; None for a single field."""
+    if members is not None and (isinstance(members, bool) or int(members) != members or members < 1):
+        raise ValueError(f"members is {members}; needed: a whole number of at least 1. Type members=10.")
+    if models[0].noise and members is None:
+        raise ValueError(
+            "The model takes noise, and gives one field for each noise: members is missing. Needed: how many. Type "
+            "members=10; for their mean and spread members=10, statistics=True."
+        )
+    if members is not None and not models[0].noise:
+        raise ValueError(
+            f"members={members}, and the model takes no noise: it gives one field. Needed: a model trained with noise, "
+            "by TrainConfig(loss='crps', noise=2), or a list of models. Leave members out."
+        )
+    count = len(models) * (members or 1)
+    if statistics and count == 1:
+        raise ValueError(
+            "statistics=True with a single member, which has no spread. Needed: members of 2 or more, or a list of "
+            "models. Type statistics=False."
+        )
+    if alone and members is None:
+        return None
+    return [(number // (members or 1), number) for number in range(count)]
+
+
+def _copied(model: StackedSRCNN, conserve: str | None) -> StackedSRCNN:
+    """The model to compute with, without static fields and mask, which go separately.
+
+    A copy: the user may continue training before the graph is computed.
+    """
+    stages = [copied(stage, conserve) for stage in model.stages]
+    return replace(model, stages=stages, static=None, mask=None, training={})
 
 
 def _check_options(
-    ds: Any, model: Any, device: str | torch.device | None, precision: str, batch_size: int | None
+    ds: Any, models: Sequence[StackedSRCNN], device: str | torch.device | None, precision: str, batch_size: int | None
 ) -> None:
     if not isinstance(ds, xr.Dataset | xr.DataArray):
         raise TypeError(f"downscale got a {type(ds).__name__}; needed: an xarray Dataset or DataArray.")
-    if not isinstance(model, StackedSRCNN):
-        raise TypeError(
-            f"model is a {type(model).__name__}; needed: a StackedSRCNN. Type xdeepsd.load_model('model/')."
-        )
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}; needed: one of {', '.join(map(repr, PRECISIONS))}.")
     try:
@@ -130,10 +203,16 @@ def _check_options(
                 "which on a CPU computes only in float32 or float64. Leave batch_size out, or type "
                 "precision='float32'."
             )
-        if any(len(stage.config.kernels) < 2 for stage in model.stages):
+        stages = [stage for model in models for stage in model.stages]
+        if any(len(stage.config.kernels) < 2 for stage in stages):
             raise ValueError(
                 "precision='bfloat16' with a stage that has no hidden layer: on a CPU such a stage is computed only "
                 "in float32 or float64. Type precision='float32'."
+            )
+        if any(stage.config.noise for stage in stages):
+            raise ValueError(
+                "precision='bfloat16' and a stage that takes noise, which on a CPU is computed in float32 or float64. "
+                "Type precision='float32'."
             )
     if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise ValueError(f"batch_size {batch_size}; needed: a whole number of at least 1, or None.")
@@ -152,15 +231,19 @@ def _check_conserve(model: StackedSRCNN, conserve: str | None) -> None:
 # --- the output -------------------------------------------------------------------------------------------------------
 
 
-def _label(data: Any, prepared: Prepared) -> xr.DataArray:
-    """Label the result with the target grid, in the user's names, order and longitude convention."""
+def _label(data: Any, prepared: Prepared, members: bool = False) -> xr.DataArray:
+    """Label the result with the target grid, in the user's names, order and longitude convention; members first."""
     coarse, given, names = prepared.coarse, prepared.given, prepared.names
     coords: dict[Any, Any] = {
         name: coord for name, coord in coarse.coords.items() if not {"lat", "lon"} & set(coord.dims)
     }
     lon = axes.wrap_longitude(np.asarray(prepared.grid["lon"], np.float64), near=np.asarray(coarse["lon"], np.float64))
     coords |= {"lat": ("lat", np.asarray(prepared.grid["lat"], np.float64)), "lon": ("lon", lon)}
-    fine = axes.restore(xr.DataArray(data, coords, coarse.dims).isel(prepared.turn), names)
+    dims = coarse.dims
+    if members:
+        dims, names = (MEMBER, *dims), replace(names, dims=(MEMBER, *names.dims))
+        coords[MEMBER] = (MEMBER, np.arange(len(data)), {"standard_name": "realization"})
+    fine = axes.restore(xr.DataArray(data, coords, dims).isel(prepared.turn), names)
     for name in (names.lat, names.lon):  # their bounds belong to the coarse cells
         fine[name].attrs = {k: v for k, v in given[name].attrs.items() if k not in {"bounds", "actual_range"}}
     fine.name = given.name
@@ -168,11 +251,25 @@ def _label(data: Any, prepared: Prepared) -> xr.DataArray:
     return fine
 
 
-def _made_with(job: Job, prepared: Prepared) -> dict[str, str]:
+def _mean_and_std(data: Any, prepared: Prepared) -> list[xr.DataArray]:
+    """Label the two maps of `apply` with ``statistics``; their ``cell_methods`` say what they are."""
+    made = []
+    for part, suffix, method in ((data[0], "", "mean"), (data[1], "_std", "standard_deviation")):
+        fine = _label(part, prepared)
+        fine.name = f"{fine.name or prepared.values.name}{suffix}"
+        fine.attrs["cell_methods"] = f"{fine.attrs.get('cell_methods', '')} realization: {method}".strip()
+        made.append(fine)
+    made[1].attrs.pop("standard_name", None)  # so that the mean is found as the precipitation
+    return made
+
+
+def _made_with(jobs: Sequence[Job], prepared: Prepared, members: int | None) -> dict[str, str]:
     """Attributes that change with everything the numbers depend on, except the input."""
     maps = {name: digest(field) for name, field in prepared.maps.items()}
-    return {
-        "xdeepsd_model": job.model.fingerprint(),
+    job = jobs[0]
+    noise = {} if members is None else {"xdeepsd_noise": f"members={members} seed={job.seed}"}
+    return noise | {
+        "xdeepsd_model": " ".join(job.model.fingerprint() for job in jobs),
         "xdeepsd_static": digest(maps) if maps else "none",
         "xdeepsd_mask": "none" if prepared.mask is None else digest(prepared.mask),
         "xdeepsd_options": " ".join(f"{name}={value}" for name, value in vars(job.options).items()),
@@ -186,11 +283,14 @@ def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[
     return {"history": history, "xdeepsd_version": __version__}
 
 
-def _into_dataset(ds: xr.Dataset, fine: xr.DataArray, names: axes.Axes, made_with: Mapping[str, str]) -> xr.Dataset:
-    """The user's Dataset with the fine variable; all other variables on the coarse map are dropped."""
+def _into_dataset(
+    ds: xr.Dataset, made: Sequence[xr.DataArray], names: axes.Axes, made_with: Mapping[str, str]
+) -> xr.Dataset:
+    """The user's Dataset with the fine variables; all other variables on the coarse map are dropped."""
     on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}
     kept = ds.drop_vars([k for k, v in ds.variables.items() if set(v.dims) & on_map or k in on_map])
-    out = kept.assign({fine.name: fine})
+    fine = made[0]
+    out = kept.assign({one.name: one for one in made})
     out.attrs = {**ds.attrs, **{k: fine.attrs[k] for k in ("xdeepsd_version", *made_with)}}
     line = str(fine.attrs["history"]).splitlines()[-1]
     out.attrs["history"] = f"{ds.attrs['history']}\n{line}" if ds.attrs.get("history") else line

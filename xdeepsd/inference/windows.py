@@ -7,7 +7,7 @@ A chunk that covers part of the map is computed on a window: the chunk and the s
 from __future__ import annotations
 
 import functools
-import hashlib
+import math
 import os
 import threading
 import warnings
@@ -24,7 +24,10 @@ from scipy import ndimage
 
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
+from xdeepsd.inference.digests import digest
+from xdeepsd.inference.members import Spread
 from xdeepsd.models.conserve import cell_weights
+from xdeepsd.models.noise import white_noise
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import Stage, copied
 from xdeepsd.models.static import stage_channels
@@ -32,7 +35,8 @@ from xdeepsd.models.tf32 import no_tf32
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.models.variable import Values
 
-Runner = Callable[[np.ndarray], np.ndarray]
+Runner = Callable[..., np.ndarray]  # days, and the noise of some of them where the stage takes any
+NoiseOf = Callable[[slice], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Job:
     values: Values
     options: Options
     lat: np.ndarray  # latitudes of the finest grid, for its cell areas
+    seed: int = 0  # of the noise
+    origin: tuple[int, int] = (0, 0)  # row and column of the first coarse cell on the model's grid, for the noise
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class PlainStage:
             for maps in (static, weights)
         )
 
-    def __call__(self, coarse: np.ndarray) -> np.ndarray:
+    def __call__(self, coarse: np.ndarray, noise_of: NoiseOf | None = None) -> np.ndarray:
         """``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``, in the model's units, without NaN."""
         factor = self.stage.config.factor
         days, nlat, nlon = coarse.shape
@@ -148,10 +154,15 @@ class PlainStage:
         mixed = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
         with torch_threads(1), no_tf32(), torch.inference_mode(), mixed:  # Dask's threads are the parallelism
             for start in range(0, days, self.batch_size):
-                batch = torch.from_numpy(np.ascontiguousarray(coarse[start : start + self.batch_size]))
-                result = self.stage(batch.to(device=self.device, dtype=self.dtype), self.static, self.weights)
-                fine[start : start + self.batch_size] = result.to(self.dtype).cpu().numpy()
+                days = slice(start, start + self.batch_size)
+                batch = self._there(coarse[days])
+                noise = None if noise_of is None else self._there(noise_of(days))
+                result = self.stage(batch, self.static, self.weights, noise)
+                fine[days] = result.to(self.dtype).cpu().numpy()
         return fine
+
+    def _there(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device=self.device, dtype=self.dtype)
 
 
 _lock = threading.Lock()
@@ -190,11 +201,12 @@ def _runner(
     stage: Stage, static: np.ndarray, weights: np.ndarray, wanted: np.ndarray | None, options: Options
 ) -> Runner:
     """The forward of one stage for this device and precision: fast if possible, otherwise plain."""
-    if options.device == "cpu" and options.precision != "float64" and options.batch_size is None:
+    fast = options.device == "cpu" and options.precision != "float64" and options.batch_size is None
+    if fast and not stage.config.noise:
         fused = fast_forward()
-        fast = None if fused is None else fused.prepare(stage, static, wanted, options.precision, weights)
-        if fast is not None:
-            return fast
+        prepared = None if fused is None else fused.prepare(stage, static, wanted, options.precision, weights)
+        if prepared is not None:
+            return prepared
         if options.precision == "bfloat16":  # the machine that built the graph has it, this worker does not
             raise ValueError("precision='bfloat16' cannot be computed on this worker. Type precision='float32'.")
     return PlainStage(stage, static, weights, options)
@@ -225,13 +237,30 @@ def _get_ready(job: Job, levels: _Levels, window: _Window) -> _Ready:
     return _Ready(job, window, runners, mask)
 
 
-def _get_all_ready(job: Job, maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window) -> _Ready:
+# One task for all jobs: with a task for each, Dask would finish one member for all days before the next, and keep the
+# whole input meanwhile.
+def _all_levels(
+    jobs: Sequence[Job], maps: Mapping[str, np.ndarray], mask: np.ndarray | None, shape: tuple[int, int]
+) -> list[_Levels]:
+    return [_static_levels(job, maps, mask, shape) for job in jobs]
+
+
+def _all_ready(jobs: Sequence[Job], levels: Sequence[_Levels], window: _Window) -> list[_Ready]:
+    return [_get_ready(job, level, window) for job, level in zip(jobs, levels, strict=True)]
+
+
+def _all_ready_at_once(
+    jobs: Sequence[Job], maps: Mapping[str, np.ndarray], mask: np.ndarray | None, window: _Window
+) -> list[_Ready]:
     shape = (window.outer[0].stop, window.outer[1].stop)
-    return _get_ready(job, _static_levels(job, maps, mask, shape), window)
+    return _all_ready(jobs, _all_levels(jobs, maps, mask, shape), window)
 
 
-def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
-    """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units."""
+def _run(block: np.ndarray, keys: np.ndarray | None, ready: _Ready, member: int) -> np.ndarray:
+    """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units.
+
+    ``keys``: `day_keys` of the maps of the block, needed by stages that take noise.
+    """
     job, scale = ready.job, ready.job.model.scale
     lead = block.shape[:-2]
     days = job.values.clean(block, job.options.dtype).reshape(-1, *block.shape[-2:])
@@ -240,8 +269,12 @@ def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
     if factor != 1:
         days = days * factor
     fine = fill_nearest(days, job.model.halo)
-    for runner in ready.runners:
-        fine = runner(fine)
+    for number, runner in enumerate(ready.runners):
+        if job.model.stages[number].config.noise:
+            assert keys is not None
+            fine = runner(fine, _noise_of(ready, number, keys.ravel(), member))
+        else:
+            fine = runner(fine)
     window = ready.window
     if window.core != window.outer:
         rows, cols = window.trim(scale)
@@ -256,36 +289,94 @@ def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
     return fine.reshape(*lead, *fine.shape[1:])
 
 
-def _run_in_threads(block: np.ndarray, ready: _Ready) -> np.ndarray:
-    """`_run` on all cores, groups of days in parallel, with the same bits as in Dask tasks."""
+def _noise_of(ready: _Ready, number: int, keys: np.ndarray, member: int) -> NoiseOf:
+    """The noise of some of the days of a chunk, for one stage: on the stage's output and `radius` cells around it."""
+    job, stages = ready.job, ready.job.model.stages
+    config, scale = stages[number].config, math.prod(stage.config.factor for stage in stages[: number + 1])
+    rows, columns = (
+        np.arange((first + part.start) * scale - config.radius, (first + part.stop) * scale + config.radius)
+        for first, part in zip(job.origin, ready.window.outer, strict=True)
+    )
+    return lambda days: white_noise(job.seed, member, keys[days], rows, columns, stage=number, channels=config.noise)
+
+
+def _run_one(
+    block: np.ndarray, keys: np.ndarray | None, readies: Sequence[_Ready], member: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+    """One member, given by the position of its job and its number; see `_run`."""
+    which, number = member
+    return _run(block, keys, readies[which], number)
+
+
+def _run_all(
+    block: np.ndarray, keys: np.ndarray | None, readies: Sequence[_Ready], members: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """``(2, ..., lat, lon)``: mean and standard deviation of all members of one chunk, none of which is kept."""
+    spread = Spread()
+    for member in members:
+        spread.add(_run_one(block, keys, readies, member))
+    return spread.result(readies[0].job.options.dtype)
+
+
+def _run_in_threads(run: Callable[..., np.ndarray], block: np.ndarray, keys: Any, device: str) -> np.ndarray:
+    """Call ``run`` on all cores, groups of days in parallel, with the same bits as in Dask tasks."""
     days = block.reshape(-1, *block.shape[-2:])
-    workers = min(os.cpu_count() or 1, len(days)) if ready.job.options.device == "cpu" else 1
+    workers = min(os.cpu_count() or 1, len(days)) if device == "cpu" else 1
     groups = np.array_split(days, workers)
+    of_groups = [None] * workers if keys is None else np.array_split(keys.ravel(), workers)
     with ThreadPoolExecutor(workers) as pool:
-        fine = np.concatenate(list(pool.map(lambda group: _run(group, ready), groups)))
-    return fine.reshape(*block.shape[:-2], *fine.shape[-2:])
+        fine = np.concatenate(list(pool.map(run, groups, of_groups)), axis=-3)
+    return fine.reshape(*fine.shape[:-3], *block.shape[:-2], *fine.shape[-2:])
 
 
-def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -> Any:
+def apply(
+    data: Any, jobs: Sequence[Job], maps: Mapping[str, Any], mask: Any, token: str,
+    members: Sequence[tuple[int, int]] | None = None, keys: np.ndarray | None = None, statistics: bool = False,
+) -> Any:  # fmt: skip
     """Numpy in, numpy out; dask in, dask out: one task per chunk, after one that prepares.
 
-    ``token`` names the tasks. It is the same in every process for the same model, options and maps, so that `to_zarr`
-    can tell whether a store was begun with them.
+    Parameters
+    ----------
+    data
+        ``(..., lat, lon)``: coarse days.
+    jobs
+        One for each model.
+    maps, mask
+        Static fields and mask on the finest grid.
+    token
+        Names the tasks. It is the same in every process for the same models, options and maps, so that `to_zarr` can
+        tell whether a store was begun with them.
+    members
+        Of each member the position of its job, and its number. They come first in the result, in chunks of one. None:
+        a single field.
+    keys
+        `day_keys` in the shape of ``data`` without its last two dims, where a model takes noise.
+    statistics
+        ``(2, ..., lat, lon)``, mean and standard deviation, in place of the members.
     """
     nlat, nlon = data.shape[-2:]
     everything = (slice(0, nlat), slice(0, nlon))
+    options = jobs[0].options
     if not dask.is_dask_collection(data):
         maps, mask = dask.compute(dict(maps), mask)
-        ready = _get_all_ready(job, maps, mask, _Window(everything, everything))
-        return _run_in_threads(job.values.clean(data, job.options.dtype), ready)  # here, so warnings count all days
+        readies = _all_ready_at_once(jobs, maps, mask, _Window(everything, everything))
+        data = jobs[0].values.clean(data, options.dtype)  # here, so warnings count all days
+        runs = [functools.partial(_run_one, readies=readies, member=member) for member in members or [(0, 0)]]
+        if statistics:
+            runs = [functools.partial(_run_all, readies=readies, members=members or [])]
+        parts = [_run_in_threads(run, data, keys, options.device) for run in runs]
+        return parts[0] if statistics or members is None else np.stack(parts)
 
+    if keys is not None:
+        keys = dask.array.from_array(keys[..., None, None], (*data.chunks[:-2], 1, 1), name=f"days-{digest(keys)}")
+    how = _How(members, keys, statistics)
     if data.numblocks[-2:] == (1, 1):
         window = _Window(everything, everything)
-        ready = dask.delayed(_get_all_ready)(job, dict(maps), mask, window, dask_key_name=f"prepare-{token}")
-        return _map_window(data, ready, job)
+        readies = dask.delayed(_all_ready_at_once)(jobs, dict(maps), mask, window, dask_key_name=f"prepare-{token}")
+        return _map_window(data, readies, jobs[0], how)
     # A cell may be filled from as far away as the halo, and the networks reach that far again.
-    reach = 2 * job.model.halo
-    levels = dask.delayed(_static_levels)(job, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
+    reach = 2 * max(job.model.halo for job in jobs)
+    levels = dask.delayed(_all_levels)(jobs, dict(maps), mask, (nlat, nlon), dask_key_name=f"levels-{token}")
     rows = _slices(data.chunks[-2], reach, nlat)
     cols = _slices(data.chunks[-1], reach, nlon)
     blocks = []
@@ -294,12 +385,21 @@ def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -
         for core_col, outer_col in cols:
             window = _Window((core_row, core_col), (outer_row, outer_col))
             key = f"prepare-{token}-{digest((window, data.shape))}"
-            ready = dask.delayed(_get_ready)(job, levels, window, dask_key_name=key)
+            readies = dask.delayed(_all_ready)(jobs, levels, window, dask_key_name=key)
             outer = data[..., outer_row, outer_col]
             outer = outer.rechunk({outer.ndim - 2: -1, outer.ndim - 1: -1})
-            line.append(_map_window(outer, ready, job, core=(core_row, core_col)))
+            line.append(_map_window(outer, readies, jobs[0], how, core=(core_row, core_col)))
         blocks.append(dask.array.concatenate(line, axis=-1))
     return dask.array.concatenate(blocks, axis=-2)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The last three arguments of `apply`, the days as a lazy array."""
+
+    members: Sequence[tuple[int, int]] | None
+    keys: Any
+    statistics: bool
 
 
 def _slices(sizes: Sequence[int], reach: int, total: int) -> list[tuple[slice, slice]]:
@@ -311,20 +411,19 @@ def _slices(sizes: Sequence[int], reach: int, total: int) -> list[tuple[slice, s
     ]
 
 
-def _map_window(data: Any, ready: Any, job: Job, core: tuple[slice, slice] | None = None) -> Any:
-    """One task per chunk of ``data``, which is not split along latitude or longitude."""
+def _map_window(data: Any, readies: Any, job: Job, how: _How, core: tuple[slice, slice] | None = None) -> Any:
+    """One task per chunk (and member) of ``data``, which is not split along latitude or longitude."""
     nlat, nlon = data.shape[-2:] if core is None else (s.stop - s.start for s in core)
     chunks = (*data.chunks[:-2], (nlat * job.model.scale,), (nlon * job.model.scale,))
-    dtype = job.options.dtype
-    return dask.array.map_blocks(
-        _run, data, ready=ready, chunks=chunks, dtype=dtype, meta=np.empty((0,) * data.ndim, dtype)
-    )
 
+    def call(run: Callable[..., np.ndarray], first: tuple[Any, ...] = (), **arguments: Any) -> Any:
+        return dask.array.map_blocks(
+            run, data, how.keys, chunks=(*first, *chunks), new_axis=0 if first else None, dtype=job.options.dtype,
+            meta=np.empty((0,) * (data.ndim + len(first)), job.options.dtype), **arguments,
+        )  # fmt: skip
 
-def digest(value: Any) -> str:
-    """Twelve hexadecimal digits of an array's content, of a lazy array's name, or of the repr of anything else."""
-    if isinstance(value, np.ndarray):
-        content = f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()
-    else:
-        content = (value.name if dask.is_dask_collection(value) else repr(value)).encode()
-    return hashlib.sha256(content).hexdigest()[:12]
+    if how.statistics:
+        return call(_run_all, ((2,),), readies=readies, members=how.members)
+    if how.members is None:
+        return call(_run_one, readies=readies)
+    return dask.array.stack([call(_run_one, readies=readies, member=member) for member in how.members])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
     changed, or comes from a newer version of xdeepsd.
     """
     path = Path(path)
+    if (inside := len(model_folders(path))) and not is_model(path):
+        raise FileNotFoundError(f"{path} holds {inside} models, an ensemble. Type xdeepsd.load_models(path).")
     new = path / _NEW_TENSORS  # left if `save_model` was interrupted, before or after it wrote the description
     tensors = next((file for file in (path / _TENSORS, new) if file.exists()), path / _TENSORS)
     for file in (path, path / _JSON, tensors):
@@ -133,6 +136,32 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
         return _build(description, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is not a complete model: {error}. {again}") from error
+
+
+def load_models(path: str | os.PathLike[str]) -> list[StackedSRCNN]:
+    """Read an ensemble: all models in the folders inside ``path``, such as ``seed_0``, ``seed_1``, ....
+
+    In the order of their names, numbers by value; other folders and files are passed over. Raises FileNotFoundError if
+    there is none, and errors as `load_model` for a model that cannot be read.
+    """
+    folders = model_folders(path)
+    if not folders:
+        raise FileNotFoundError(
+            f"No models in {path}. Needed: a folder with a folder for each model, as xdeepsd train --seeds 5 writes "
+            "it. Type [xdeepsd.load_model('FOLDER'), ...] for models that lie elsewhere."
+        )
+    return [load_model(folder) for folder in folders]
+
+
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Whether the folder ``path`` itself holds a model."""
+    return (Path(path) / _JSON).exists()
+
+
+def model_folders(path: str | os.PathLike[str]) -> list[Path]:
+    """The folders inside ``path`` that hold a model, in the order of `load_models`; none if ``path`` is a model."""
+    found = [] if is_model(path) else [file.parent for file in Path(path).glob(f"*/{_JSON}")]
+    return sorted(found, key=lambda folder: [(int(d or 0), t) for d, t in re.findall(r"(\d+)|(\D+)", folder.name)])
 
 
 def _build(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> StackedSRCNN:

@@ -35,6 +35,9 @@ class SRCNNConfig:
         "multiplicative", "additive" or "softmax": the mean of the fine cells is kept at the coarse value, see
         `xdeepsd.models.conserve.conserve`. None: means are not kept. With "softmax" the network gives exponents and is
         never residual.
+    noise
+        Channels of white noise (`xdeepsd.models.noise.white_noise`) that the network takes after the static fields: it
+        then gives one member of an ensemble for each noise. 0: it gives one field.
     """
 
     channels: tuple[int, ...] = (64, 32)
@@ -43,6 +46,7 @@ class SRCNNConfig:
     static: tuple[str, ...] = ("elevation",)
     residual: bool = False
     conserve: str | None = None
+    noise: int = 0
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernels", "static"):
@@ -63,6 +67,8 @@ class SRCNNConfig:
             raise ValueError(f"factor {self.factor}. Needed: a whole number of at least 1, such as 2.")
         if len(set(self.static)) != len(self.static):
             raise ValueError(f"static {self.static} names a field twice. Needed: each field once.")
+        if int(self.noise) != self.noise or self.noise < 0:
+            raise ValueError(f"noise {self.noise}. Needed: a whole number of at least 0, such as 2.")
         check_conserve(self.conserve)
         if self.conserve == "softmax" and self.residual:
             raise ValueError(
@@ -92,13 +98,13 @@ class SRCNN(nn.Module):
     def __init__(self, config: SRCNNConfig | None = None) -> None:
         super().__init__()
         self.config = config or SRCNNConfig()
-        widths = (1 + len(self.config.static), *self.config.channels, 1)
+        widths = (1 + len(self.config.static) + self.config.noise, *self.config.channels, 1)
         self.layers = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], kernel) for i, kernel in enumerate(self.config.kernels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, 1 + static, lat + 2 radius, lon + 2 radius)`` to ``(batch, 1, lat, lon)``, both normalised."""
+        """``(batch, 1 + static + noise, lat + 2 radius, lon + 2 radius)`` to ``(batch, 1, lat, lon)``, normalised."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

@@ -96,6 +96,11 @@ class StackedSRCNN:
         return tuple(name for stage in self.stages for name in stage.config.static if is_learned(name))
 
     @property
+    def noise(self) -> bool:
+        """Whether any stage takes noise, so that the model gives members of an ensemble."""
+        return any(stage.config.noise for stage in self.stages)
+
+    @property
     def spacing(self) -> tuple[float, float] | None:
         """Size of the coarsest cells in latitude and longitude, degrees; None if the grid is unknown."""
         if self.static is None:
@@ -127,7 +132,7 @@ def describe(model: StackedSRCNN) -> dict[str, Any]:
         "variable": model.variable,
         "stages": [
             {
-                "config": asdict(stage.config),
+                "config": {k: v for k, v in asdict(stage.config).items() if k != "noise" or v},  # as before it existed
                 "precipitation": asdict(stage.precipitation),
                 "static": {name: asdict(n) for name, n in stage.static.items()},
                 "target": asdict(stage.target),
@@ -180,6 +185,7 @@ def _lines(model: StackedSRCNN) -> Iterator[str]:
         ]
         words += ["residual"] * config.residual + ([stage.transform] if stage.transform else [])
         words += [f"coarse means kept ({config.conserve})"] if config.conserve else []
+        words += [f"{config.noise} channels of noise"] if config.noise else []
         if "first_day" in summary:
             words.append(f"{summary['days']['train']} training days, {summary['first_day']} to {summary['last_day']}")
         if "rmse" in summary:

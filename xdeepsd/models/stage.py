@@ -65,7 +65,9 @@ class Stage:
         """Configuration of the network."""
         return self.net.config
 
-    def __call__(self, coarse: Tensor, static: Tensor, weights: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, coarse: Tensor, static: Tensor, weights: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Fine precipitation of a batch of days: the plain forward, which the fast forward must reproduce.
 
         Parameters
@@ -77,6 +79,9 @@ class Stage:
         weights
             ``(factor * lat, factor * lon)``, the weight of each cell in the mean of its coarse cell, from
             `xdeepsd.models.conserve.cell_weights`. Used only with ``config.conserve``; None: all equal.
+        noise
+            ``(batch, noise, factor * lat + 2 radius, factor * lon + 2 radius)``, standard normal on the fine map and
+            the `radius` cells around it, for networks that take noise.
 
         Returns
         -------
@@ -88,6 +93,8 @@ class Stage:
         if config.static:
             normalized = torch.stack([n.apply(static[i]) for i, n in enumerate(self.static.values())])
             channels.append(pad_edges(normalized[None], radius).expand(len(coarse), -1, -1, -1))
+        if noise is not None:
+            channels.append(noise)
         output = self.net(torch.cat(channels, dim=1))[:, 0]
         interpolated = fine[:, 0, radius:-radius, radius:-radius] if radius else fine[:, 0]
         if config.conserve is None:

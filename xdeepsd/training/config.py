@@ -15,7 +15,7 @@ from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.static import REGRESSION
 from xdeepsd.models.transform import check
 
-LOSSES = ("mse", "denseloss")
+LOSSES = ("mse", "denseloss", "crps")
 SCHEDULES = ("constant", "cosine", "exponential")
 PRECISIONS = ("float32", "bfloat16")
 # Fields that may change when a run is resumed: they do not affect the result.
@@ -45,7 +45,10 @@ class TrainConfig:
         deepsd); the largest norm of the gradient, None: not clipped.
     loss, alpha, wet_threshold, density_transform
         *Loss*: "mse", or "denseloss" with weights from `xdeepsd.DenseWeight` fitted to the fine values of the training
-        days.
+        days; or "crps", the fair CRPS of the members of a network that takes noise (`xdeepsd.losses.crps`).
+    noise, members
+        *Ensemble*, with loss "crps": channels of white noise that the network takes, see `SRCNNConfig`; members per
+        patch in training, each with other noise.
     train, validation, test
         *Days*: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
         ``validation`` and ``test`` a fraction of the days at the end. ``train`` None: all that are in neither of the
@@ -89,6 +92,9 @@ class TrainConfig:
     alpha: float = 1.0
     wet_threshold: float | None = None
     density_transform: Literal["log1p", "sqrt"] | None = None
+    # Ensemble
+    noise: int = 0
+    members: int = 2
     # Days
     train: tuple[int | str, ...] | None = None
     validation: tuple[int | str, ...] | float | None = 0.1
@@ -122,7 +128,7 @@ class TrainConfig:
             )
         for name, least in (
             ("stride", 1), ("batch", 1), ("steps", 1), ("validate_every", 1), ("validation_days", 1), ("workers", 1),
-            ("checkpoint_every", 1), ("seed", 0), ("patience", 1), ("threads", 1),
+            ("checkpoint_every", 1), ("seed", 0), ("patience", 1), ("threads", 1), ("noise", 0), ("members", 2),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (int(value) != value or value < least):
@@ -145,6 +151,11 @@ class TrainConfig:
         check(self.target_transform, "target_transform")
         if self.loss == "denseloss":
             self.dense_weight()
+        if (self.loss == "crps") != (self.noise > 0):
+            raise ValueError(
+                f"loss is {self.loss!r} and noise is {self.noise}: the CRPS is that of members, which differ in their "
+                "noise. Needed: both or neither. Type TrainConfig(loss='crps', noise=2), or noise=0 with another loss."
+            )
 
     @classmethod
     def paper(cls, **changes: Any) -> TrainConfig:
@@ -163,7 +174,9 @@ class TrainConfig:
 
     def network(self, factor: int) -> SRCNNConfig:
         """The configuration of a stage's network, before the regression's fields are added."""
-        return SRCNNConfig(self.channels, self.kernels, factor, self.given_static, self.residual, self.conserve)
+        return SRCNNConfig(
+            self.channels, self.kernels, factor, self.given_static, self.residual, self.conserve, self.noise
+        )
 
     def dense_weight(self) -> DenseWeight:
         """The weights of DenseLoss, not yet fitted."""

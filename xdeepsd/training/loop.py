@@ -117,8 +117,11 @@ def _update(run: Run, state: State, batch: Batch, rate: float) -> Tensor:
     config = run.config
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["factor"]
-    with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        output = state.net(batch.inputs)[:, 0]
+    inputs = _with_noise(batch.inputs, run, state.step) if config.noise else batch.inputs
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        output = state.net(inputs)[:, 0]
+    if config.noise:  # (member, patch, lat, lon)
+        output = output.unflatten(0, (config.members, -1))
     value = _loss(run, output.float(), batch)
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()
@@ -126,6 +129,19 @@ def _update(run: Run, state: State, batch: Batch, rate: float) -> Tensor:
         nn.utils.clip_grad_norm_(state.net.parameters(), config.clip_gradient)
     state.optimizer.step()
     return value.detach()
+
+
+def _with_noise(inputs: Tensor, run: Run, step: int) -> Tensor:
+    """``(members * batch, 1 + static + noise, patch, patch)``: the patches once for each member.
+
+    The noise is that of the step, not of the cells: patches overlap and come in any order.
+    """
+    config, count = run.config, run.config.members * len(inputs)
+    # Like the shuffling, the noise follows from the seed and the step: there is no other random state.
+    seed = np.random.SeedSequence((config.seed, run.index, step, config.noise)).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+    noise = torch.randn((count, config.noise, *inputs.shape[2:]), generator=generator).to(inputs.device)
+    return torch.cat([inputs.repeat(config.members, 1, 1, 1), noise], 1).contiguous(memory_format=torch.channels_last)
 
 
 def _loss(run: Run, output: Tensor, batch: Batch) -> Tensor:
@@ -151,14 +167,15 @@ def _loss(run: Run, output: Tensor, batch: Batch) -> Tensor:
 def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None:
     """Add the errors to ``row``, and the row to the history; keep the weights if they are the best so far, or stop.
 
-    The score is the RMSE, or with DenseLoss the loss itself: its best weights are not those of the lowest RMSE.
+    The score is the RMSE, or with DenseLoss and the CRPS the loss itself: its best weights are not those of the lowest
+    RMSE.
     """
     config, validation = run.config, run.validation
     score = -math.inf  # without validation days, the last weights are taken
     if validation is not None:
         row["rmse"], row["rmse_interpolation"] = validation.rmse(run.stage), validation.rmse_interpolation
         score = row["rmse"]
-        if config.loss == "denseloss":
+        if config.loss in ("denseloss", "crps"):
             score = row["validation_loss"] = validation.loss(run.stage, run.loss)
     state.history.append(row)
     state.without_better += 1

@@ -23,6 +23,7 @@ from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs, values_
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.regression import fit_regression, with_fields
 from xdeepsd.levels.splits import Split
+from xdeepsd.losses.crps import masked_crps
 from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
 from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.normalize import Normalizer
@@ -75,8 +76,10 @@ def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeigh
     return config.dense_weight().fit(wanted, scheduler="threads")  # this may run inside a task of a cluster
 
 
-def loss_function(density: DenseWeight | None, device: torch.device) -> LossFunction:
-    """DenseLoss with the given weights; without weights, the masked mean squared error."""
+def loss_function(density: DenseWeight | None, device: torch.device, members: bool = False) -> LossFunction:
+    """DenseLoss with the given weights; without weights, the masked mean squared error, or the CRPS of members."""
+    if members:
+        return lambda prediction, target, mask, values: masked_crps(prediction, target, mask)
     if density is None:
         return lambda prediction, target, mask, values: masked_mse(prediction, target, mask)
     return DenseLoss(density).to(device)
@@ -190,7 +193,8 @@ def train_pair(
                 "density": None if density is None else density.to_dict(), "regression": regression,
                 "digests": torch.from_numpy(pair.digests),  # shared: as they are when a checkpoint is written
             }  # fmt: skip
-            run = Run(index, config, stage, loader, loss_function(density, device), validation, folder, described)
+            loss = loss_function(density, device, config.noise > 0)
+            run = Run(index, config, stage, loader, loss, validation, folder, described)
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
                 learn(run, state, watch)
@@ -227,7 +231,7 @@ def _density(
     config: TrainConfig, pair: Pair, split: Split, saved: Mapping[str, Any] | None, given: DenseWeight | None
 ) -> DenseWeight | None:
     """The weights of DenseLoss: from the checkpoint, the ``given`` ones or newly fitted; None for other losses."""
-    if config.loss == "mse":
+    if config.loss != "denseloss":
         return None
     if saved is not None:
         return DenseWeight.from_dict(saved["density"])
@@ -299,7 +303,8 @@ def _identity(pair: Pair, split: Split) -> dict[str, Any]:
 
 def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[str, Any], folder: Path | None) -> None:
     """Raise ValueError where a checkpoint was written with another configuration or other data."""
-    different = changed_fields(saved["config"], asdict(config), FREE)
+    before = {"noise": 0, "members": 2} | saved["config"]  # missing in checkpoints of older versions of xdeepsd
+    different = changed_fields(before, asdict(config), FREE)
     if different:
         raise ValueError(
             f"The checkpoint in {folder} was written with another configuration: {'; '.join(different)}. Type the same "

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from xdeepsd.levels.pairs import Pair, slabs
+from xdeepsd.models.noise import white_noise
 from xdeepsd.models.stage import Stage, interpolated_input
 from xdeepsd.models.transform import transform
 
 logger = logging.getLogger(__name__)
+
+MEMBERS = 4  # whose mean and score are taken where the stage takes noise
 
 # From prediction, target and mask in normalised space, and fine precipitation in its units, to a loss
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -58,6 +61,7 @@ class Validation:
         # Days computed at a time: 64 MiB for the widest layer
         at_once = max(1, 2**24 // (pair.mask.size * max(pair.config.channels, default=1)))
         self._parts = list(zip(coarse.split(at_once), target.split(at_once), strict=True))
+        self._numbers = [part.numpy() for part in torch.arange(len(coarse)).split(at_once)]
         self._static = torch.from_numpy(pair.static).to(device)
         self._weights = torch.from_numpy(pair.weights).to(device)
         self._config = pair.config
@@ -76,10 +80,34 @@ class Validation:
             count += int((~errors.isnan()).sum())
         return math.sqrt(total / count) if count else math.nan
 
+    def _predicted(self, stage: Stage, coarse: Tensor, days: np.ndarray) -> Tensor:
+        """``(day, lat, lon)``, or ``(member, day, lat, lon)`` where the stage takes noise, the same at each call.
+
+        ``days`` are the numbers of the days that ``coarse`` holds.
+        """
+        config = stage.config
+        if not config.noise:
+            return stage(coarse, self._static, self._weights)
+        rows, columns = (np.arange(-config.radius, n * config.factor + config.radius) for n in coarse.shape[1:])
+        members = [
+            torch.from_numpy(white_noise(0, member, days, rows, columns, channels=config.noise)).to(coarse.device)
+            for member in range(MEMBERS)
+        ]
+        return torch.stack([stage(coarse, self._static, self._weights, noise) for noise in members])
+
+    def _mean(self, stage: Stage, coarse: Tensor, days: np.ndarray) -> Tensor:
+        predicted = self._predicted(stage, coarse, days)
+        return predicted.mean(0) if stage.config.noise else predicted
+
     @torch.inference_mode()
     def rmse(self, stage: Stage) -> float:
-        """Root mean square error over whole maps, as at inference, in the units of precipitation. NaN stays NaN."""
-        predictions = [stage(coarse, self._static, self._weights) for coarse, _ in self._parts]
+        """Root mean square error over whole maps, as at inference, in the units of precipitation. NaN stays NaN.
+
+        Of a stage that takes noise: the error of the mean of some members.
+        """
+        predictions = [
+            self._mean(stage, coarse, days) for (coarse, _), days in zip(self._parts, self._numbers, strict=True)
+        ]
         if not all(bool(p.isfinite().all()) for p in predictions):
             return math.nan
         remaining = iter(predictions)
@@ -89,12 +117,12 @@ class Validation:
     def loss(self, stage: Stage, loss: LossFunction) -> float:
         """The training loss over whole maps: the mean over batches of days, weighted by their number of cells."""
         total, count = 0.0, 0
-        for coarse, values in self._parts:
+        for (coarse, values), days in zip(self._parts, self._numbers, strict=True):
             mask = ~values.isnan()
             before = self._interpolated(transform(coarse, stage.transform)) if self._config.residual else 0.0
             target, predicted = (
                 stage.target.apply(transform(fine, stage.transform) - before)
-                for fine in (values.nan_to_num(), stage(coarse, self._static, self._weights))
+                for fine in (values.nan_to_num(), self._predicted(stage, coarse, days))
             )
             cells = int(mask.sum())
             total += float(loss(predicted, target, mask, values.nan_to_num())) * cells
@@ -107,5 +135,5 @@ class Validation:
         coarse, target = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
         day = int(target.nan_to_num().mean((1, 2)).argmax())
         coarse, target = coarse[day : day + 1], target[day : day + 1]
-        maps = torch.cat([self._interpolated(coarse), stage(coarse, self._static, self._weights), target])
+        maps = torch.cat([self._interpolated(coarse), self._mean(stage, coarse, np.array([day])), target])
         return maps.where(~target.isnan(), math.nan).cpu().numpy()
