@@ -38,12 +38,13 @@ def _traits(model: StackedSRCNN, fields: bool, mask: bool) -> dict[str, str]:
         "factors": " x ".join(map(str, model.factors)),
         "variable": f"{model.kind.name} {model.variable!r}",
         "units": model.units,
-        "static fields": ", ".join(sorted(model.static_names)) or "none",
+        "static fields": ", ".join((*sorted(model.static_names), *model.learned_names)) or "none",
         "grid": "none" if model.static is None else _grid(model.static),
         "noise": "yes" if model.noise else "no",
     }
-    if fields and model.static is not None:
-        traits["values of the static fields"] = _digests(model.static[name] for name in sorted(model.static_names))
+    if model.static is not None:
+        names = (*sorted(model.static_names) * fields, *model.learned_names)
+        traits["values of the static fields"] = _digests(model.static[name] for name in names if name in model.static)
     if mask:
         traits["mask"] = "none" if model.mask is None else _digests([model.mask])
     return traits
