@@ -69,6 +69,13 @@ def test_as_least_squares_in_any_slabs(transform, factor, seed, cut):
     assert np.isfinite(found).all()
 
 
+def test_few_days_are_said(caplog):
+    given = pair(days=4)
+    with caplog.at_level(logging.WARNING):
+        fit_regression(given, [np.arange(4)])
+    assert "to only 4 training days" in caplog.text
+
+
 def test_without_any_observation():
     given = pair(days=4)
     found = fit_regression(dataclasses.replace(given, fine=given.fine * np.nan), [np.arange(4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,10 @@ from xdeepsd.models.transform import transform
 
 # Of the mean of the diagonal of a cell's normal equations; chosen on validation days of Oregon and Iberia.
 RIDGE = 0.02
+# Five numbers for each cell need more days than this, or they hold the noise of the training days.
+FEW = 100
+
+logger = logging.getLogger(__name__)
 
 
 def fit_regression(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> np.ndarray:
@@ -42,6 +47,12 @@ def fit_regression(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> 
     -----
     Hoerl and Kennard (1970), with a penalty of 2 % of the mean diagonal of the normal equations.
     """
+    count = sum(map(len, days))
+    if count < FEW:
+        logger.warning(
+            "'regression' fits five numbers at each cell to only %d training days, and may learn their noise. With fewer "
+            "than some %d days, leave it out of static.", count, FEW,
+        )  # fmt: skip
     radius, terms = pair.config.radius, len(REGRESSION_TERMS)
     cells = pair.mask.size
     squares = np.zeros((cells, terms, terms))
