@@ -108,8 +108,10 @@ def _static_levels(
     """Static channels of each stage, block means of the finest maps, for the whole domain of coarse ``shape``."""
     model = job.model
     scale = model.scale
-    counts = mask if any(stage.config.conserve for stage in model.stages) else None
-    finest = cell_weights(job.lat, shape[1] * scale, None if counts is None else np.asarray(counts))
+    finest = np.broadcast_to(1.0, (shape[0] * scale, shape[1] * scale))
+    keeps = any(stage.config.conserve for stage in model.stages)
+    if keeps:
+        finest = cell_weights(job.lat, shape[1] * scale, None if mask is None else np.asarray(mask))
     channels, weights = [], []
     coarse = {name: block_mean(np.asarray(field), scale) for name, field in maps.items()}
     for stage in model.stages:
@@ -120,7 +122,7 @@ def _static_levels(
         else:
             factor = model.scale // scale
             channels.append(np.zeros((0, shape[0] * factor, shape[1] * factor), np.float32))
-        weights.append(block_mean(finest, scale))
+        weights.append(block_mean(finest, scale) if keeps else finest[::scale, ::scale])  # else nobody looks at them
         coarse = fine
     return _Levels(channels, weights, None if mask is None else _wanted(np.asarray(mask), model.stages))
 

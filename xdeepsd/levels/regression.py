@@ -50,8 +50,8 @@ def fit_regression(pair: Pair, days: Sequence[np.ndarray], workers: int = 2) -> 
     count = sum(map(len, days))
     if count < FEW:
         logger.warning(
-            "'regression' fits five numbers at each cell to only %d training days, and may learn their noise. With fewer "
-            "than some %d days, leave it out of static.", count, FEW,
+            "'regression' fits five numbers at each cell to only %d training days, and may learn their noise. "
+            "With fewer than some %d days, leave it out of static.", count, FEW,
         )  # fmt: skip
     radius, terms = pair.config.radius, len(REGRESSION_TERMS)
     cells = pair.mask.size
