@@ -272,7 +272,7 @@ def _apply(
         data = dask.array.map_blocks(
             _weights.apply,
             moved.data,
-            weights=dask.delayed(weights),  # once in the graph, not in every task
+            weights=dask.delayed(weights, pure=True),  # once in the graph, not in every task
             skipna=skipna,
             na_thres=na_thres,
             unmapped_to_nan=unmapped_to_nan,
