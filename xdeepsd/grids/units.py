@@ -85,7 +85,7 @@ def precipitation_factor(source: str | None, target: str = "mm day-1") -> float:
     if source is None or not str(source).strip():
         raise ValueError(
             f"The precipitation has no units. {accepted} Type ds['NAME'].attrs['units'] = 'mm day-1' with its true "
-            "units."
+            "units, or units='mm day-1' to downscale."
         )
     if str(source).strip() == str(target).strip():
         return 1.0
@@ -96,6 +96,6 @@ def precipitation_factor(source: str | None, target: str = "mm day-1") -> float:
         except (pint.errors.PintError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise ValueError(
                 f"The units {units!r} are not units of precipitation. {accepted} "
-                "Type ds['NAME'].attrs['units'] = 'mm day-1' with its true units."
+                "Type ds['NAME'].attrs['units'] = 'mm day-1' with its true units, or units='mm day-1' to downscale."
             ) from error
     return float(factors[0] / factors[1])
