@@ -33,12 +33,16 @@ class DeepSDAccessor:
         precision: str = "float32",
         batch_size: int | None = None,
         conserve: str | None = None,
+        units: str | None = None,
+        day_ends: float | None = None,
+        allow_partial: bool = False,
     ) -> xr.Dataset | xr.DataArray:
         """Same as ``xdeepsd.downscale(ds, model, static, ...)``, which documents the arguments."""
         from xdeepsd.inference.downscale import downscale
 
         options = {"device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve}
-        return downscale(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]
+        given = {"units": units, "day_ends": day_ends, "allow_partial": allow_partial}
+        return downscale(self._obj, model, static, variable=variable, mask=mask, **given, **options)  # type: ignore[arg-type]
 
     def to_zarr(
         self,

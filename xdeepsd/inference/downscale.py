@@ -37,19 +37,24 @@ def downscale(
     precision: str = "float32",
     batch_size: int | None = None,
     conserve: str | None = None,
+    units: str | None = None,
+    day_ends: float | None = None,
+    allow_partial: bool = False,
 ) -> xr.Dataset | xr.DataArray:
     """Downscale coarse precipitation with a trained stack.
 
     Parameters
     ----------
     ds
-        Coarse daily precipitation with latitude and longitude (found by CF metadata, in any order and under any
-        names), perhaps with other dims too; its units in the attributes; NaN = missing. Dask or numpy.
+        Coarse precipitation, daily or in steps of hours, with 1-D or 2-D latitude and longitude (found by CF metadata,
+        in any order and under any names), perhaps with other dims too; its units in the attributes; NaN = missing.
+        Dask or numpy. On another grid than the model's coarse one it is regridded conservatively.
     model
         A `StackedSRCNN` from `train_stack` or `load_model`.
     static
         Elevation (DataArray, m) or a Dataset of the model's static fields on the finest grid. Its grid is the target
-        grid: ``model.scale`` times finer than the input. None: the fields saved with the model.
+        grid: ``model.scale`` times finer than the coarse one. None: the fields saved with the model; for a model
+        without a grid and static fields, the grid of the input.
     variable
         Name of the precipitation variable in a Dataset. None: found by name and standard name.
     mask
@@ -67,6 +72,13 @@ def downscale(
         "multiplicative" or "additive": after each stage the fine cells are adjusted so that their area-weighted mean,
         over the cells of the mask, is the value of their coarse cell, whether or not the model was trained that way.
         A bias of the input is passed on. None: as the model was trained.
+    units
+        Units of the input, where its attributes lack them or are wrong: ``"mm day-1"``, ``"mm/3h"``, ``"inch"``.
+    day_ends
+        For steps of hours: the hour (UTC) at which a day ends, of the date that it gets; 12 for the days of PRISM.
+        None: midnight. Rates are averaged, amounts added up; a day that lacks a step is NaN, or left out at either end.
+    allow_partial
+        True: NaN where the input does not cover the model's domain. False: an error.
 
     Returns
     -------
@@ -86,7 +98,7 @@ def downscale(
     """
     _check_options(ds, model, device, precision, batch_size)
     _check_conserve(model, conserve)
-    prepared = prepare(ds, model, static, variable, mask)
+    prepared = prepare(ds, model, static, variable, mask, units, day_ends, allow_partial)
     # A copy: the user may continue training before the graph is computed. The static fields and mask go separately.
     stages = [copied(stage, conserve) for stage in model.stages]
     model = replace(model, stages=stages, static=None, mask=None, training={})
@@ -99,7 +111,7 @@ def downscale(
     data = apply(prepared.coarse.data, job, prepared.maps, prepared.mask, token)
     fine = _label(data, prepared)
     fine.attrs |= _provenance(model.scale, made_with["xdeepsd_model"], fine.attrs) | made_with
-    return fine if isinstance(ds, xr.DataArray) else _into_dataset(ds, fine, prepared.names, made_with)
+    return fine if isinstance(ds, xr.DataArray) else _into_dataset(ds, fine, prepared, made_with)
 
 
 def _check_options(
@@ -173,7 +185,7 @@ def _made_with(job: Job, prepared: Prepared) -> dict[str, str]:
         "xdeepsd_static": digest(maps) if maps else "none",
         "xdeepsd_mask": "none" if prepared.mask is None else digest(prepared.mask),
         "xdeepsd_options": " ".join(f"{name}={value}" for name, value in vars(job.options).items()),
-    }
+    } | ({"xdeepsd_input": "; ".join(prepared.adapted.done)} if prepared.adapted.done else {})
 
 
 def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,11 +195,12 @@ def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[
     return {"history": history, "xdeepsd_version": __version__}
 
 
-def _into_dataset(ds: xr.Dataset, fine: xr.DataArray, names: axes.Axes, made_with: Mapping[str, str]) -> xr.Dataset:
+def _into_dataset(ds: xr.Dataset, fine: xr.DataArray, prepared: Prepared, made_with: Mapping[str, str]) -> xr.Dataset:
     """The user's Dataset with the fine variable; all other variables on the coarse map are dropped."""
-    on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}
+    names, adapted = prepared.names, prepared.adapted
+    on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon} | adapted.gone
     kept = ds.drop_vars([k for k, v in ds.variables.items() if set(v.dims) & on_map or k in on_map])
-    out = kept.assign({fine.name: fine})
+    out = kept.assign({fine.name: fine, **adapted.bounds})
     out.attrs = {**ds.attrs, **{k: fine.attrs[k] for k in ("xdeepsd_version", *made_with)}}
     line = str(fine.attrs["history"]).splitlines()[-1]
     out.attrs["history"] = f"{ds.attrs['history']}\n{line}" if ds.attrs.get("history") else line

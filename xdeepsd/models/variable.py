@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.grids import axes
+from xdeepsd.grids.days import period
 from xdeepsd.grids.units import is_amount, precipitation_factor
 from xdeepsd.models.transform import TRANSFORMS, Transform
 
@@ -76,6 +77,11 @@ PRECIPITATION = Variable(
     conserved=True,
 )
 VARIABLES = {variable.name: variable for variable in (PRECIPITATION,)}
+
+# Numbers that stand for missing in files that do not say so: what no precipitation reaches in any units (1e20,
+# -3.4e38, 9.97e36 ...), and the commonest of the others.
+HUGE = 1e15
+UNDECLARED_FILL = -9999.0
 
 # Attributes with the values that stand for missing.
 FILL_ATTRIBUTES = ("_FillValue", "missing_value")
@@ -223,39 +229,20 @@ def rate_factor(
     factor = precipitation_factor(given, units)
     if not is_amount(str(given)):
         return factor
-    period = _period(da, ds)
-    if period is None:
+    days = period(da, ds).days
+    if days is None:
         raise ValueError(
             f"The units {given!r} are an amount, and nothing tells the period it was collected in: there are no two "
             "steps of time. Needed: two days or more, or a rate. Type ds['NAME'].attrs['units'] = 'mm day-1' where it "
-            "is that of a day."
+            "is that of a day, or units='mm day-1' to downscale."
         )
-    if not math.isclose(period, 1.0, rel_tol=1e-6):
+    if not math.isclose(days, 1.0, rel_tol=1e-6):
         raise ValueError(
-            f"The units {given!r} are an amount, and the steps of time are {period:g} days. Needed: daily data, or "
+            f"The units {given!r} are an amount, and the steps of time are {days:g} days. Needed: daily data, or "
             "a rate. Type ds.resample(time='1D').sum() for steps shorter than a day; else ds['NAME'] / days with units "
             "'mm day-1'."
         )
     return factor
-
-
-def _period(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> float | None:
-    """Days over which an amount was collected, from the time steps; None if unknown."""
-    found = {name: days for name, index in da.indexes.items() if (days := axes.days_since_first(index)) is not None}
-    # For a forecast, use the lead time, which counts from each start.
-    lead = [name for name in found if da.indexes[name].dtype.kind == "m"]
-    for name in lead or list(found):
-        steps = np.diff(np.sort(found[name]))
-        steps = steps[steps > 0]
-        if steps.size:
-            shortest = float(steps.min())  # a longer one may be a gap
-            return shortest if shortest < 1 + 1e-6 else float(np.median(steps))
-    for name in found:
-        bounds = None if ds is None else ds[name].attrs.get("bounds") if name in ds.coords else None
-        if bounds is not None and isinstance(ds, xr.Dataset) and bounds in ds.variables and ds[bounds].ndim == 2:
-            length = axes.days_since_first(ds[bounds].values.ravel())
-            return None if length is None else float(length[1] - length[0])
-    return 1.0 if ds is not None and ds.attrs.get("frequency") == "day" else None
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -305,7 +292,7 @@ class Values:
         if not values.size:
             return values
         low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # these ignore NaN
-        if low >= 0 and np.isfinite(high) and not any(low <= fill <= high for fill in self.fills):
+        if low >= 0 and high < HUGE and not any(low <= fill <= high for fill in self.fills):
             return values
         values = values.copy()
         for fill in self.fills:
@@ -315,6 +302,14 @@ class Values:
             count = int(infinite.sum())
             logger.warning("%d of %d values of %r are infinite: taken as missing.", count, values.size, self.name)
             values[infinite] = np.nan
+        undeclared = (np.abs(values) >= HUGE) | (values == UNDECLARED_FILL)
+        if undeclared.any():
+            found = ", ".join(f"{number:g}" for number in np.unique(values[undeclared])[:3])
+            logger.warning(
+                "%d of %d values of %r are %s: taken as missing, though the file does not declare it.",
+                int(undeclared.sum()), values.size, self.name, found,
+            )  # fmt: skip
+            values[undeclared] = np.nan
         too_low = values < self.lowest
         if too_low.any():
             raise ValueError(
@@ -322,7 +317,12 @@ class Values:
                 f"{self.lowest:.3g}. Needed: precipitation of at least 0, NaN where it is missing. Type "
                 "ds.where(ds['NAME'] != VALUE) where VALUE stands for missing; else ds.clip(min=0)."
             )
-        values[values < 0] = 0
+        below = values < 0
+        if below.any():
+            logger.info(
+                "%d of %d values of %r are below 0 by rounding: taken as 0.", below.sum(), values.size, self.name
+            )
+            values[below] = 0
         return values
 
 
