@@ -480,8 +480,8 @@ CASES["variable"] = [
     case("has values down to", xdeepsd.downscale, lambda tmp: to_downscale(rain().where(rain().lat < 48, -999)),
          filled("ds = ds.where(ds['NAME'] != VALUE)", NAME="pr", VALUE="-999"), "ds = ds.clip(min=0)"),
     case("has values down to", lambda **given: make_levels(**given),
-         lambda tmp: to_levels(FINE.where(FINE.lat < 44.9, -999).to_dataset()),
-         filled("ds = ds.where(ds['NAME'] != VALUE)", NAME="ppt", VALUE="-999"), "ds = ds.clip(min=0)"),
+         lambda tmp: to_levels(FINE.where(FINE.lat < 44.9, -9999).to_dataset()),
+         filled("ds = ds.where(ds['NAME'] != VALUE)", NAME="ppt", VALUE="-9999"), "ds = ds.clip(min=0)"),
 ]  # fmt: skip
 
 # --- units, normalize, splits -----------------------------------------------------------------------------------------

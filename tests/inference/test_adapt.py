@@ -101,7 +101,7 @@ def test_any_grid_is_regridded_conservatively(name, lazy, model, no_compute):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["lat"], model.static["lat"])
     np.testing.assert_allclose(found["lon"] % 360, model.static["lon"] % 360)
-    assert "regridded conservatively from" in fine.attrs["xdeepsd_input"] == fine["pr"].attrs["xdeepsd_input"]
+    assert "regridded conservatively from" in fine.attrs["xdeepsd_adapted"] == fine["pr"].attrs["xdeepsd_adapted"]
     assert fine["pr"].attrs["units"] == "mm day-1"
     assert not {"rotated_pole", "rlat", "rlon", "x", "y", "latitude", "longitude"} & set(fine.variables)
     assert "grid_mapping" not in fine["pr"].attrs
@@ -121,7 +121,7 @@ def test_the_rain_that_fell_is_kept(model):
 def test_what_lies_on_the_grid_stays_bit_for_bit(model, rain):
     for ds in (rain, rain.isel(lat=slice(None, None, -1)), rain.assign_coords(lon=rain["lon"] + 360)):
         fine = xdeepsd.downscale(ds, model)
-        assert "xdeepsd_input" not in fine.attrs
+        assert "xdeepsd_adapted" not in fine.attrs
         expected = xdeepsd.downscale(rain, xdeepsd.StackedSRCNN(model.stages), model.static["elevation"])
         np.testing.assert_array_equal(fine["pr"].sortby("lat", ascending=False), expected["pr"])
 
@@ -131,7 +131,7 @@ def test_a_larger_map_on_the_same_cells_is_cut(model, rain, caplog):
     with caplog.at_level("INFO", logger="xdeepsd"):
         fine = xdeepsd.downscale(wide, model)["pr"]
     assert "'pr' is cut to the model's domain" in caplog.text
-    assert "xdeepsd_input" not in fine.attrs
+    assert "xdeepsd_adapted" not in fine.attrs
     cut = wide.sel(lat=slice(43, 49), lon=slice(236, 244))
     np.testing.assert_array_equal(fine, xdeepsd.downscale(cut, model)["pr"])
     np.testing.assert_array_equal(fine["lon"], xdeepsd.downscale(cut, model)["lon"])
@@ -142,7 +142,7 @@ def test_a_larger_map_on_the_same_cells_is_cut(model, rain, caplog):
 def test_three_times_finer_cells_with_the_same_centres_are_regridded(model):
     """The coarse centres are among the fine ones, but the cells are not the same."""
     third = on_grid(43.5 + np.arange(-1, 17) / 3, -123.5 + np.arange(-1, 23) / 3)
-    assert "regridded" in xdeepsd.downscale(third, model).attrs["xdeepsd_input"]
+    assert "regridded" in xdeepsd.downscale(third, model).attrs["xdeepsd_adapted"]
 
 
 def test_coarser_input_is_warned_of(model, caplog):
@@ -241,7 +241,7 @@ def test_hours_become_days(units, model, rain, no_compute):
     fine = xdeepsd.downscale(ds, model)
     np.testing.assert_allclose(fine["pr"], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(lazy["pr"], expected, rtol=1e-4, atol=1e-5)
-    assert fine.attrs["xdeepsd_input"].startswith("sums of 6 h steps" if amount else "means of 6 h steps")
+    assert fine.attrs["xdeepsd_adapted"].startswith("sums of 6 h steps" if amount else "means of 6 h steps")
     assert fine["pr"].attrs["units"] == units
     np.testing.assert_array_equal(fine["time"], by_hand["time"])
     np.testing.assert_array_equal(
@@ -257,7 +257,7 @@ def test_the_hour_at_which_days_end(model, rain):
     day = ds["pr"][2:6].sum("time").expand_dims(time=ds["time"][:1]).assign_attrs(units="mm day-1")
     np.testing.assert_allclose(fine["pr"][0], xdeepsd.downscale(day, model)[0], rtol=1e-4, atol=1e-5)
     assert str(fine["time_bnds"].values[0, 0])[:13] == "2001-01-01T12"
-    assert "end at 12 UTC" in fine.attrs["xdeepsd_input"]
+    assert "end at 12 UTC" in fine.attrs["xdeepsd_adapted"]
     with pytest.raises(ValueError, match=r"day_ends=12, and the values of 'pr' stand for 1 day.*Leave day_ends out"):
         xdeepsd.downscale(rain, model, day_ends=12)
 

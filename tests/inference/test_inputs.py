@@ -161,7 +161,7 @@ def test_wrong_spacing(case):
     )
     refuse(r"does not cover the model's domain", half, model)
     whole = make_coarse(nlat=12, nlon=16, spacing=0.5)
-    assert "regridded" in whole.deepsd.downscale(model).attrs["xdeepsd_input"]
+    assert "regridded" in whole.deepsd.downscale(model).attrs["xdeepsd_adapted"]
 
 
 def test_another_variable(case):
@@ -361,8 +361,9 @@ def test_clearly_negative_rain_is_refused(case):
     lazy = users.chunk(time=5).deepsd.downscale(model, elevation)  # not known before computing
     with pytest.raises(ValueError, match=text):
         lazy.compute()
-    with pytest.raises(ValueError, match=text):
-        xdeepsd.make_levels(users, None, (2,))
+    for number in (-999, -9999):  # in training, an undeclared fill value too
+        with pytest.raises(ValueError, match=f"'pr' has values down to {number}"):
+            xdeepsd.make_levels(users.where(users >= 0, number).assign_attrs(users.attrs), None, (2,))
     seconds = users / 86400
     seconds.attrs = {**coarse.attrs, "units": "mm s-1"}
     refuse(r"'pr' has values down to -0\.011", seconds, model, elevation)

@@ -13,7 +13,10 @@ from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, to
 
 
 def downscale(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="Coarse precipitation: Zarr store or NetCDF file.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Coarse precipitation: Zarr store or NetCDF files, one after another."),
+    ],
     model: Annotated[Path, typer.Argument(help="Folder of a model, as xdeepsd train writes it.")],
     out: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
@@ -44,6 +47,17 @@ def downscale(
         str | None,
         typer.Option(help="multiplicative or additive: keep the mean of each coarse cell. Default: as trained."),
     ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Units of INPUT, where it lacks them or they are wrong, such as mm/3h.")
+    ] = None,
+    day_ends: Annotated[
+        float | None,
+        typer.Option(help="For steps of hours: the hour (UTC) at which a day ends; 12 as PRISM. Default: midnight."),
+    ] = None,
+    allow_partial: Annotated[
+        bool,
+        typer.Option("--allow-partial", help="NaN where INPUT does not cover the model's domain. Default: an error."),
+    ] = False,
     scale_factor: Annotated[
         float | None,
         typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
@@ -62,6 +76,7 @@ def downscale(
     """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
     from xdeepsd.cli.inputs import open_coarse, open_mask, open_static
+    from xdeepsd.grids.axes import find_time
 
     console, errors = consoles()
     stops = (ValueError, TypeError, OSError, RuntimeError, ImportError)
@@ -77,14 +92,16 @@ def downscale(
         if "://" not in out:
             check_writable(Path(out))
         trained = xdeepsd.load_model(model)
-        coarse, name, days = open_coarse(source, group, trained, variable, chunk_days)
+        coarse, name = open_coarse(source, group, trained, variable, chunk_days)
         fine = xdeepsd.downscale(
             coarse, trained, None if static is None else open_static(static, trained.static_names),
             variable=name, mask=None if mask is None else open_mask(mask), precision=precision, device=device,
-            conserve=conserve,
+            conserve=conserve, units=units, day_ends=day_ends, allow_partial=allow_partial,
         )  # fmt: skip
+        time = find_time(fine[name])
+        days = 1 if time is None else fine.sizes[time]
         packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
-        with _computing(workers, scheduler, threads), _bar(console, days) as progress, _naming(source):
+        with _computing(workers, scheduler, threads), _bar(console, days) as progress, _naming(source[0]):
             xdeepsd.to_zarr(
                 fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
                 encoding=None if scale_factor is None else {name: packing}, progress=progress,

@@ -149,7 +149,8 @@ def settle(obj: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
     """Make proper coordinates of those that a file holds in another form. Reads no data.
 
     Latitudes and longitudes among the variables become coordinates; those that are given for every step of time (WRF)
-    lose that dim if the grid stays where it is; a dim without values gets those of a time that lies along it.
+    lose that dim if the grid stays where it is; a dim without values gets those of a time that lies along it. Where
+    there are only x and y of a projection, latitude and longitude follow from its grid mapping (if pyproj is there).
     """
     if isinstance(obj, xr.Dataset):
         hidden = [n for n, v in obj.data_vars.items() if v.attrs.get("standard_name") in _PLAIN_NAMES]
@@ -165,7 +166,41 @@ def settle(obj: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
         times = [c for c in obj.coords.values() if c.dims == (dim,) and days_since_first(c) is not None]
         if len(times) == 1:
             obj = obj.assign_coords({dim: (dim, times[0].values, times[0].attrs)})
-    return obj
+    return _from_projection(obj)
+
+
+def _from_projection(obj: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
+    """Add the latitude and longitude of every cell of a projected grid that has but x and y."""
+    there = obj.variables.values() if isinstance(obj, xr.Dataset) else obj.coords.values()
+    mappings = [v.attrs for v in there if not v.ndim and {"crs_wkt", "grid_mapping_name"} & set(v.attrs)]
+    if len(mappings) != 1 or set(_PLAIN_NAMES) & set(obj.cf.coordinates) or {"lat", "latitude"} & set(obj.coords):
+        return obj
+    along = {axis: [n for n in obj.cf.axes.get(axis.upper(), []) or [axis] if n in obj.indexes] for axis in ("x", "y")}
+    if any(len(names) != 1 for names in along.values()):
+        return obj
+    try:
+        from pyproj import CRS, Transformer
+        from pyproj.exceptions import CRSError
+
+        try:
+            projection = CRS.from_cf(mappings[0])
+        except (CRSError, KeyError):
+            return obj
+    except ImportError:
+        return obj
+    if projection.is_geographic:
+        return obj
+    names = [along[axis][0] for axis in ("x", "y")]
+    scales = [
+        1000.0 if str(obj[n].attrs.get("units", "")).lower() in ("km", "kilometre", "kilometer") else 1.0 for n in names
+    ]
+    x, y = np.meshgrid(*(np.asarray(obj[n], np.float64) * scale for n, scale in zip(names, scales, strict=True)))
+    lon, lat = Transformer.from_crs(projection, projection.geodetic_crs, always_xy=True).transform(x, y)
+    dims = (names[1], names[0])
+    return obj.assign_coords(
+        lat=(dims, lat, {"standard_name": "latitude", "units": "degrees_north"}),
+        lon=(dims, lon, {"standard_name": "longitude", "units": "degrees_east"}),
+    )
 
 
 def _aside(name: str) -> str:

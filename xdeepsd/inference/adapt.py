@@ -148,6 +148,10 @@ def to_grid(
         return replace(adapted, da=da.isel(where))
     name = str(da.name) if da.name is not None else "precipitation"
     source, curvilinear = _with_bounds(da, ds, name), axes.two_dimensional(da)
+    names = curvilinear or (axes.find(da).lat, axes.find(da).lon)
+    extent = ", ".join(f"{n} {float(source[n].min()):.6g}..{float(source[n].max()):.6g}" for n in names)
+    if curvilinear is not None:
+        source = _around(source, *curvilinear, target)
     grid = read_grid(source)
     if curvilinear is None:  # in the order and with the longitudes of the input
         backwards = slice(None, None, -1)
@@ -162,7 +166,7 @@ def to_grid(
     covered = xr.DataArray(weights.covered(), {"lat": target["lat"], "lon": target["lon"]})
     short = (covered < align.COVERED).values & _wanted(mask, fields, covered, scale)
     if short.any() and not allow_partial:
-        raise ValueError(_not_covered(grid.spans, covered, short, target))
+        raise ValueError(_not_covered(extent, covered, short, target))
     dims = tuple(axes.map_dims(da))
     if any(len(da.chunksizes.get(dim, ())) > 1 for dim in dims):
         logger.info("%r is rechunked to whole maps, which regridding needs.", da.name)
@@ -173,12 +177,35 @@ def to_grid(
     if short.any():
         keep = xr.DataArray(~short, dims=[out.cf["latitude"].dims[0], out.cf["longitude"].dims[0]])
         out = out.where(keep).assign_attrs(out.attrs).transpose(*out.dims)
-    done = f"regridded conservatively from {grid.shape[0]} x {grid.shape[1]} cells ({grid.spans})"
+    done = f"regridded conservatively from {' x '.join(str(da.sizes[dim]) for dim in grid.dims)} cells ({extent})"
     logger.info("%r: %s to the model's %d x %d.", da.name, done, *covered.shape)
     _tell_if_coarser(da, grid, target)
     gone = {*dims, *(curvilinear or ()), *source.variables} - {name, *out.dims, *out.coords}
-    gone |= {str(da.attrs["grid_mapping"])} if curvilinear and "grid_mapping" in da.attrs else set()
+    mapping = da.attrs.get("grid_mapping", da.encoding.get("grid_mapping"))
+    if curvilinear and mapping:  # the output has latitude and longitude
+        gone, out = gone | {str(mapping)}, out.drop_vars(mapping, errors="ignore")
     return replace(adapted, da=out, done=(*adapted.done, done), gone=adapted.gone | gone)
+
+
+def _around(source: xr.Dataset, lat_name: str, lon_name: str, target: xr.Dataset) -> xr.Dataset:
+    """The rows and columns of a curvilinear grid around the target: weights of the others would take long to find."""
+    dims = source[lat_name].dims
+    near = np.ones(source[lat_name].shape, bool)
+    for name, dim, turn in ((lat_name, "lat", np.inf), (lon_name, "lon", 360.0)):
+        centres, edges = (np.asarray(a, np.float64) for a in (source[name].transpose(*dims), target[f"{dim}_bnds"]))
+        middle, half = (edges.max() + edges.min()) / 2, (edges.max() - edges.min()) / 2
+        # The corners of a cell are inferred from the next centres, so the margin is of more than one cell.
+        apart = [np.abs(np.diff(centres, axis=axis)).ravel() for axis in (0, 1)]
+        margin = 3 * max(float(np.minimum(a, turn - a).max(initial=0.0)) for a in apart)
+        off = np.abs(centres - middle) if dim == "lat" else np.abs((centres - middle + 180.0) % 360.0 - 180.0)
+        near &= off <= half + margin
+    if not near.any() or not all(np.isfinite(source[name]).all() for name in (lat_name, lon_name)):
+        return source  # the errors about the grid say what is wrong
+    where = {}
+    for axis, along in enumerate(dims):
+        at = np.flatnonzero(near.any(axis=1 - axis))
+        where[along] = slice(max(0, int(at[0]) - 1), int(at[-1]) + 2)
+    return source.isel(where)
 
 
 def _tell_if_coarser(da: xr.DataArray, grid: Grid, target: xr.Dataset) -> None:
@@ -221,15 +248,15 @@ def _up(coord: xr.DataArray) -> bool:
     return bool(coord[-1] > coord[0])
 
 
-def _not_covered(spans: str, covered: xr.DataArray, short: np.ndarray, target: xr.Dataset) -> str:
+def _not_covered(extent: str, covered: xr.DataArray, short: np.ndarray, target: xr.Dataset) -> str:
     rows, cols = short.any(axis=1), short.any(axis=0)
     ranges = []
     for dim, index in (("lat", rows), ("lon", cols)):
         edges = np.asarray(target[f"{dim}_bnds"])[index]
         ranges.append(f"{dim} {edges.min():.6g} to {edges.max():.6g}")
     return (
-        f"The input ({spans}) does not cover the model's domain: {int(short.sum())} of its {covered.size} coarse cells "
-        f"are missing, within {' and '.join(ranges)}. Needed: the whole domain. Type allow_partial=True to have NaN "
+        f"The input ({extent}) does not cover the model's domain: {int(short.sum())} of its {covered.size} coarse "
+        f"cells are missing, within {' and '.join(ranges)}. Needed: all of it. Type allow_partial=True to have NaN "
         "there, or static=model.static.sel(lat=slice(...), lon=slice(...)) for a part of it."
     )
 
@@ -248,4 +275,4 @@ def undecoded(da: xr.DataArray) -> xr.DataArray:
 def values_as_given(da: xr.DataArray, model: StackedSRCNN) -> Values:
     """What the numbers mean before they are put together: all of `Values` but the factor."""
     lowest = model.kind.lowest / precipitation_factor(da.attrs.get("units"), model.kind.units)
-    return Values(str(da.name), 1.0, lowest, fill_values(da))
+    return Values(str(da.name), 1.0, lowest, fill_values(da), lenient=True)

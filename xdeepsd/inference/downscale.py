@@ -185,7 +185,7 @@ def _made_with(job: Job, prepared: Prepared) -> dict[str, str]:
         "xdeepsd_static": digest(maps) if maps else "none",
         "xdeepsd_mask": "none" if prepared.mask is None else digest(prepared.mask),
         "xdeepsd_options": " ".join(f"{name}={value}" for name, value in vars(job.options).items()),
-    } | ({"xdeepsd_input": "; ".join(prepared.adapted.done)} if prepared.adapted.done else {})
+    } | ({"xdeepsd_adapted": "; ".join(prepared.adapted.done)} if prepared.adapted.done else {})
 
 
 def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,26 +65,27 @@ def prepare(
     axes.map_dims(given)  # raises where latitude or longitude is missing
     as_given = values_as_given(given, model)
     fields = target_fields(model, static, given)
-    given = axes.chunk_unread(given, model.scale, _steps_in_chunk(given, ds, fields, model.scale))
+    if given.chunks is None and not given.variable._in_memory:
+        given = axes.chunk_unread(given, days=steps_in_chunk(given, ds, model))
     adapted = daily(given, ds, model, day_ends, as_given)
     fields = oriented(fields, model)
     wanted = target_mask(model, mask, fields)
     land = None if wanted is None else _own(wanted.data)
     adapted = to_grid(adapted, ds, fields, land, model.scale, allow_partial, as_given)
     coarse, names = axes.standardize(adapted.da)
-    values = Values.of(coarse, model.units, adapted.source, model.kind)
+    values = replace(Values.of(coarse, model.units, adapted.source, model.kind), lenient=True)
     coarse, turn = turned(coarse, fields)
     maps = {name: _own(fields[name].data) for name in model.static_names}
     return Prepared(adapted.da, names, coarse, values, fields.coords.to_dataset(), turn, maps, land, adapted)
 
 
-def _steps_in_chunk(given: xr.DataArray, ds: xr.Dataset | xr.DataArray, fields: xr.Dataset, scale: int) -> int | None:
-    """Steps in a chunk of an array that is not read yet, so that its days fill a chunk of fine maps."""
-    if given.chunks is not None or given.variable._in_memory:
-        return None
-    length = period(given, ds).days or 1.0
-    cells = max(fields.sizes["lat"] * fields.sizes["lon"], *(given.sizes[dim] for dim in axes.map_dims(given)))
-    return axes.days_in_chunk(cells) * max(1, round(1 / length))
+def steps_in_chunk(
+    given: xr.DataArray, ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, days: int | None = None
+) -> int:
+    """Steps in a chunk of an array that is not read yet: ``days``, or as many as fill a chunk of fine maps."""
+    cells = [math.prod(given.sizes[dim] for dim in axes.map_dims(given))]
+    cells.append(cells[0] * model.scale**2 if model.static is None else math.prod(model.static.sizes.values()))
+    return (days or axes.days_in_chunk(max(cells))) * max(1, round(1 / (period(given, ds).days or 1)))
 
 
 def _own(data: Any) -> Any:

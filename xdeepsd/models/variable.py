@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -262,12 +262,16 @@ class Values:
         In their own units: values from here to 0 are rounding errors and count as 0.
     fills
         Numbers that stand for missing according to the attributes.
+    lenient
+        Whether numbers that cannot be rain and are not declared count as missing (`HUGE`, `UNDECLARED_FILL`). Not in
+        training, whose levels are our own: there they are an error.
     """
 
     name: str = "precipitation"
     factor: float = 1.0
     lowest: float = -math.inf
     fills: tuple[float, ...] = ()
+    lenient: bool = field(default=False, repr=False)  # not in the names of tasks
 
     @classmethod
     def of(
@@ -292,7 +296,11 @@ class Values:
         if not values.size:
             return values
         low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # these ignore NaN
-        if low >= 0 and high < HUGE and not any(low <= fill <= high for fill in self.fills):
+        if (
+            low >= 0
+            and high < (HUGE if self.lenient else np.inf)
+            and not any(low <= fill <= high for fill in self.fills)
+        ):
             return values
         values = values.copy()
         for fill in self.fills:
@@ -302,7 +310,7 @@ class Values:
             count = int(infinite.sum())
             logger.warning("%d of %d values of %r are infinite: taken as missing.", count, values.size, self.name)
             values[infinite] = np.nan
-        undeclared = (np.abs(values) >= HUGE) | (values == UNDECLARED_FILL)
+        undeclared = (np.abs(values) >= HUGE) | (values == UNDECLARED_FILL) if self.lenient else infinite & False
         if undeclared.any():
             found = ", ".join(f"{number:g}" for number in np.unique(values[undeclared])[:3])
             logger.warning(
