@@ -60,7 +60,7 @@ def test_files_that_do_not(job):
     assert "late.nc begins at 2006-01-01 00:00:00, before" in result.output
     ds.isel(time=slice(5, 8), lat=slice(1, None)).to_netcdf(folder / "smaller.nc")
     assert "smaller.nc lies on another grid than" in run(files[0], folder / "smaller.nc", *rest).output
-    assert "has no units" in run(files[0], *rest).output
+    assert "or --units 'mm day-1'." in run(files[0], *rest).output
 
 
 def test_a_part_of_the_domain(job):
@@ -73,3 +73,17 @@ def test_a_part_of_the_domain(job):
     assert run(*rest, "--allow-partial").exit_code == 0
     found = xr.open_zarr(folder / "out.zarr", consolidated=False)["pr"]
     np.testing.assert_allclose(found, xdeepsd.downscale(part, model, allow_partial=True)["pr"], rtol=1e-5)
+
+
+def test_check_shows_what_is_found_and_writes_nothing(job):
+    folder, ds, _ = job
+    files = [folder / "historical.nc", folder / "rcp85.nc", folder / "model", folder / "out.zarr"]
+    observed = ds["pr"].resample(time="1D").sum().rename("rr").assign_attrs(units="mm")
+    observed.to_netcdf(folder / "observed.nc")
+    result = run(*files, "--units", "mm per step", "--check", "--observed", folder / "observed.nc")
+    assert result.exit_code == 0, result.output
+    for text in ("'pr' in mm per step, each value of 12 h (by its steps)", "5, 2005-12-30 to 2006-01-03",
+                 "sums of 12 h", "regridded conservatively", "correlation, observed +0 days", "1.00"):  # fmt: skip
+        assert text in result.output, text
+    assert not (folder / "out.zarr").exists()
+    assert "--observed is looked at by --check only" in run(*files, "--observed", "a.nc").output

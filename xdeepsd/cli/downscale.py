@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, told
+
+if TYPE_CHECKING:
+    from xdeepsd import Audit
 
 
 def downscale(
@@ -58,6 +61,13 @@ def downscale(
         bool,
         typer.Option("--allow-partial", help="NaN where INPUT does not cover the model's domain. Default: an error."),
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read INPUT and show what was found in it; write nothing.")
+    ] = False,
+    observed: Annotated[
+        str | None,
+        typer.Option(help="With --check: observed precipitation, to find out whether its days are shifted."),
+    ] = None,
     scale_factor: Annotated[
         float | None,
         typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
@@ -75,7 +85,7 @@ def downscale(
 ) -> None:
     """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
-    from xdeepsd.cli.inputs import open_coarse, open_mask, open_static
+    from xdeepsd.cli.inputs import open_coarse, open_file, open_mask, open_static
     from xdeepsd.grids.axes import find_time
 
     console, errors = consoles()
@@ -85,6 +95,8 @@ def downscale(
         told(errors, stops, "What is written is kept: the same command goes on from there.",
              "fewer --threads or --chunk-days"),
     ):  # fmt: skip
+        if observed is not None and not check:
+            raise ValueError("--observed is looked at by --check only.")
         if scale_factor is not None and not scale_factor > 0:
             raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
         if scheduler is not None and workers:
@@ -93,10 +105,16 @@ def downscale(
             check_writable(Path(out))
         trained = xdeepsd.load_model(model)
         coarse, name = open_coarse(source, group, trained, variable, chunk_days)
+        fields = None if static is None else open_static(static, trained.static_names)
+        land = None if mask is None else open_mask(mask)
+        given: dict[str, Any] = {"variable": name, "mask": land, "units": units, "day_ends": day_ends}
+        if check:
+            seen = None if observed is None else open_file(observed, chunks={})
+            _show(xdeepsd.audit(coarse, trained, fields, observed=seen, allow_partial=True, **given), console)
+            return
         fine = xdeepsd.downscale(
-            coarse, trained, None if static is None else open_static(static, trained.static_names),
-            variable=name, mask=None if mask is None else open_mask(mask), precision=precision, device=device,
-            conserve=conserve, units=units, day_ends=day_ends, allow_partial=allow_partial,
+            coarse, trained, fields, precision=precision, device=device, conserve=conserve, allow_partial=allow_partial,
+            **given,
         )  # fmt: skip
         time = find_time(fine[name])
         days = 1 if time is None else fine.sizes[time]
@@ -107,6 +125,18 @@ def downscale(
                 encoding=None if scale_factor is None else {name: packing}, progress=progress,
             )  # fmt: skip
         console.print(f"{out} is complete: {days} days.", markup=False)
+
+
+def _show(found: Audit, console: Any) -> None:
+    """The audit as a table, and below it what deserves a look."""
+    from rich.table import Table
+
+    table = Table("", "found", show_header=False)
+    for what, text in found.rows():
+        table.add_row(what, text)
+    console.print(table)
+    for note in found.notes():
+        console.print(note, markup=False)
 
 
 @contextlib.contextmanager
