@@ -262,10 +262,9 @@ def two_latitudes(name="geolat", dims=("lat",)):
 
 
 def at_date_line():
-    """Columns on both sides of the date line, and elevation for them."""
+    """Columns on both sides of the date line, for a model without a grid."""
     east = 177.5 + np.arange(6.0)
-    static = make_static(COARSE.assign_coords(lon=east), 2)
-    return to_downscale(rain(lon=("lon", (east + 180) % 360 - 180, COARSE["lon"].attrs)), static=static)
+    return {"ds": rain(lon=("lon", (east + 180) % 360 - 180, COARSE["lon"].attrs)), "model": NO_STATIC}
 
 
 CASES["axes"] = [
@@ -291,24 +290,24 @@ CASES["axes"] = [
          "ds = ds.expand_dims('lat')",
          meaning("ds.isel(lat=[i])", "ds = rain().isel(lat=[0])")),
     case("has NaN among its", xdeepsd.downscale,
-         lambda tmp: to_downscale(without_first_latitude(), static=STATIC.isel(lat=slice(2, 8))),
+         lambda tmp: {"ds": without_first_latitude(), "model": NO_STATIC},
          "ds = ds.isel(lat=np.isfinite(ds['lat'].values))"),
     case("has NaN among its", xdeepsd.downscale,
-         lambda tmp: to_downscale(without_first_latitude().rename_dims(lat="y"), static=STATIC.isel(lat=slice(2, 8))),
+         lambda tmp: {"ds": without_first_latitude().rename_dims(lat="y"), "model": NO_STATIC},
          "ds = ds.isel(y=np.isfinite(ds['lat'].values))"),
     case("is irregular: steps from", xdeepsd.downscale,
-         lambda tmp: to_downscale(rain().isel(lon=[3, 4, 5, 0, 1, 2])),
+         lambda tmp: {"ds": rain().isel(lon=[3, 4, 5, 0, 1, 2]), "model": NO_STATIC},
          "ds = ds.sortby('lon')",
          meaning("xdeepsd.regrid(ds, target)", "ds = xdeepsd.regrid(ds.sortby('lon'), COARSE)")),
     case("is irregular: steps from", xdeepsd.downscale,
-         lambda tmp: to_downscale(rain(lon=COARSE["lon"] + [0, 0, 0, 0.1, 0, 0])),
+         lambda tmp: {"ds": rain(lon=COARSE["lon"] + [0, 0, 0, 0.1, 0, 0]), "model": NO_STATIC},
          meaning("ds.sortby('lon')", "ds = xdeepsd.regrid(ds, COARSE)"),
          "ds = xdeepsd.regrid(ds, target)", has={"target": COARSE}),
     case("is irregular: steps from", xdeepsd.downscale, lambda tmp: at_date_line(),
          "ds = ds.assign_coords(lon=ds['lon'].copy(data=(ds['lon'].values -0) % 360 +0)).sortby('lon')",
          "ds = xdeepsd.regrid(ds, target)", has={"target": COARSE.assign_coords(lon=177.5 + np.arange(6))}),
     case("is irregular: steps from", xdeepsd.downscale,
-         lambda tmp: to_downscale(rain().rename(lon="longitude").isel(longitude=[3, 4, 5, 0, 1, 2])),
+         lambda tmp: {"ds": rain().rename(lon="longitude").isel(longitude=[3, 4, 5, 0, 1, 2]), "model": NO_STATIC},
          "ds = ds.sortby('longitude')", meaning("xdeepsd.regrid(ds, target)",
                                                 "ds = xdeepsd.regrid(ds.sortby('longitude'), COARSE)")),
     case("Needed: numbers in degrees", xdeepsd.downscale, lambda tmp: to_downscale(rain(lat=COARSE["lat"].astype(str))),
@@ -357,6 +356,21 @@ def a_part():
     return {"ds": rain().isel(lat=slice(0, 2), lon=slice(0, 3)), "model": model}
 
 
+def on_half_degrees():
+    """A model that was trained on whole degrees, and static fields for half of them."""
+    model = xdeepsd.StackedSRCNN(MODEL.stages, static=STATIC)
+    return {"ds": rain(), "model": model, "static": make_static(make_coarse(nlat=4, nlon=6, spacing=0.5), 2)}
+
+
+def in_months():
+    return rain(time=xr.date_range("2001-01-01", periods=3, freq="MS"))
+
+
+def lead_times():
+    ds = six_hourly()
+    return ds.assign_coords(time=ds["time"] - ds["time"][0])
+
+
 def elsewhere():
     """A model with a mask, and a grid it was not trained on."""
     model = xdeepsd.StackedSRCNN(MODEL.stages, static=STATIC, mask=STATIC["elevation"].notnull())
@@ -394,9 +408,6 @@ CASES["inputs"] = [
     case("The model has no grid of its own", xdeepsd.downscale, lambda tmp: {"ds": rain(), "model": TWO_STATIC},
          meaning("ds.deepsd.downscale(model, static=xr.Dataset({'elevation': elevation, 'climatology': climatology}))",
                  "static=xr.Dataset({'elevation': elevation, 'climatology': climatology})"), has=MAPS),
-    case("The model has no grid of its own", xdeepsd.downscale, lambda tmp: {"ds": rain(), "model": NO_STATIC},
-         meaning("ds.deepsd.downscale(model, static=xr.Dataset({'elevation': elevation}))",
-                 "static=xr.Dataset({'elevation': elevation})"), has=MAPS),
     case("static is one DataArray", xdeepsd.downscale,
          lambda tmp: to_downscale(model=TWO_STATIC, static=MAPS["elevation"]),
          "static=xr.Dataset({'elevation': elevation, 'climatology': climatology})", has=MAPS),
@@ -423,19 +434,21 @@ CASES["inputs"] = [
              {**MAPS, "climatology": MAPS["climatology"].assign_attrs(units="kg m-2 s-1")})),
          meaning("Convert it and set its units",
                  "static['climatology'] = (static['climatology'] * 86400).assign_attrs(units='mm day-1')")),
-    case("A model cannot be applied at another spacing", xdeepsd.downscale,
-         lambda tmp: {**a_part(), "ds": make_coarse(days=2, nlat=4, nlon=6, spacing=1.5).to_dataset()},
-         "ds = xdeepsd.regrid(ds, target)", has={"target": COARSE}),
-    case("so that both cover the same region", xdeepsd.downscale, lambda tmp: a_part(),
-         meaning("static.sel(lat=slice(...), lon=slice(...))",
-                 "static = model.static.sel(lat=slice(49, 47), lon=slice(-124, -121))"),
-         meaning("the same for the input", "ds = rain()")),
-    case("so that both cover the same region", xdeepsd.downscale,
-         lambda tmp: to_downscale(static=STATIC.isel(lat=slice(0, 4))),
-         meaning("the same for the input", "ds = ds.sel(lat=slice(49, 47))"),
-         meaning("static.sel(lat=slice(...), lon=slice(...))", "static = STATIC.sel(lat=slice(49, 45))")),
-    case("onto those centres first", xdeepsd.downscale, lambda tmp: to_downscale(rain(lat=COARSE["lat"] + 0.2)),
-         "ds = xdeepsd.regrid(ds, target)", has={"target": COARSE}),
+    case("A model cannot be applied to another spacing", xdeepsd.downscale, lambda tmp: on_half_degrees(),
+         meaning("Leave static out", "del static"),
+         "static=xdeepsd.regrid(static, target)", has={"target": STATIC.isel(lat=slice(0, 4), lon=slice(0, 6))}),
+    case("of them make a coarse cell", xdeepsd.downscale, lambda tmp: to_downscale(static=STATIC.isel(lat=slice(0, 5))),
+         "static = static.isel(lat=slice(4), lon=slice(12))"),
+    case("does not cover the model's domain", xdeepsd.downscale, lambda tmp: a_part(),
+         "allow_partial=True",
+         meaning("static=model.static.sel(lat=slice(...), lon=slice(...))",
+                 "static = model.static.sel(lat=slice(49, 47), lon=slice(-124, -121))")),
+    case("no day can be made of it", xdeepsd.downscale, lambda tmp: to_downscale(in_months()),
+         "ds.attrs['frequency'] = 'day'"),
+    case("can be put together to days. Leave", xdeepsd.downscale, lambda tmp: to_downscale(day_ends=12),
+         meaning("Leave day_ends out", "del day_ends")),
+    case("the days they belong to are not known", xdeepsd.downscale, lambda tmp: to_downscale(lead_times()),
+         filled("ds = ds.assign_coords(time=START + ds['time'])", START="np.datetime64('2001-01-01', 'ns')")),
     case("needed: a bool DataArray, True where values are wanted", xdeepsd.downscale,
          lambda tmp: to_downscale(mask=MAPS["elevation"]),
          "mask = elevation.notnull()", "mask = land_fraction > 0",
@@ -468,17 +481,20 @@ CASES["variable"] = [
          filled("ds['NAME'].attrs['standard_name'] = 'precipitation_flux'", NAME="water")),
     case("its period is unknown", xdeepsd.downscale,
          lambda tmp: to_downscale(in_units("mm").isel(time=[0])),
-         filled("ds['NAME'].attrs['units'] = 'mm day-1'", NAME="pr")),
-    case("are an amount, and the time steps are", xdeepsd.downscale, lambda tmp: to_downscale(six_hourly()),
+         filled("ds['NAME'].attrs['units'] = 'mm day-1'", NAME="pr"),
+         meaning("units='mm day-1' to downscale", "units='mm day-1'")),
+    case("are an amount, and the time steps are", lambda ds: make_levels(ds, None, (2,)),
+         lambda tmp: {"ds": six_hourly()},
          "ds = ds.resample(time='1D').sum()",
          meaning("ds['NAME'] / days with units 'mm day-1'",
                  "ds['pr'] = (ds['pr'] / 0.25).assign_attrs(units='mm day-1')")),
-    case("are an amount, and the time steps are", xdeepsd.downscale, lambda tmp: to_downscale(monthly()),
+    case("are an amount, and the time steps are", lambda ds: make_levels(ds, None, (2,)),
+         lambda tmp: {"ds": monthly()},
          meaning("ds['NAME'] / days with units 'mm day-1'",
                  "ds['pr'] = (ds['pr'] / ds['time'].dt.days_in_month).assign_attrs(units='mm day-1')"),
          meaning("ds.resample(time='1D').sum() for steps shorter than a day", "ds = in_units('mm')")),
-    case("has values down to", xdeepsd.downscale, lambda tmp: to_downscale(rain().where(rain().lat < 48, -9999)),
-         filled("ds = ds.where(ds['NAME'] != VALUE)", NAME="pr", VALUE="-9999"), "ds = ds.clip(min=0)"),
+    case("has values down to", xdeepsd.downscale, lambda tmp: to_downscale(rain().where(rain().lat < 48, -999)),
+         filled("ds = ds.where(ds['NAME'] != VALUE)", NAME="pr", VALUE="-999"), "ds = ds.clip(min=0)"),
     case("has values down to", lambda **given: make_levels(**given),
          lambda tmp: to_levels(FINE.where(FINE.lat < 44.9, -9999).to_dataset()),
          filled("ds = ds.where(ds['NAME'] != VALUE)", NAME="ppt", VALUE="-9999"), "ds = ds.clip(min=0)"),
@@ -499,14 +515,27 @@ def split(ds, **days):
 
 CASES["units"] = [
     case("The precipitation has no units", xdeepsd.downscale, lambda tmp: to_downscale(in_units("")),
-         filled("ds['NAME'].attrs['units'] = 'mm day-1'", NAME="pr")),
+         filled("ds['NAME'].attrs['units'] = 'mm day-1'", NAME="pr"),
+         meaning("units='mm day-1' to downscale", "units='mm day-1'")),
     case("are not units of precipitation", xdeepsd.downscale, lambda tmp: to_downscale(in_units("K")),
-         filled("ds['NAME'].attrs['units'] = 'mm day-1'", NAME="pr")),
+         filled("ds['NAME'].attrs['units'] = 'mm day-1'", NAME="pr"),
+         meaning("units='mm day-1' to downscale", "units='mm day-1'")),
 ]  # fmt: skip
 
 CASES["normalize"] = [
     case("A constant field has std 0", Normalizer, lambda tmp: {"mean": 3.0, "std": 0.0},
          meaning("Normalizer(mean, 1.0)", "std = 1.0")),
+]  # fmt: skip
+
+CASES["days"] = [
+    case("does not consist of whole steps", xdeepsd.downscale, lambda tmp: to_downscale(six_hourly(), day_ends=8),
+         "day_ends=0", meaning("pass daily data", "ds = rain(); del day_ends")),
+    case("is out of order", xdeepsd.downscale,
+         lambda tmp: to_downscale(six_hourly().isel(time=[1, 0, *range(2, 8), 2])),
+         "ds = ds.sortby('time').drop_duplicates('time')"),
+    case("is complete: ", xdeepsd.downscale,
+         lambda tmp: to_downscale(six_hourly().isel(time=slice(2, 6))),
+         filled("day_ends=...", **{"...": "12"}), meaning("pass daily data", "ds = rain()")),
 ]  # fmt: skip
 
 CASES["splits"] = [

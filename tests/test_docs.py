@@ -184,6 +184,16 @@ def test_the_page_on_regridding_runs(files):
     xr.testing.assert_identical(files["again"], xdeepsd.regrid(files["ds"], files["target"]))
 
 
+def test_the_page_on_climate_models_runs(files):
+    """On a coarser grid of its own, in two files."""
+    days = make_coarse(days=4, nlat=5, nlon=6, spacing=1.5).to_dataset()
+    for part in (slice(0, 2), slice(2, 4)):
+        days.isel(time=part).to_netcdf(f"pr_day_{part.start}.nc")
+    run("howto/climate-models.md", files)
+    assert files["found"].adapted
+    assert xr.open_zarr("fine.zarr", consolidated=False).attrs["xdeepsd_adapted"].startswith("regridded")
+
+
 def test_the_quickstart_runs(files, monkeypatch):
     """Without a cluster."""
     as_prism(files, monkeypatch)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 # each other.
 ORDER = [
     {"_version", "_extras"}, {"stores"}, {"prism", "grids"}, {"models"}, {"inference", "levels", "losses"},
-    {"training"}, {"evaluation"}, {"accessor"}, {""}, {"cli"}, {"__main__"},
+    {"training", "climate"}, {"evaluation"}, {"accessor"}, {""}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
 

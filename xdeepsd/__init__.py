@@ -2,7 +2,7 @@
 
 The public names are listed in ``__init__.pyi``; each is imported on first use. Each folder has one role, described in
 its docstring, and imports go one way:
-``stores <- grids <- models <- {inference, levels, losses} <- training <- evaluation <- cli``;
+``stores <- grids <- models <- {inference, levels, losses} <- {training, climate} <- evaluation <- cli``;
 ``stores`` and ``prism`` know nothing about networks.
 """
 

@@ -1,4 +1,5 @@
 from ._version import __version__ as __version__
+from .climate.audit import Audit, audit
 from .evaluation.baselines import baselines, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
 from .evaluation.members import crps, rank_histogram, spread_skill
@@ -27,6 +28,7 @@ from .training.stage import TrainedStage, train_stage
 
 __all__ = [
     "SRCNN",
+    "Audit",
     "DenseLoss",
     "DenseWeight",
     "FetchReport",
@@ -38,6 +40,7 @@ __all__ = [
     "TrainedStage",
     "Weights",
     "__version__",
+    "audit",
     "baselines",
     "bin_edges",
     "bin_errors",

@@ -36,13 +36,22 @@ class DeepSDAccessor:
         members: int | None = None,
         seed: int = 0,
         statistics: bool = False,
+        units: str | None = None,
+        day_ends: float | None = None,
+        allow_partial: bool = False,
     ) -> xr.Dataset | xr.DataArray:
         """Same as ``xdeepsd.downscale(ds, model, static, ...)``, which documents the arguments."""
         from xdeepsd.inference.downscale import downscale
 
-        options = {"device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve}
-        options |= {"members": members, "seed": seed, "statistics": statistics}
-        return downscale(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {
+            "device": device,
+            "precision": precision,
+            "batch_size": batch_size,
+            "conserve": conserve,
+        }
+        given = {"units": units, "day_ends": day_ends, "allow_partial": allow_partial}
+        options |= given | {"members": members, "seed": seed, "statistics": statistics}
+        return downscale(self._obj, model, static, variable=variable, mask=mask, **options)
 
     def to_zarr(
         self,

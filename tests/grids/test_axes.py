@@ -88,7 +88,34 @@ def test_precipitation_factor(units, factor):
     assert precipitation_factor("mm day-1", units) == pytest.approx(1 / factor, rel=1e-12)
 
 
-@pytest.mark.parametrize("units", ["K", "", None, "not a unit", "m2", "kg"])
+@pytest.mark.parametrize(
+    ("units", "factor"),
+    [
+        *[
+            (units, 8)
+            for units in ("mm/3h", "mm/3hr", "mm/3 hours", "mm (3h)-1", "mm 3h-1", "mm per 3 hours", "kg m-2 3h-1")
+        ],
+        ("mm/24h", 1),
+        ("mm/5 days", 0.2),
+        ("mm/da", 1),  # not a tenth of a year
+        ("Inches", 25.4),
+        ("MM/DAY", 1),
+        ("0.1 mm", 0.1),
+        ("1e-3 m", 1),
+    ],
+)
+def test_units_as_files_write_them(units, factor):
+    assert precipitation_factor(units) == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "units", ["mm/step", "mm per time step", "m of water equivalent", "mm w.e.", "lwe mm", "kg m**-2", "0.01 inches"]
+)
+def test_amounts_as_files_write_them(units):
+    assert is_amount(units)
+
+
+@pytest.mark.parametrize("units", ["K", "", None, "not a unit", "m2", "kg", "3 h", "2", "mm/3", "mm 3"])
 def test_not_precipitation(units):
     with pytest.raises(ValueError, match=r"Accepted: mm day-1"):
         precipitation_factor(units)

@@ -1142,3 +1142,22 @@ def test_without_numba_scipy_gives_the_same(skipna, engine):
     for sums, result in zip((weights_module._sum_compiled, weights_module._sum_plain), out, strict=True):
         sums(values, weights, skipna, 0.3, result)
     np.testing.assert_allclose(*out, rtol=1e-12)
+
+
+def test_graphs_have_the_same_names_in_every_process():
+    """A store is resumed only with the same tasks, so the weights in a graph are named by what they are."""
+    da = xr.DataArray(np.ones((2, 4, 4)), {"lat": [1.0, 2, 3, 4], "lon": [1.0, 2, 3, 4]}, ("time", "lat", "lon"))
+    da = da.chunk(time=1)
+    target = xr.Dataset(coords={"lat": [1.5, 2.5], "lon": [1.5, 2.5]})
+    names = [xdeepsd.regrid(da, target, method).data.name for method in ("conservative", "conservative", "bilinear")]
+    assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize("engine", [None, "spherely"])
+def test_the_share_of_a_cell_that_is_covered(engine):
+    source = xr.Dataset(coords={"lat": [-0.5, 0.5], "lon": [0.5, 1.5]})
+    target = xr.Dataset(coords={"lat": [0.0, 2.0], "lon": [1.0, 3.0]})
+    target = target.assign(lon_bnds=(("lon", "b"), [[0.5, 2.5], [2.5, 3.5]]))
+    target["lon"].attrs["bounds"] = "lon_bnds"
+    covered = xdeepsd.regrid_weights(source, target, engine=engine).covered()
+    np.testing.assert_allclose(covered, [[0.75, 0], [0, 0]], atol=1e-3)

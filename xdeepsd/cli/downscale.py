@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, told
 
+if TYPE_CHECKING:
+    from xdeepsd import Audit
+
 
 def downscale(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="Coarse precipitation: Zarr store or NetCDF file.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Coarse precipitation: Zarr store or NetCDF files, one after another."),
+    ],
     model: Annotated[Path, typer.Argument(help="Folder of a model, or of an ensemble, that xdeepsd train wrote.")],
     out: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
@@ -50,6 +56,24 @@ def downscale(
         bool,
         typer.Option("--statistics", help="Write the mean and standard deviation of all members, not the members."),
     ] = False,
+    units: Annotated[
+        str | None, typer.Option(help="Units of INPUT, where it lacks them or they are wrong, such as mm/3h.")
+    ] = None,
+    day_ends: Annotated[
+        float | None,
+        typer.Option(help="For steps of hours: the hour (UTC) at which a day ends; 12 as PRISM. Default: midnight."),
+    ] = None,
+    allow_partial: Annotated[
+        bool,
+        typer.Option("--allow-partial", help="NaN where INPUT does not cover the model's domain. Default: an error."),
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read INPUT and show what was found in it; write nothing.")
+    ] = False,
+    observed: Annotated[
+        str | None,
+        typer.Option(help="With --check: observed precipitation, to find out whether its days are shifted."),
+    ] = None,
     scale_factor: Annotated[
         float | None,
         typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
@@ -67,7 +91,8 @@ def downscale(
 ) -> None:
     """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
-    from xdeepsd.cli.inputs import open_coarse, open_mask, open_static
+    from xdeepsd.cli.inputs import open_coarse, open_file, open_mask, open_static
+    from xdeepsd.grids.axes import find_time
     from xdeepsd.models.files import model_folders
 
     console, errors = consoles()
@@ -77,6 +102,8 @@ def downscale(
         told(errors, stops, "What has been written is kept: the same command continues from there.",
              "fewer --threads or --chunk-days"),
     ):  # fmt: skip
+        if observed is not None and not check:
+            raise ValueError("--observed is looked at by --check only.")
         if scale_factor is not None and not scale_factor > 0:
             raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
         if scheduler is not None and workers:
@@ -84,16 +111,23 @@ def downscale(
         if "://" not in out:
             check_writable(Path(out))
         models = xdeepsd.load_models(model) if model_folders(model) else [xdeepsd.load_model(model)]
-        coarse, name, days = open_coarse(source, group, models[0], variable, chunk_days)
+        coarse, name = open_coarse(source, group, models[0], variable, chunk_days)
+        fields = None if static is None else open_static(static, models[0].static_names)
+        land = None if mask is None else open_mask(mask)
+        given: dict[str, Any] = {"variable": name, "mask": land, "units": units, "day_ends": day_ends}
+        if check:
+            seen = None if observed is None else open_file(observed, chunks={})
+            _show(xdeepsd.audit(coarse, models[0], fields, observed=seen, allow_partial=True, **given), console)
+            return
         fine = xdeepsd.downscale(
-            coarse, models if model_folders(model) else models[0],
-            None if static is None else open_static(static, models[0].static_names),
-            variable=name, mask=None if mask is None else open_mask(mask), precision=precision, device=device,
-            conserve=conserve, members=members, seed=seed, statistics=statistics,
+            coarse, models if model_folders(model) else models[0], fields, precision=precision, device=device,
+            conserve=conserve, members=members, seed=seed, statistics=statistics, allow_partial=allow_partial, **given,
         )  # fmt: skip
+        time = find_time(fine[name])
+        days = 1 if time is None else fine.sizes[time]
         packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
         packed = [name, f"{name}_std"] if statistics else [name]
-        with _computing(workers, scheduler, threads), _bar(console, days) as progress, _naming(source):
+        with _computing(workers, scheduler, threads), _bar(console, days) as progress, _naming(source[0]):
             xdeepsd.to_zarr(
                 fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
                 encoding=None if scale_factor is None else dict.fromkeys(packed, packing), progress=progress,
@@ -104,6 +138,18 @@ def downscale(
             else f"{days} days, {(members or 1) * len(models)} members"
         )
         console.print(f"{out} is complete: {count}.", markup=False)
+
+
+def _show(found: Audit, console: Any) -> None:
+    """The audit as a table, and below it what deserves a look."""
+    from rich.table import Table
+
+    table = Table("", "found", show_header=False)
+    for what, text in found.rows():
+        table.add_row(what, text)
+    console.print(table)
+    for note in found.notes():
+        console.print(note, markup=False)
 
 
 @contextlib.contextmanager

@@ -11,23 +11,58 @@ if TYPE_CHECKING:
 
 
 def open_coarse(
-    source: str, group: str | None, model: StackedSRCNN, variable: str | None, chunk_days: int | None
-) -> tuple[Any, str, int]:
-    """The coarse Dataset, chunked only along time, the name of its precipitation, and its number of days."""
+    sources: list[str], group: str | None, model: StackedSRCNN, variable: str | None, chunk_days: int | None
+) -> tuple[Any, str]:
+    """The coarse Dataset of one file or store, or of several that follow one another; the name of its precipitation.
+
+    Its precipitation is chunked along time only.
+    """
     from xdeepsd.grids import axes
-    from xdeepsd.inference.inputs import choose_variable
+    from xdeepsd.inference.inputs import choose_variable, steps_in_chunk
     from xdeepsd.stores.layout import INCOMPLETE, STATUS
 
-    ds = open_file(source, group=group)
-    if ds.attrs.get(STATUS) == INCOMPLETE:
-        raise ValueError(f"{source} is not complete: first finish the command that began it.")
-    try:
-        rain = choose_variable(ds, model, variable)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    time = axes.find(rain).time
-    ds[rain.name] = axes.chunk_unread(rain, model.scale, chunk_days)
-    return ds, str(rain.name), rain.sizes[rain[time].dims[0]] if time else 1
+    parts = []
+    for source in sources:
+        ds = axes.settle(open_file(source, group=group))
+        if ds.attrs.get(STATUS) == INCOMPLETE:
+            raise ValueError(f"{source} is not complete: first finish the command that began it.")
+        try:
+            rain = choose_variable(ds, model, variable)
+            if rain.dtype.kind == "f":
+                ds[rain.name] = axes.chunk_unread(rain, days=steps_in_chunk(rain, ds, model, chunk_days))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        parts.append(ds)
+    return parts[0] if len(parts) == 1 else _joined(parts, str(rain.name), sources), str(rain.name)
+
+
+def _joined(parts: list[Any], name: str, sources: list[str]) -> Any:
+    """Files that follow one another in time as one Dataset, with the coordinates of the first.
+
+    Coordinates that differ by rounding are the same; with xarray's outer join every latitude would be there twice.
+    """
+    import numpy as np
+    import xarray as xr
+
+    from xdeepsd.grids import align, axes
+
+    time = axes.find_time(parts[0][name])
+    if time is None:
+        raise ValueError(f"{sources[0]} has no time. Needed: days that follow one another, or one file.")
+    order = sorted(range(len(parts)), key=lambda i: parts[i].indexes[time][0])
+    parts, sources = [parts[i] for i in order], [sources[i] for i in order]
+    for i in range(1, len(parts)):
+        for dim, place in zip(("lat", "lon"), axes.map_dims(parts[0][name]), strict=True):
+            one, other = (part[name][place] if place in part.indexes else np.arange(part.sizes[place]) for part in
+                          (parts[0], parts[i]))  # fmt: skip
+            if one.size != other.size or not align.same(one, other, dim):
+                raise ValueError(f"{sources[i]} lies on another grid than {sources[0]}: their {place} differs.")
+        if parts[i].indexes[time][0] <= parts[i - 1].indexes[time][-1]:
+            raise ValueError(
+                f"{sources[i]} begins at {parts[i].indexes[time][0]}, before {sources[i - 1]} ends at "
+                f"{parts[i - 1].indexes[time][-1]}. Needed: files that follow one another."
+            )
+    return xr.concat(parts, time, data_vars="minimal", coords="minimal", compat="override", join="override")
 
 
 def open_file(path: str, **options: Any) -> Any:

@@ -18,6 +18,8 @@ SAME = 0.01
 LIES_ON = 0.05
 # Fraction of a step within which the input has the spacing that a model was trained on.
 SAME_STEP = 0.01
+# Share of a coarse cell from which on it counts as covered by the input: great circles and parallels differ a little.
+COVERED = 0.99
 # Fraction of a cell within which the bounds of neighbours are one edge, and a centre outside its bounds still counts as
 # inside.
 SAME_EDGE = 1e-3

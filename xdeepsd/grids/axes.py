@@ -76,11 +76,11 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
             f"Type ds.drop_vars({_least_likely(obj, names)!r}) to leave one of them out."
         )
     name = names[0]
-    if obj[name].ndim == 2:
+    if obj[name].ndim > 1:
         raise ValueError(
-            f"The {kind} {name!r} is 2-D, on dims {obj[name].dims}: a curvilinear grid (rotated pole, Lambert, ...). "
-            "Needed: 1-D latitude and longitude. Type xdeepsd.regrid(ds, target) first, where target is the "
-            "regular coarse grid."
+            f"The {kind} {name!r} is {obj[name].ndim}-D, on dims {obj[name].dims}: a curvilinear grid (rotated pole, "
+            "Lambert, ...). Needed: 1-D latitude and longitude. Type xdeepsd.regrid(ds, target) first, where target is "
+            "the regular coarse grid."
         )
     if obj[name].ndim == 0:
         raise ValueError(
@@ -112,13 +112,95 @@ def find(obj: xr.Dataset | xr.DataArray) -> Axes:
     candidate or more than one, or if the coordinates are two-dimensional.
     """
     lat, lon = _one(obj, "latitude"), _one(obj, "longitude")
+    return Axes(lat, lon, str(obj[lat].dims[0]), str(obj[lon].dims[0]), find_time(obj), tuple(map(str, obj.dims)))
+
+
+def find_time(obj: xr.Dataset | xr.DataArray) -> str | None:
+    """The name of the time of ``obj``, which is that of its dim; None if it has none. Reads only coordinates."""
     times = [str(n) for n in (obj.cf.axes.get("T", []) or obj.cf.coordinates.get("time", [])) if n in obj.coords]
     times = [n for n in times if obj[n].dims == (n,)]
     if not times:  # no CF attributes, any name: t, Time, valid_time, cfgrib's step
         dims = [n for n, index in obj.indexes.items() if obj[n].dims == (n,) and days_since_first(index) is not None]
         times = [n for n in ("time", "day", "date") if n in obj.coords and obj[n].dims == (n,)] or list(map(str, dims))
-    time = times[0] if times else None
-    return Axes(lat, lon, str(obj[lat].dims[0]), str(obj[lon].dims[0]), time, tuple(str(d) for d in obj.dims))
+    return times[0] if times else None
+
+
+def two_dimensional(obj: xr.Dataset | xr.DataArray) -> tuple[str, str] | None:
+    """Names of 2-D latitude and longitude coordinates, by CF metadata or common names; None if they are not 2-D."""
+    names = []
+    for kind in ("latitude", "longitude"):
+        found = obj.cf.coordinates.get(kind) or [name for name in (kind, kind[:3]) if name in obj.coords]
+        dims = {str(name): obj[name].ndim for name in found if name in obj.coords}
+        flat = [name for name, ndim in dims.items() if ndim == 2]
+        if 1 in dims.values() or len(flat) != 1:
+            return None
+        names.append(flat[0])
+    return names[0], names[1]
+
+
+def map_dims(obj: xr.Dataset | xr.DataArray) -> tuple[str, str]:
+    """The two horizontal dims, whether latitude and longitude are 1-D or 2-D. Errors as in `find`."""
+    curvilinear = two_dimensional(obj)
+    dims = obj[curvilinear[0]].dims if curvilinear else (find(obj).lat_dim, find(obj).lon_dim)
+    return str(dims[0]), str(dims[1])
+
+
+def settle(obj: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
+    """Make proper coordinates of those that a file holds in another form. Reads no data.
+
+    Latitudes and longitudes among the variables become coordinates; those that are given for every step of time (WRF)
+    lose that dim if the grid stays where it is; a dim without values gets those of a time that lies along it. Where
+    there are only x and y of a projection, latitude and longitude follow from its grid mapping (if pyproj is there).
+    """
+    if isinstance(obj, xr.Dataset):
+        hidden = [n for n, v in obj.data_vars.items() if v.attrs.get("standard_name") in _PLAIN_NAMES]
+        obj = obj.set_coords(hidden)
+    for kind in _PLAIN_NAMES:
+        for name in obj.cf.coordinates.get(kind, []):
+            moving = obj[name].dims[:-2]
+            if obj[name].ndim > 2 and all(obj.sizes[dim] for dim in moving):
+                first, last = (obj[name].isel(dict.fromkeys(moving, at), drop=True) for at in (0, -1))
+                if np.array_equal(first, last):
+                    obj = obj.assign_coords({name: first})
+    for dim in set(obj.dims) - set(obj.coords):
+        times = [c for c in obj.coords.values() if c.dims == (dim,) and days_since_first(c) is not None]
+        if len(times) == 1:
+            obj = obj.assign_coords({dim: (dim, times[0].values, times[0].attrs)})
+    return _from_projection(obj)
+
+
+def _from_projection(obj: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
+    """Add the latitude and longitude of every cell of a projected grid that has but x and y."""
+    there = obj.variables.values() if isinstance(obj, xr.Dataset) else obj.coords.values()
+    mappings = [v.attrs for v in there if not v.ndim and {"crs_wkt", "grid_mapping_name"} & set(v.attrs)]
+    if len(mappings) != 1 or set(_PLAIN_NAMES) & set(obj.cf.coordinates) or {"lat", "latitude"} & set(obj.coords):
+        return obj
+    along = {axis: [n for n in obj.cf.axes.get(axis.upper(), []) or [axis] if n in obj.indexes] for axis in ("x", "y")}
+    if any(len(names) != 1 for names in along.values()):
+        return obj
+    try:
+        from pyproj import CRS, Transformer
+        from pyproj.exceptions import CRSError
+
+        try:
+            projection = CRS.from_cf(mappings[0])
+        except (CRSError, KeyError):
+            return obj
+    except ImportError:
+        return obj
+    if projection.is_geographic:
+        return obj
+    names = [along[axis][0] for axis in ("x", "y")]
+    scales = [
+        1000.0 if str(obj[n].attrs.get("units", "")).lower() in ("km", "kilometre", "kilometer") else 1.0 for n in names
+    ]
+    x, y = np.meshgrid(*(np.asarray(obj[n], np.float64) * scale for n, scale in zip(names, scales, strict=True)))
+    lon, lat = Transformer.from_crs(projection, projection.geodetic_crs, always_xy=True).transform(x, y)
+    dims = (names[1], names[0])
+    return obj.assign_coords(
+        lat=(dims, lat, {"standard_name": "latitude", "units": "degrees_north"}),
+        lon=(dims, lon, {"standard_name": "longitude", "units": "degrees_east"}),
+    )
 
 
 def _aside(name: str) -> str:
@@ -162,13 +244,16 @@ def chunk_unread(da: xr.DataArray, scale: int = 1, days: int | None = None) -> x
     """
     if da.chunks is not None or da.variable._in_memory:
         return da
-    axes = find(da)
-    maps = {axes.lat_dim, axes.lon_dim}
-    cells = math.prod(da.sizes[dim] for dim in maps) * scale**2
-    days = days or max(1, min(30, 2**27 // (4 * cells)))
-    chunks = {dim: -1 if dim in maps else days if dim == axes.time else 1 for dim in da.dims}
+    maps, time = map_dims(da), find_time(da)
+    days = days or days_in_chunk(math.prod(da.sizes[dim] for dim in maps) * scale**2)
+    chunks = {dim: -1 if dim in maps else days if dim == time else 1 for dim in da.dims}
     name = f"{da.name}-{sources.stamp(da.variable)}"  # the same in the next process, so that a store can be resumed
     return da.chunk(chunks, name_prefix=f"{name}-", token=name)
+
+
+def days_in_chunk(cells: int) -> int:
+    """Days per chunk for float32 maps of this many cells: 30, or fewer if that would exceed 128 MiB."""
+    return max(1, min(30, 2**27 // (4 * cells)))
 
 
 def to_order(values: np.ndarray, name: str) -> str:

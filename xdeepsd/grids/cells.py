@@ -250,21 +250,11 @@ def _find_bounds(obj: xr.Dataset | xr.DataArray, name: str) -> xr.DataArray | No
     there = obj.variables if isinstance(obj, xr.Dataset) else obj.coords
     for candidate in (named, f"{name}_b"):
         if candidate is not None and candidate in there:
-            return obj[candidate]
+            bounds, along = obj[candidate], obj[name].dims
+            # Files joined along time may have repeated them for every step.
+            repeated = [d for d in bounds.dims[:-1] if d not in along] if set(along) < set(bounds.dims) else []
+            return bounds.isel(dict.fromkeys(repeated, 0))
     return None
-
-
-def _two_dimensional(obj: xr.Dataset | xr.DataArray) -> tuple[str, str] | None:
-    """Names of 2-D latitude and longitude coordinates, by CF metadata or common names; None if they are not 2-D."""
-    names = []
-    for kind in ("latitude", "longitude"):
-        found = obj.cf.coordinates.get(kind) or [name for name in (kind, kind[:3]) if name in obj.coords]
-        dims = {str(name): obj[name].ndim for name in found if name in obj.coords}
-        flat = [name for name, ndim in dims.items() if ndim == 2]
-        if 1 in dims.values() or len(flat) != 1:
-            return None
-        names.append(flat[0])
-    return names[0], names[1]
 
 
 def _read_curvilinear(obj: xr.Dataset | xr.DataArray, lat_name: str, lon_name: str) -> Grid:
@@ -338,7 +328,7 @@ def read_grid(obj: xr.Dataset | xr.DataArray) -> Grid:
             centres_only = centres_only.assign_coords(named_so)
         else:
             centres_only = centres_only.cf.guess_coord_axis()  # once, for everything below
-    curvilinear = _two_dimensional(centres_only)
+    curvilinear = axes.two_dimensional(centres_only)
     if curvilinear is not None:
         return _read_curvilinear(obj, *curvilinear)
     found = axes.find(centres_only)

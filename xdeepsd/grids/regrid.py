@@ -258,7 +258,7 @@ def _apply(da: xr.DataArray, weights: Weights, coords: dict[str, xr.DataArray], 
         data = dask.array.map_blocks(
             _weights.apply,
             moved.data,
-            weights=dask.delayed(weights),  # once in the graph, not in every task
+            weights=dask.delayed(weights, pure=True),  # once in the graph, not in every task
             **how,
             dtype=dtype,
             chunks=(*moved.chunks[:-2], *((n,) for n in weights.target.shape)),

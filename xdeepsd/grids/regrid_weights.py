@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -36,6 +37,19 @@ class Weights:
     lat: sparse.csr_array | None = None
     lon: sparse.csr_array | None = None
     matrix: sparse.csr_array | None = None
+
+    def __dask_tokenize__(self) -> list[Any]:
+        """The matrices by content, so that a graph has the same names in every process and a store can be resumed."""
+        parts = [m for m in (self.lat, self.lon, self.matrix) if m is not None]
+        return [self.method, *((m.shape, m.data, m.indices, m.indptr) for m in parts)]
+
+    def covered(self) -> np.ndarray:
+        """``(ny, nx)`` share of each target cell that the source covers: 1 where wholly, 0 where not at all."""
+        if self.matrix is not None:
+            return np.asarray(self.matrix.sum(axis=1)).reshape(self.target.shape)
+        assert self.lat is not None
+        assert self.lon is not None
+        return np.multiply.outer(np.asarray(self.lat.sum(axis=1)), np.asarray(self.lon.sum(axis=1)))
 
     def mapped(self) -> np.ndarray:
         """``(ny, nx)`` bool on the target grid: True where a cell takes anything from the source."""

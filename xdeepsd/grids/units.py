@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pint
 
@@ -22,6 +23,32 @@ ACCEPTED_DAILY = ("mm", "inch", "m", "kg m-2")
 _ureg = cf_xarray.units.units
 _WATER = _ureg.Quantity(1000.0, "kg m-3")
 
+# What files write and pint does not know: periods of several hours ("mm/3h", "mm 3hr-1"), amounts per step, the "da" of
+# some NCEP files (to pint a tenth of a year), and words that say that it is water.
+_HOURS = r"\(?(\d+)\s*(h(?:ou)?rs?|h|d(?:ays?)?)\)?"
+_WRITTEN = (
+    (re.compile(r"\b(of |lwe |liquid )*water( equivalent)?\b|\blwe\b|\bw\.\s?e\.", re.IGNORECASE), ""),
+    (re.compile(r"(/|\bper\b)\s*(time[\s_-]?)?step\b|\b(time[\s_-]?)?step(-1|\*\*-1|\^-1)", re.IGNORECASE), ""),
+    (re.compile(r"(/\s*|\bper\s+)da\b"), r"\1day"),
+    (re.compile(rf"(?:/|\bper\b)\s*{_HOURS}(?![\w^*-])", re.IGNORECASE), r" / (\1 \2)"),
+    (re.compile(rf"(?<![\w/^*.-]){_HOURS}\s*(?:\*\*|\^)?-1", re.IGNORECASE), r" / (\1 \2)"),
+)
+
+
+def _parse(units: str) -> pint.Quantity:
+    """One unit of ``units``; ``mm/3h`` is a third of a millimetre an hour."""
+    text = units.strip()
+    for written, known in _WRITTEN:
+        text = written.sub(known, text)
+    try:
+        return _ureg.Quantity(1.0, _ureg.parse_units(text))
+    except (pint.errors.PintError, ValueError):
+        if text != text.lower():  # "Inches", "MM/DAY"
+            return _parse(text.lower())
+        if not re.search(r"^[\d.]|\(\d+ ", text):  # a number in front, or several hours
+            raise
+        return _ureg.Quantity(_ureg.parse_expression(text))
+
 
 def is_amount(units: str) -> bool:
     """True for units of an amount (``mm``, ``kg m-2``), which make a rate only in daily data.
@@ -29,13 +56,13 @@ def is_amount(units: str) -> bool:
     >>> is_amount("mm"), is_amount("mm day-1")
     (True, False)
     """
-    quantity = _ureg.Quantity(1.0, _ureg.parse_units(units))
+    quantity = _parse(units)
     return bool(quantity.check("[length]") or quantity.check("[mass] / [length] ** 2"))
 
 
 def _as_rate(units: str) -> pint.Quantity:
     """One unit of ``units`` as a length per time; amounts are taken as daily."""
-    quantity = _ureg.Quantity(1.0, _ureg.parse_units(units))
+    quantity = _parse(units)
     if quantity.check("[mass] / [length] ** 2") or quantity.check("[mass] / [length] ** 2 / [time]"):
         quantity = quantity / _WATER
     if quantity.check("[length]"):
@@ -51,14 +78,14 @@ def precipitation_factor(source: str | None, target: str = "mm day-1") -> float:
 
     >>> round(precipitation_factor("kg m-2 s-1"))
     86400
-    >>> precipitation_factor("mm", "mm/day")
-    1.0
+    >>> precipitation_factor("mm", "mm/day"), round(precipitation_factor("mm/3h"), 9)
+    (1.0, 8.0)
     """
     accepted = f"Accepted: {', '.join(ACCEPTED)}; for daily amounts {', '.join(ACCEPTED_DAILY)}."
     if source is None or not str(source).strip():
         raise ValueError(
             f"The precipitation has no units. {accepted} Type ds['NAME'].attrs['units'] = 'mm day-1' with its true "
-            "units."
+            "units, or units='mm day-1' to downscale."
         )
     if str(source).strip() == str(target).strip():
         return 1.0
@@ -69,6 +96,6 @@ def precipitation_factor(source: str | None, target: str = "mm day-1") -> float:
         except (pint.errors.PintError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise ValueError(
                 f"The units {units!r} are not units of precipitation. {accepted} "
-                "Type ds['NAME'].attrs['units'] = 'mm day-1' with its true units."
+                "Type ds['NAME'].attrs['units'] = 'mm day-1' with its true units, or units='mm day-1' to downscale."
             ) from error
     return float(factors[0] / factors[1])

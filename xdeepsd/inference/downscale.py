@@ -42,20 +42,25 @@ def downscale(
     members: int | None = None,
     seed: int = 0,
     statistics: bool = False,
+    units: str | None = None,
+    day_ends: float | None = None,
+    allow_partial: bool = False,
 ) -> xr.Dataset | xr.DataArray:
     """Downscale coarse precipitation with a trained stack, or with an ensemble of them.
 
     Parameters
     ----------
     ds
-        Coarse daily precipitation with latitude and longitude (found by CF metadata, in any order and under any
-        names), perhaps with other dims too; its units in the attributes; NaN = missing. Dask or numpy.
+        Coarse precipitation, daily or in steps of hours, with 1-D or 2-D latitude and longitude (found by CF metadata,
+        in any order and under any names), perhaps with other dims too; its units in the attributes; NaN = missing.
+        Dask or numpy. On another grid than the model's coarse one it is regridded conservatively.
     model
         A `StackedSRCNN` from `train_stack` or `load_model`. A list of them, such as the seeds of one training
         (`load_models`): one member for each. They must share factors, grid, variable, units, static fields and mask.
     static
         Elevation (DataArray, m) or a Dataset of the model's static fields on the finest grid. Its grid is the target
-        grid: ``model.scale`` times finer than the input. None: the fields saved with the model.
+        grid: ``model.scale`` times finer than the coarse one. None: the fields saved with the model; for a model
+        without a grid and static fields, the grid of the input.
     variable
         Name of the precipitation variable in a Dataset. None: found by name and standard name.
     mask
@@ -83,6 +88,13 @@ def downscale(
     statistics
         True: in place of the members a Dataset of their mean, under the input's name, and of their standard deviation
         (``count - 1`` in the denominator), ``NAME_std``, chunk by chunk without keeping the members.
+    units
+        Units of the input, where its attributes lack them or are wrong: ``"mm day-1"``, ``"mm/3h"``, ``"inch"``.
+    day_ends
+        For steps of hours: the hour (UTC) at which a day ends, of the date that it gets; 12 for the days of PRISM.
+        None: midnight. Rates are averaged, amounts added up; a day that lacks a step is NaN, or left out at either end.
+    allow_partial
+        True: NaN where the input does not cover the model's domain. False: an error.
 
     Returns
     -------
@@ -107,7 +119,7 @@ def downscale(
         _check_conserve(one, conserve)
     check_alike(models, fields=static is None, mask=mask is None)
     which = _members(models, isinstance(model, StackedSRCNN), members, statistics)
-    prepared = prepare(ds, models[0], static, variable, mask)
+    prepared = prepare(ds, models[0], static, variable, mask, units, day_ends, allow_partial)
     if which is not None and MEMBER in prepared.given.dims:
         raise ValueError(
             f"The input has a dim {MEMBER!r} already, {prepared.given.dims}, and so would the output. Needed: another "
@@ -128,7 +140,7 @@ def downscale(
         fine.attrs |= _provenance(models[0].scale, made_with["xdeepsd_model"], fine.attrs) | made_with
     if isinstance(ds, xr.DataArray):
         return made[0] if len(made) == 1 else xr.Dataset({fine.name: fine for fine in made})
-    return _into_dataset(ds, made, prepared.names, made_with)
+    return _into_dataset(ds, made, prepared, made_with)
 
 
 def _models(model: Any) -> list[StackedSRCNN]:
@@ -268,12 +280,16 @@ def _made_with(jobs: Sequence[Job], prepared: Prepared, members: int | None) -> 
     maps = {name: digest(field) for name, field in prepared.maps.items()}
     job = jobs[0]
     noise = {} if members is None else {"xdeepsd_noise": f"members={members} seed={job.seed}"}
-    return noise | {
-        "xdeepsd_model": " ".join(job.model.fingerprint() for job in jobs),
-        "xdeepsd_static": digest(maps) if maps else "none",
-        "xdeepsd_mask": "none" if prepared.mask is None else digest(prepared.mask),
-        "xdeepsd_options": " ".join(f"{name}={value}" for name, value in vars(job.options).items()),
-    }
+    return (
+        noise
+        | {
+            "xdeepsd_model": " ".join(job.model.fingerprint() for job in jobs),
+            "xdeepsd_static": digest(maps) if maps else "none",
+            "xdeepsd_mask": "none" if prepared.mask is None else digest(prepared.mask),
+            "xdeepsd_options": " ".join(f"{name}={value}" for name, value in vars(job.options).items()),
+        }
+        | ({"xdeepsd_adapted": "; ".join(prepared.adapted.done)} if prepared.adapted.done else {})
+    )
 
 
 def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,13 +300,14 @@ def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[
 
 
 def _into_dataset(
-    ds: xr.Dataset, made: Sequence[xr.DataArray], names: axes.Axes, made_with: Mapping[str, str]
+    ds: xr.Dataset, made: Sequence[xr.DataArray], prepared: Prepared, made_with: Mapping[str, str]
 ) -> xr.Dataset:
     """The user's Dataset with the fine variables; all other variables on the coarse map are dropped."""
-    on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon}
+    names, adapted = prepared.names, prepared.adapted
+    on_map = {names.lat_dim, names.lon_dim, names.lat, names.lon} | adapted.gone
     kept = ds.drop_vars([k for k, v in ds.variables.items() if set(v.dims) & on_map or k in on_map])
     fine = made[0]
-    out = kept.assign({one.name: one for one in made})
+    out = kept.assign({one.name: one for one in made} | adapted.bounds)
     out.attrs = {**ds.attrs, **{k: fine.attrs[k] for k in ("xdeepsd_version", *made_with)}}
     line = str(fine.attrs["history"]).splitlines()[-1]
     out.attrs["history"] = f"{ds.attrs['history']}\n{line}" if ds.attrs.get("history") else line

@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xdeepsd.grids import align, axes
+from xdeepsd.grids.days import period
 from xdeepsd.grids.units import precipitation_factor
+from xdeepsd.inference.adapt import Adapted, daily, to_grid, undecoded, values_as_given
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.variable import Values, find_variable, without_fills
 
@@ -41,6 +43,7 @@ class Prepared:
     turn: Mapping[str, slice]  # puts the result back in the user's order
     maps: Mapping[str, Any]  # arrays of the static fields on the target grid
     mask: Any  # array on the target grid, or None
+    adapted: Adapted  # what was done to the input
 
 
 def prepare(
@@ -49,20 +52,40 @@ def prepare(
     static: xr.Dataset | xr.DataArray | None,
     variable: str | None,
     mask: xr.DataArray | None,
+    units: str | None = None,
+    day_ends: float | None = None,
+    allow_partial: bool = False,
 ) -> Prepared:
-    """Find everything and check that it fits; arguments and errors as in `downscale`."""
-    given = choose_variable(ds, model, variable)
+    """Find everything, bring the input to days on the model's grid, check; arguments and errors as in `downscale`."""
+    ds = axes.settle(ds)
+    given = undecoded(choose_variable(ds, model, variable))
+    if units is not None:
+        given = given.assign_attrs(units=units)
     check_values(str(given.name), given)
-    coarse, names = axes.standardize(axes.chunk_unread(given, model.scale))
-    for dim, own in (("lat", names.lat), ("lon", names.lon)):
-        if given[own].size > 1:
-            axes.spacing(given[own], f"The {dim} of the input")
-    values = Values.of(coarse, model.units, ds, model.kind)
-    fields, coarse, turn = fit(target_fields(model, static), coarse, model)
+    axes.map_dims(given)  # raises where latitude or longitude is missing
+    as_given = values_as_given(given, model)
+    fields = target_fields(model, static, given)
+    if given.chunks is None and not given.variable._in_memory:
+        given = axes.chunk_unread(given, days=steps_in_chunk(given, ds, model))
+    adapted = daily(given, ds, model, day_ends, as_given)
+    fields = oriented(fields, model)
     wanted = target_mask(model, mask, fields)
-    maps = {name: _own(fields[name].data) for name in model.static_names} | learned_fields(model, fields)
     land = None if wanted is None else _own(wanted.data)
-    return Prepared(given, names, coarse, values, fields.coords.to_dataset(), turn, maps, land)
+    adapted = to_grid(adapted, ds, fields, land, model.scale, allow_partial, as_given)
+    coarse, names = axes.standardize(adapted.da)
+    values = replace(Values.of(coarse, model.units, adapted.source, model.kind), lenient=True)
+    coarse, turn = turned(coarse, fields)
+    maps = {name: _own(fields[name].data) for name in model.static_names} | learned_fields(model, fields)
+    return Prepared(adapted.da, names, coarse, values, fields.coords.to_dataset(), turn, maps, land, adapted)
+
+
+def steps_in_chunk(
+    given: xr.DataArray, ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, days: int | None = None
+) -> int:
+    """Steps in a chunk of an array that is not read yet: ``days``, or as many as fill a chunk of fine maps."""
+    cells = [math.prod(given.sizes[dim] for dim in axes.map_dims(given))]
+    cells.append(cells[0] * model.scale**2 if model.static is None else math.prod(model.static.sizes.values()))
+    return (days or axes.days_in_chunk(max(cells))) * max(1, round(1 / (period(given, ds).days or 1)))
 
 
 def _own(data: Any) -> Any:
@@ -90,13 +113,18 @@ def check_values(name: str, da: xr.DataArray) -> None:
 # --- static fields, grid and mask -----------------------------------------------------------------------------------
 
 
-def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None) -> xr.Dataset:
-    """The static fields that the stages need, dims ``lat, lon``, in the order given; at least the target grid."""
+def target_fields(model: StackedSRCNN, static: xr.Dataset | xr.DataArray | None, given: xr.DataArray) -> xr.Dataset:
+    """The static fields that the stages need, dims ``lat, lon``, in the order given; at least the target grid.
+
+    A network with precipitation alone and no grid takes that of ``given``, cut into finer cells.
+    """
     needed = model.static_names
     if static is None:
+        if model.static is None and not needed:
+            return finer_grid(given, model.scale)
         if model.static is None:
             raise ValueError(
-                f"The model has no grid of its own and no static fields were given. Needed: {list(needed) or 'a grid'} "
+                f"The model has no grid of its own and no static fields were given. Needed: {list(needed)} "
                 f"on the finest grid. Type ds.deepsd.downscale(model, static={_to_type(needed)})."
             )
         static = model.static
@@ -162,60 +190,44 @@ def _ascending(coord: xr.DataArray) -> bool:
     return bool(coord[-1] > coord[0])
 
 
-def fit(
-    fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN
-) -> tuple[xr.Dataset, xr.DataArray, dict[str, slice]]:
-    """Put the static fields in the model's order and the input in theirs; check that the grids fit together.
+def finer_grid(given: xr.DataArray, scale: int) -> xr.Dataset:
+    """The grid of ``given`` with its cells cut into ``scale`` x ``scale``; it must be regular."""
+    names, coords = axes.find(given), {}
+    for dim, name in (("lat", names.lat), ("lon", names.lon)):
+        step = axes.spacing(given[name], f"The {dim} of the input")
+        within = (np.arange(scale) - (scale - 1) / 2) * step / scale
+        coords[dim] = (dim, (np.asarray(given[name], np.float64)[:, None] + within).ravel())
+    return xr.Dataset(coords=coords)
 
-    Returns the fields, the coarse array, and the slices that put the result back in the user's order.
-    """
-    turn: dict[str, slice] = {}
-    backwards = slice(None, None, -1)
+
+def oriented(fields: xr.Dataset, model: StackedSRCNN) -> xr.Dataset:
+    """Put the static fields in the model's order; check that their grid has the spacing that it was trained on."""
     for dim in ("lat", "lon"):
-        if dim not in fields.indexes or dim not in coarse.indexes:
+        if dim not in fields.indexes:
             raise ValueError(f"The dim {dim} has no coordinate values. Needed: cell centres in degrees.")
         reference = fields if model.static is None else model.static
         if _ascending(fields[dim]) != _ascending(reference[dim]):
-            fields = fields.isel({dim: backwards})
-        if coarse.sizes[dim] > 1 and _ascending(coarse[dim]) != _ascending(fields[dim]):
+            fields = fields.isel({dim: slice(None, None, -1)})
+    for dim, trained in zip(("lat", "lon"), model.spacing or (), strict=model.spacing is not None):
+        coarse = abs(axes.spacing(fields[dim], dim)) * model.scale
+        if not align.same_step(coarse, trained):
+            raise ValueError(
+                f"The spacing of the static grid in {dim} is {coarse / model.scale:.6g} degrees; the model was trained "
+                f"on {trained / model.scale:.6g}. A model cannot be applied to another spacing. Leave static out, or "
+                "type static=xdeepsd.regrid(static, target) with a target of that spacing."
+            )
+    return fields
+
+
+def turned(coarse: xr.DataArray, fields: xr.Dataset) -> tuple[xr.DataArray, dict[str, slice]]:
+    """The input in the order of the static fields, and the slices that put the result back in the user's order."""
+    turn: dict[str, slice] = {}
+    backwards = slice(None, None, -1)
+    for dim in ("lat", "lon"):
+        if not align.off_blocks(fields[dim], coarse[dim], dim) <= align.LIES_ON:
             coarse = coarse.isel({dim: backwards})
             turn[dim] = backwards
-    _check_scale(fields, coarse, model)
-    return fields, coarse, turn
-
-
-def _check_scale(fields: xr.Dataset, coarse: xr.DataArray, model: StackedSRCNN) -> None:
-    """Check the target grid: ``scale`` times finer than the input, cell by cell, and of the spacing trained on."""
-    scale = model.scale
-    fine_step = {dim: axes.spacing(fields[dim], dim) for dim in ("lat", "lon")}
-    if model.spacing is not None:
-        for dim, trained in zip(("lat", "lon"), model.spacing, strict=True):
-            given = abs(axes.spacing(coarse[dim], dim)) if coarse.sizes[dim] > 1 else abs(fine_step[dim]) * model.scale
-            if not align.same_step(given, trained):
-                raise ValueError(
-                    f"The input's spacing in {dim} is {given:.6g} degrees; the model was trained on {trained:.6g}. "
-                    "A model cannot be applied at another spacing. Type xdeepsd.regrid(ds, target) onto a grid of "
-                    f"{trained:.6g} degrees first."
-                )
-    have, need = (fields.sizes["lat"], fields.sizes["lon"]), (coarse.sizes["lat"] * scale, coarse.sizes["lon"] * scale)
-    if have != need:
-        raise ValueError(
-            f"The static grid is {have[0]} x {have[1]} cells; needed: {scale} times the input's "
-            f"{coarse.sizes['lat']} x {coarse.sizes['lon']}, {need[0]} x {need[1]}. "
-            "Type static.sel(lat=slice(...), lon=slice(...)), or the same for the input, so that both cover the same "
-            "region."
-        )
-    for dim in ("lat", "lon"):
-        off = align.off_blocks(fields[dim], coarse[dim], dim)
-        if off > align.LIES_ON:
-            middles = np.asarray(fields[dim], np.float64).reshape(-1, scale).mean(axis=1)
-            centres = np.asarray(coarse[dim], np.float64)
-            raise ValueError(
-                f"The static grid does not lie on the input's grid: in {dim} the blocks of {scale} fine cells have "
-                f"centres from {middles[0]:.6g} to {middles[-1]:.6g}, the input's cells from {centres[0]:.6g} to "
-                f"{centres[-1]:.6g} (off by up to {off * abs(fine_step[dim]):.3g} degrees). Type xdeepsd.regrid(ds, "
-                "target) onto those centres first."
-            )
+    return coarse, turn
 
 
 def learned_fields(model: StackedSRCNN, fields: xr.Dataset) -> dict[str, np.ndarray]:

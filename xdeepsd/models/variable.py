@@ -9,13 +9,14 @@ import logging
 import math
 import re
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xdeepsd.grids import axes
+from xdeepsd.grids.days import period
 from xdeepsd.grids.units import is_amount, precipitation_factor
 from xdeepsd.models.transform import TRANSFORMS, Transform
 
@@ -76,6 +77,11 @@ PRECIPITATION = Variable(
     conserved=True,
 )
 VARIABLES = {variable.name: variable for variable in (PRECIPITATION,)}
+
+# Numbers that stand for missing in files that do not say so: what no precipitation reaches in any units (1e20,
+# -3.4e38, 9.97e36 ...), and the commonest of the others.
+HUGE = 1e15
+UNDECLARED_FILL = -9999.0
 
 # Attributes with the values that stand for missing.
 FILL_ATTRIBUTES = ("_FillValue", "missing_value")
@@ -223,39 +229,20 @@ def rate_factor(
     factor = precipitation_factor(given, units)
     if not is_amount(str(given)):
         return factor
-    period = _period(da, ds)
-    if period is None:
+    days = period(da, ds).days
+    if days is None:
         raise ValueError(
             f"The units {given!r} are an amount, and its period is unknown: there are fewer than two time steps. "
             "Needed: two days or more, or a rate. Type ds['NAME'].attrs['units'] = 'mm day-1' if it is the amount of "
-            "a day."
+            "a day, or units='mm day-1' to downscale."
         )
-    if not math.isclose(period, 1.0, rel_tol=1e-6):
+    if not math.isclose(days, 1.0, rel_tol=1e-6):
         raise ValueError(
-            f"The units {given!r} are an amount, and the time steps are {period:g} days. Needed: daily data, or "
+            f"The units {given!r} are an amount, and the time steps are {days:g} days. Needed: daily data, or "
             "a rate. Type ds.resample(time='1D').sum() for steps shorter than a day; else ds['NAME'] / days with units "
             "'mm day-1'."
         )
     return factor
-
-
-def _period(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> float | None:
-    """Days over which an amount was collected, from the time steps; None if unknown."""
-    found = {name: days for name, index in da.indexes.items() if (days := axes.days_since_first(index)) is not None}
-    # For a forecast, use the lead time, which counts from each start.
-    lead = [name for name in found if da.indexes[name].dtype.kind == "m"]
-    for name in lead or list(found):
-        steps = np.diff(np.sort(found[name]))
-        steps = steps[steps > 0]
-        if steps.size:
-            shortest = float(steps.min())  # a longer one may be a gap
-            return shortest if shortest < 1 + 1e-6 else float(np.median(steps))
-    for name in found:
-        bounds = None if ds is None else ds[name].attrs.get("bounds") if name in ds.coords else None
-        if bounds is not None and isinstance(ds, xr.Dataset) and bounds in ds.variables and ds[bounds].ndim == 2:
-            length = axes.days_since_first(ds[bounds].values.ravel())
-            return None if length is None else float(length[1] - length[0])
-    return 1.0 if ds is not None and ds.attrs.get("frequency") == "day" else None
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -275,12 +262,16 @@ class Values:
         In their own units: values from here to 0 are rounding errors and count as 0.
     fills
         Numbers that stand for missing according to the attributes.
+    lenient
+        Whether numbers that cannot be rain and are not declared count as missing (`HUGE`, `UNDECLARED_FILL`). Not in
+        training, whose levels are our own: there they are an error.
     """
 
     name: str = "precipitation"
     factor: float = 1.0
     lowest: float = -math.inf
     fills: tuple[float, ...] = ()
+    lenient: bool = field(default=False, repr=False)  # not in the names of tasks
 
     @classmethod
     def of(
@@ -305,7 +296,11 @@ class Values:
         if not values.size:
             return values
         low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)  # these ignore NaN
-        if low >= 0 and np.isfinite(high) and not any(low <= fill <= high for fill in self.fills):
+        if (
+            low >= 0
+            and high < (HUGE if self.lenient else np.inf)
+            and not any(low <= fill <= high for fill in self.fills)
+        ):
             return values
         values = values.copy()
         for fill in self.fills:
@@ -315,6 +310,14 @@ class Values:
             count = int(infinite.sum())
             logger.warning("%d of %d values of %r are infinite and count as missing.", count, values.size, self.name)
             values[infinite] = np.nan
+        undeclared = (np.abs(values) >= HUGE) | (values == UNDECLARED_FILL) if self.lenient else infinite & False
+        if undeclared.any():
+            found = ", ".join(f"{number:g}" for number in np.unique(values[undeclared])[:3])
+            logger.warning(
+                "%d of %d values of %r are %s: taken as missing, though the file does not declare it.",
+                int(undeclared.sum()), values.size, self.name, found,
+            )  # fmt: skip
+            values[undeclared] = np.nan
         too_low = values < self.lowest
         if too_low.any():
             raise ValueError(
@@ -322,7 +325,12 @@ class Values:
                 f"{self.lowest:.3g}. Needed: precipitation of at least 0, NaN where it is missing. Type "
                 "ds.where(ds['NAME'] != VALUE) if VALUE stands for missing; else ds.clip(min=0)."
             )
-        values[values < 0] = 0
+        below = values < 0
+        if below.any():
+            logger.info(
+                "%d of %d values of %r are below 0 by rounding: taken as 0.", below.sum(), values.size, self.name
+            )
+            values[below] = 0
         return values
 
 

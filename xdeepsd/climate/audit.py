@@ -1,0 +1,265 @@
+"""Look at the input of a model before downscaling it: what was understood, what is missing, what is odd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import numpy as np
+import torch
+import xarray as xr
+
+from xdeepsd.grids import axes
+from xdeepsd.grids.days import period
+from xdeepsd.grids.units import precipitation_factor
+from xdeepsd.inference.inputs import Prepared, prepare
+from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.models.transform import transform
+from xdeepsd.models.variable import clean
+
+DRIZZLE = 1.0  # mm day-1; what is wetter is a wet day to most indices of extremes
+LAGS = (-2, -1, 0, 1, 2)  # days
+_DAYS_COMPARED = 1000  # with the observed field: enough to tell a shift, little to hold in memory
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found; ``print`` shows it as lines, `rows` as pairs of text.
+
+    Parameters
+    ----------
+    variable, units, period, calendar
+        As found; the period says what tells it.
+    days, first, last, missing_days
+        Days downscaled, the dates of the first and last, and how many dates between them are not there.
+    adapted
+        What is done to the input before the first stage: hours put together to days, regridding.
+    covered
+        Share of the wanted coarse cells with a value on any day.
+    missing
+        Share of the values in these cells that are missing.
+    dry, drizzle
+        Share of the values that are 0, and that lie between 0 and 1 mm day-1.
+    mean, largest
+        mm day-1.
+    largest_sd
+        How many standard deviations of the training days the largest value lies above their mean, in the space in which
+        the first stage was trained.
+    lags
+        Correlation with the observed field, of all coarse cells and days at hand, by the days that the observations are
+        taken later; empty without an observed field.
+    """
+
+    variable: str
+    units: str
+    period: str
+    calendar: str
+    days: int
+    first: str
+    last: str
+    missing_days: int
+    adapted: tuple[str, ...]
+    covered: float
+    missing: float
+    dry: float
+    drizzle: float
+    mean: float
+    largest: float
+    largest_sd: float
+    lags: dict[int, float]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What was looked at, and what was found."""
+        rows = [
+            ("precipitation", f"{self.variable!r} in {self.units}, each value of {self.period}"),
+            ("days", f"{self.days}, {self.first} to {self.last}, calendar {self.calendar}"),
+            ("dates that are not there", str(self.missing_days)),
+            *(("done", text) for text in self.adapted),
+            ("coarse cells with values", f"{self.covered:.1%} of those wanted"),
+            ("missing values in these", f"{self.missing:.2%}"),
+            ("dry, drizzle, wetter", f"{self.dry:.1%} 0, {self.drizzle:.1%} below {DRIZZLE:g} mm day-1, the rest"),
+            ("mean, largest", f"{self.mean:.3g}, {self.largest:.4g} mm day-1"),
+            ("largest, above the training days' mean", f"{self.largest_sd:.1f} of their standard deviations"),
+        ]
+        rows += [(f"correlation, observed {lag:+d} days", f"{r:.2f}") for lag, r in self.lags.items()]
+        return rows
+
+    def notes(self) -> list[str]:
+        """What deserves a look, in sentences."""
+        notes = []
+        if self.missing_days:
+            notes.append(f"{self.missing_days} dates between {self.first} and {self.last} are not there.")
+        if self.covered < 0.99:
+            notes.append(f"{1 - self.covered:.1%} of the coarse cells that are wanted have no value on any day.")
+        if self.drizzle > 0.5:
+            notes.append(
+                f"{self.drizzle:.0%} of the values are drizzle below {DRIZZLE:g} mm day-1, as of climate models that "
+                "rain too often and too little: a bias that downscaling passes on."
+            )
+        best = max(self.lags, key=lambda lag: self.lags[lag], default=0)
+        if best and self.lags[best] > self.lags.get(0, -1.0) + 0.05:
+            way = f"{abs(best)} day{'s' * (abs(best) > 1)} {'later' if best > 0 else 'earlier'}"
+            notes.append(
+                f"The observed field fits better {way} (correlation {self.lags[best]:.2f} against "
+                f"{self.lags.get(0, np.nan):.2f} on the same date): the two date their days differently, as products "
+                "do whose days end at different hours."
+            )
+        return notes
+
+    def __str__(self) -> str:
+        """The rows and the notes."""
+        width = max(len(what) for what, _ in self.rows())
+        return "\n".join([*(f"{what:<{width}}  {found}" for what, found in self.rows()), *self.notes()])
+
+
+def audit(
+    ds: xr.Dataset | xr.DataArray,
+    model: StackedSRCNN,
+    static: xr.Dataset | xr.DataArray | None = None,
+    *,
+    observed: xr.Dataset | xr.DataArray | None = None,
+    variable: str | None = None,
+    mask: xr.DataArray | None = None,
+    units: str | None = None,
+    day_ends: float | None = None,
+    allow_partial: bool = True,
+) -> Audit:
+    """Look at the input of `xdeepsd.downscale` before it is used. Reads it all once, chunk by chunk.
+
+    Parameters
+    ----------
+    ds, model, static, variable, mask, units, day_ends
+        As in `xdeepsd.downscale`.
+    observed
+        Observed precipitation of some of the same dates, on any grid that overlaps the model's: the correlation with it
+        is computed for shifts of up to two days. Means something for reanalyses, hindcasts and other products, not for
+        a climate model that runs freely.
+    allow_partial
+        False: an error where the input does not cover the model's domain. True: the share is reported.
+
+    Returns
+    -------
+    `Audit`, of the values on the model's coarse grid, in mm day-1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `xdeepsd.downscale`; and where the observed field shares no date with the input.
+    """
+    ready = prepare(ds, model, static, variable, mask, units, day_ends, allow_partial)
+    rain, wanted = _rain(ready, model), _wanted(ready, model.scale)
+    found = _statistics(rain, wanted)
+    given = ds if isinstance(ds, xr.DataArray) else axes.settle(ds)[ready.given.name]
+    time = axes.find_time(ready.given)
+    dates = [] if time is None else _dates(ready.given[time])
+    stage = model.stages[0]
+    largest = torch.tensor(max(found["largest"], 0.0) / precipitation_factor(model.units), dtype=torch.float64)
+    level = float(transform(largest, stage.transform))
+    stands_for = period(given, ds)
+    lags = {} if observed is None else _lags(rain, dates, observed, model, static, mask)
+    return Audit(
+        variable=str(ready.given.name),
+        units=str(ready.given.attrs["units"]),
+        period=f"{stands_for} (by its {stands_for.known_by})" if stands_for.known_by else str(stands_for),
+        calendar="none" if time is None else str(ready.given[time].dt.calendar),
+        days=max(len(dates), 1),
+        first=dates[0] if dates else "",
+        last=dates[-1] if dates else "",
+        missing_days=0 if time is None else _missing_days(ready.given[time]),
+        adapted=ready.adapted.done,
+        largest_sd=(level - stage.precipitation.mean) / stage.precipitation.std,
+        lags=lags,
+        **found,
+    )
+
+
+def _rain(ready: Prepared, model: StackedSRCNN) -> xr.DataArray:
+    """The values the first stage gets, mm day-1, ``(..., time, lat, lon)``. Lazy if the input is."""
+    return clean(ready.coarse, ready.values) * (ready.values.factor * precipitation_factor(model.units))
+
+
+def _wanted(ready: Prepared, scale: int) -> np.ndarray:
+    """``(lat, lon)`` coarse cells with any wanted fine cell."""
+    nlat, nlon = ready.coarse.shape[-2:]
+    if ready.mask is None:
+        return np.ones((nlat, nlon), bool)
+    return np.asarray(np.asarray(ready.mask).reshape(nlat, scale, nlon, scale).any(axis=(1, 3)))
+
+
+def _statistics(rain: xr.DataArray, wanted: np.ndarray) -> dict[str, float]:
+    """Shares and moments over wanted cells that ever have a value, in one pass."""
+    rain = rain.where(xr.DataArray(wanted, dims=("lat", "lon")))
+    others = [dim for dim in rain.dims if dim not in ("lat", "lon")]
+    counts = xr.Dataset(
+        {
+            "seen": rain.notnull().sum(others),
+            "dry": (rain == 0).sum(others),
+            "drizzle": ((rain > 0) & (rain < DRIZZLE)).sum(others),
+            "sum": rain.sum(others, dtype=np.float64),
+            "largest": rain.max(others),
+        }
+    )
+    (counts,) = dask.compute(counts)
+    values = int(np.prod([rain.sizes[dim] for dim in others]))
+    ever = (counts["seen"] > 0).values
+    seen = max(int(counts["seen"].sum()), 1)
+    return {
+        "covered": float(ever.sum() / max(wanted.sum(), 1)),
+        "missing": float(1 - seen / max(int(ever.sum()) * values, 1)),
+        "dry": float(counts["dry"].sum() / seen),
+        "drizzle": float(counts["drizzle"].sum() / seen),
+        "mean": float(counts["sum"].sum() / seen),
+        "largest": float(counts["largest"].max()),
+    }
+
+
+def _dates(time: xr.DataArray) -> list[str]:
+    return [f"{y:04d}-{m:02d}-{d:02d}" for y, m, d in zip(*_calendar_dates(time), strict=True)]
+
+
+def _calendar_dates(time: xr.DataArray) -> tuple[np.ndarray, ...]:
+    return tuple(np.atleast_1d(getattr(time.dt, part).values) for part in ("year", "month", "day"))
+
+
+def _missing_days(time: xr.DataArray) -> int:
+    """Dates between the first and the last that are not there, in the calendar's own days."""
+    days = axes.days_since_first(np.atleast_1d(time.values))
+    if days is None or days.size < 2:
+        return 0
+    there = np.unique(np.floor(days + 1e-6))
+    return int(there[-1] - there[0]) + 1 - there.size
+
+
+def _lags(
+    rain: xr.DataArray, dates: list[str], observed: Any, model: StackedSRCNN, static: Any, mask: Any
+) -> dict[int, float]:
+    """Correlation with the observed field, shifted by each of `LAGS` days, over cells and days that both have."""
+    there = prepare(observed, model, static, None, mask, allow_partial=True)
+    time = axes.find_time(there.given)
+    theirs = {} if time is None else {date: i for i, date in enumerate(_dates(there.given[time]))}
+    common = [i for i, date in enumerate(dates) if date in theirs][:_DAYS_COMPARED]
+    if not common or time is None:
+        raise ValueError(
+            f"The observed field has no date of the input, whose days are {dates[:1]} to {dates[-1:]}. Needed: some "
+            "days of both, or observed=None."
+        )
+    since = axes.days_since_first(there.given[time].values)
+    assert since is not None
+    number = np.floor(since + 1e-6).astype(int)  # gaps are longer than a day
+    place = {day: i for i, day in enumerate(number.tolist())}
+    ours, seen = (
+        da.isel({dim: 0 for dim in da.dims if dim not in ("time", "lat", "lon")})  # the first member
+        for da in (rain, _rain(there, model))
+    )
+    at = [theirs[dates[i]] for i in common]
+    low, high = max(min(at) + min(LAGS), 0), max(at) + max(LAGS) + 1
+    a, b = dask.compute(ours.isel(time=common).values, seen.isel(time=slice(low, high)).values)
+    found = {}
+    for lag in LAGS:
+        pairs = [(n, place[day] - low) for n, i in enumerate(at) if (day := number[i] + lag) in place]
+        x, y = a[[n for n, _ in pairs]].ravel(), b[[i for _, i in pairs]].ravel()
+        both = np.isfinite(x) & np.isfinite(y)
+        if both.sum() > 2 and x[both].std() > 0 and y[both].std() > 0:
+            found[lag] = float(np.corrcoef(x[both], y[both])[0, 1])
+    return found
