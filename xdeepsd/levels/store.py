@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ def held_releases(root: zarr.Group) -> np.ndarray:
 def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
     """The store at ``path``; None if there is none yet, or its creation was interrupted."""
     folder = Path(path)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(is_zarr_partial(file.name) for file in folder.iterdir())):
         return None
     try:
         root = zarr.open_group(path, mode=mode, use_consolidated=False)
@@ -89,7 +90,8 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
     names = re.compile(r"zarr\.json|done|releases|level_\d+")
     own = [p for p in folder.iterdir() if names.fullmatch(p.name) or is_zarr_partial(p.name)]
     foreign = [p.name for p in folder.iterdir() if p not in own]
-    foreign += [p.relative_to(folder).as_posix() for part in own for p in not_zarr(part)]
+    arrays: Any = root.attrs.get("arrays", ())
+    foreign += [p.relative_to(folder).as_posix() for part in own for p in not_zarr(part, arrays)]
     if foreign := sorted(foreign):
         raise ValueError(
             f"Creating {path} was interrupted, so it would be created again, but it holds {foreign}, which "
@@ -101,8 +103,16 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
 
 def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[str, Any]) -> zarr.Group:
     """A new store with everything but the precipitation. It is complete only once its attribute ``ready`` says so."""
-    root = zarr.open_group(path, mode="w", zarr_format=3)
-    root.attrs.update(described | {"xdeepsd_levels": _FORMAT, "ready": False, "days_per_chunk": days})
+    arrays = [*wanted[-1].variables, CLIMATOLOGY]
+    about = described | {"xdeepsd_levels": _FORMAT, "ready": False, "days_per_chunk": days, "arrays": arrays}
+    for part in Path(path).glob("*/"):  # of a call that was killed; `find_store` has looked through them
+        shutil.rmtree(part)
+    # The group has its attributes from its first moment on, so that a kill never leaves one that cannot be told as ours.
+    try:
+        root = zarr.open_group(path, mode="r+", use_consolidated=False)
+        root.attrs.put(about)
+    except FileNotFoundError:
+        root = zarr.create_group(path, zarr_format=3, attributes=about)
     later = [CLIMATOLOGY] if described["climatology_years"] else []
     static = dask.compute(*[level.drop_vars("precipitation") for level in wanted])
     for k, (level, fields) in enumerate(zip(wanted, static, strict=True)):

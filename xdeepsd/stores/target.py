@@ -123,9 +123,15 @@ def _of_an_array(file_name: str) -> bool:
     return file_name in _METADATA or is_zarr_partial(file_name) or _CHUNKS.fullmatch(file_name) is not None
 
 
-def not_zarr(path: Path) -> list[Path]:
-    """`_foreign_files`, and empty folders below the path."""
+def not_zarr(path: Path, arrays: Collection[str] | None = None) -> list[Path]:
+    """`_foreign_files`, and empty folders below the path.
+
+    ``arrays``: names of arrays that a killed call may have begun to write or delete here. Empty folders with these
+    names, or with those of chunks, are then its own.
+    """
     empty = [folder for folder in path.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
+    if arrays is not None:
+        empty = [folder for folder in empty if folder.name not in arrays and not _CHUNKS.fullmatch(folder.name)]
     return sorted({*_foreign_files(path), *empty})
 
 
