@@ -797,7 +797,7 @@ def test_bad_grids_are_named():
         regrid(field(grid([0.0, 10.0], np.arange(0, 361, 10.0))), COARSE)
     with pytest.raises(ValueError, match="lat has 1 value and no bounds"):
         regrid(ds, grid([30.0], [-100.0, -98.0]))
-    with pytest.raises(ValueError, match="between 1 x 2 cells"):
+    with pytest.raises(ValueError, match="on a source of 1 x 2 cells"):
         regrid(field(grid([30.0], [-100.0, -98.0])), COARSE, "bilinear")
     with pytest.raises(ValueError, match="No target was given"):
         regrid(ds)

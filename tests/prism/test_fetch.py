@@ -178,7 +178,7 @@ def test_any_sequence_of_periods(tmp_path_factory, periods):
 def test_open_prism_gives_the_days_that_are_there(server, out):
     get(server, out, "2011-01-07", "2011-01-08")
     get(server, out, "2011-01-02", "2011-01-03")
-    with pytest.raises(ValueError, match=r"ppt lacks 3 of the 7 days .*: 2011-01-04 to 2011-01-06 \(3 days\)"):
+    with pytest.raises(ValueError, match=r"ppt is missing on 3 of the 7 days .*: 2011-01-04 to 2011-01-06 \(3 days\)"):
         prism.open_prism(out)
     ds = prism.open_prism(out, allow_missing=True)
     assert pd.DatetimeIndex(ds["time"]).equals(DAYS[[1, 2, 6, 7]])

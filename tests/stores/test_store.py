@@ -198,7 +198,7 @@ def test_misaligned_chunks_are_refused(tmp_path, no_compute):
             ValueError, match=r"along 'time' are \(4, 4, 4\), but the Zarr chunks are 3.*ds.chunk\(time=6\)"
         ):
             xdeepsd.to_zarr(ds, tmp_path / "a.zarr", encoding={"pr": {"chunks": (3, 3, 4)}})
-        with pytest.raises(ValueError, match="Zarr shards 6"):
+        with pytest.raises(ValueError, match="Zarr shards are 6"):
             xdeepsd.to_zarr(ds, tmp_path / "a.zarr", encoding={"pr": {"chunks": (2, 3, 4), "shards": (6, 3, 4)}})
         with pytest.raises(ValueError, match=r"\(4, 5, 3\); needed: equal ones.*ds.chunk\(time=5\)"):
             xdeepsd.to_zarr(ds.chunk(time=(4, 5, 3)), tmp_path / "a.zarr")
