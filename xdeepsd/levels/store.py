@@ -107,7 +107,7 @@ def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[
     about = described | {"xdeepsd_levels": _FORMAT, "ready": False, "days_per_chunk": days, "arrays": arrays}
     for part in Path(path).glob("*/"):  # of a call that was killed; `find_store` has looked through them
         shutil.rmtree(part)
-    # The group has its attributes from its first moment on, so that a kill never leaves one that cannot be told as ours.
+    # The group has its attributes from its first moment on: a kill never leaves one that cannot be told as ours.
     try:
         root = zarr.open_group(path, mode="r+", use_consolidated=False)
         root.attrs.put(about)
