@@ -10,8 +10,9 @@ from .inference.downscale import downscale
 from .levels.climate import make_climate
 from .levels.disk import build_levels, open_levels
 from .levels.memory import make_levels
-from .losses.dense_loss import DenseLoss, masked_mse
+from .losses.dense_loss import DenseLoss
 from .losses.dense_weight import DenseWeight
+from .losses.masked import masked_mse
 from .models.files import load_model, save_model
 from .models.normalize import Normalizer
 from .models.srcnn import SRCNN, SRCNNConfig

@@ -101,10 +101,16 @@ class Stage:
 
         ``interpolated`` is the transformed input on the cells of the output.
         """
+        return transforms.invert(self._transformed(output, interpolated).clamp_min(0.0), self.transform)
+
+    def unclipped(self, output: Tensor, interpolated: Tensor) -> Tensor:
+        """`precipitation_of` for losses in mm: below 0 it goes on, linearly, so that there is a gradient."""
+        result = self._transformed(output, interpolated)
+        return transforms.invert(result.clamp_min(0.0), self.transform) + result.clamp_max(0.0)
+
+    def _transformed(self, output: Tensor, interpolated: Tensor) -> Tensor:
         result = self.target.invert(output)
-        if self.config.residual:
-            result = result + interpolated
-        return transforms.invert(result.clamp_min(0.0), self.transform)
+        return result + interpolated if self.config.residual else result
 
     def conserved(self, output: Tensor, interpolated: Tensor, coarse: Tensor, weights: Tensor) -> Tensor:
         """`precipitation_of` with the means of ``coarse`` kept as ``config.conserve`` says."""

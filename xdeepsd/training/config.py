@@ -14,11 +14,17 @@ from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.srcnn import SRCNNConfig
 from xdeepsd.models.transform import check
 
-LOSSES = ("mse", "denseloss")
+LOSSES = ("mse", "denseloss", "mae", "huber", "pinball", "tweedie")
+# Losses of precipitation in mm day-1; the others see normalised, transformed values.
+IN_MM = ("tweedie",)
+# Losses that are lowest at the mean: a stage is then chosen by its RMSE, otherwise by the loss itself.
+OF_THE_MEAN = ("mse", "tweedie")
 SCHEDULES = ("constant", "cosine", "exponential")
 PRECISIONS = ("float32", "bfloat16")
 # Fields that may change when a run is resumed: they do not affect the result.
 FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
+# Fields that checkpoints of older versions lack, with what they amounted to.
+LATER = {"quantile": 0.5, "tweedie_power": 1.5}
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,13 @@ class TrainConfig:
         *Optimiser*: patches in a batch, and number of batches; Adam's learning rate, and the factor on it for the last
         layer; "constant", "cosine" (to 0 at the last step) or "exponential" (times 0.96 every 100,000 steps, as in
         deepsd); the largest norm of the gradient, None: not clipped.
-    loss, alpha, wet_threshold, density_transform
-        *Loss*: "mse", or "denseloss" with weights from `xdeepsd.DenseWeight` fitted to the fine values of the training
-        days.
+    loss, alpha, wet_threshold, density_transform, quantile, tweedie_power
+        *Loss* (docs/method.md): "mse", "mae", "huber" (of differences up to 1 normalised unit: squared; beyond:
+        absolute) or "pinball" (lowest at ``quantile``, from 0 to 1, of what may fall; nothing else uses it), all of
+        normalised precipitation; "tweedie", of precipitation in mm day-1 whose variance grows as the mean to the power
+        ``tweedie_power``, between 1 and 2 (nothing else uses it); or "denseloss" with weights from
+        `xdeepsd.DenseWeight` (``alpha``, ``wet_threshold``, ``density_transform``) fitted to the fine values of the
+        training days.
     train, validation, test
         *Days*: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
         ``validation`` and ``test`` a fraction of the days at the end. ``train`` None: all that are in neither of the
@@ -49,7 +59,8 @@ class TrainConfig:
     validate_every, validation_days, patience
         *Validation*: steps between validations; how many of the validation days (spread evenly) are used; stop after
         this many validations without improvement, None: go on to the last step. The resulting stage is always the best
-        one on the validation days.
+        one on the validation days: of the lowest RMSE with "mse" and "tweedie", which are lowest at the mean, of the
+        lowest loss otherwise.
     seed, buffer, workers, checkpoint_every, device, precision, threads, tensorboard
         *Run*: the seed of everything random. MiB that the loader may hold, and its threads, which change only the
         speed. Steps between checkpoints. "cpu", "cuda", ..., None: a GPU if there is one. "float32" or "bfloat16"
@@ -85,6 +96,8 @@ class TrainConfig:
     alpha: float = 1.0
     wet_threshold: float | None = None
     density_transform: Literal["log1p", "sqrt"] | None = None
+    quantile: float = 0.5
+    tweedie_power: float = 1.5
     # Days
     train: tuple[int | str, ...] | None = None
     validation: tuple[int | str, ...] | float | None = 0.1
@@ -139,6 +152,10 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; needed: one of {', '.join(map(repr, choices))}.")
         check(self.target_transform, "target_transform")
+        for name, low, high, such in (("quantile", 0, 1, 0.9), ("tweedie_power", 1, 2, 1.5)):
+            value = getattr(self, name)
+            if not low < value < high:
+                raise ValueError(f"{name} is {value}; needed: a number between {low} and {high}, such as {such}.")
         if self.loss == "denseloss":
             self.dense_weight()
 

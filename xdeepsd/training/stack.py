@@ -152,9 +152,9 @@ class _Stage:
 
 
 def _about_density(stage: _Stage) -> tuple[Any, ...] | None:
-    """What the density of a stage depends on (neither alpha nor the seed); None for "mse"."""
+    """What the density of a stage depends on (neither alpha nor the seed); None for other losses than DenseLoss."""
     config = stage.config
-    if config.loss == "mse":
+    if config.loss != "denseloss":
         return None
     return stage.k, static_key(config), config.wet_threshold, config.density_transform
 

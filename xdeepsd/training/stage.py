@@ -22,8 +22,9 @@ from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
 from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs, values_of
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.splits import Split
-from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
+from xdeepsd.losses.dense_loss import DenseLoss
 from xdeepsd.losses.dense_weight import DenseWeight
+from xdeepsd.losses.masked import masked_huber, masked_mae, masked_mse, masked_pinball, masked_tweedie
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
@@ -31,7 +32,7 @@ from xdeepsd.models.threads import torch_threads
 from xdeepsd.models.variable import clean
 from xdeepsd.stores.begun import changed_fields
 from xdeepsd.training.checkpoints import METRICS, checkpoints, read_checkpoint
-from xdeepsd.training.config import FREE, TrainConfig
+from xdeepsd.training.config import FREE, IN_MM, LATER, TrainConfig
 from xdeepsd.training.loop import Run, State, learn
 from xdeepsd.training.validation import LossFunction, Validation
 from xdeepsd.training.watch import Watch
@@ -68,11 +69,17 @@ def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeigh
     return config.dense_weight().fit(wanted, scheduler="threads")  # this may run inside a task of a cluster
 
 
-def loss_function(density: DenseWeight | None, device: torch.device) -> LossFunction:
-    """DenseLoss with the given weights; without weights, the masked mean squared error."""
-    if density is None:
-        return lambda prediction, target, mask, values: masked_mse(prediction, target, mask)
-    return DenseLoss(density).to(device)
+def loss_function(config: TrainConfig, density: DenseWeight | None, device: torch.device) -> LossFunction:
+    """The loss of the configuration; DenseLoss has the weights of ``density``."""
+    if config.loss == "denseloss":
+        assert density is not None
+        return DenseLoss(density).to(device)
+    if config.loss == "tweedie":
+        return lambda pred, target, mask, values: masked_tweedie(pred, target, mask, config.tweedie_power)
+    if config.loss == "pinball":
+        return lambda pred, target, mask, values: masked_pinball(pred, target, mask, config.quantile)
+    simple = {"mse": masked_mse, "mae": masked_mae, "huber": masked_huber}[config.loss]
+    return lambda pred, target, mask, values: simple(pred, target, mask)
 
 
 def train_stage(
@@ -156,8 +163,8 @@ def train_pair(
         validation = (
             Validation(pair, split.validation, config.validation_days, device) if split.validation.size else None
         )
-        buffer, dense = int(config.buffer * MIB), config.loss == "denseloss"
-        days = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair, dense))))
+        buffer, with_values = int(config.buffer * MIB), config.loss in ("denseloss", *IN_MM)
+        days = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair, with_values))))
         normalizers = (
             fit_normalizers(pair, days, config.workers) if saved is None else _normalizers(saved["normalizers"])
         )
@@ -171,14 +178,15 @@ def train_pair(
         if not state.finished:
             loader = PatchLoader(
                 pair, normalizers, days, origins, output, config.batch, (config.seed, index), buffer, config.workers,
-                with_values=dense,
+                with_values=with_values,
             )  # fmt: skip
             described = {
                 "identity": identity, "normalizers": asdict(normalizers), "index": index,
                 "density": None if density is None else density.to_dict(),
                 "digests": torch.from_numpy(pair.digests),  # shared: as they are when a checkpoint is written
             }  # fmt: skip
-            run = Run(index, config, stage, loader, loss_function(density, device), validation, folder, described)
+            loss = loss_function(config, density, device)
+            run = Run(index, config, stage, loader, loss, validation, folder, described)
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
                 learn(run, state, watch)
@@ -212,7 +220,7 @@ def _density(
     config: TrainConfig, pair: Pair, split: Split, saved: Mapping[str, Any] | None, given: DenseWeight | None
 ) -> DenseWeight | None:
     """The weights of DenseLoss: from the checkpoint, the ``given`` ones or newly fitted; None for other losses."""
-    if config.loss == "mse":
+    if config.loss != "denseloss":
         return None
     if saved is not None:
         return DenseWeight.from_dict(saved["density"])
@@ -284,7 +292,7 @@ def _identity(pair: Pair, split: Split) -> dict[str, Any]:
 
 def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[str, Any], folder: Path | None) -> None:
     """Raise ValueError where a checkpoint was written with another configuration or other data."""
-    different = changed_fields(saved["config"], asdict(config), FREE)
+    different = changed_fields(LATER | saved["config"], asdict(config), FREE)
     if different:
         raise ValueError(
             f"The checkpoint in {folder} belongs to another configuration: {'; '.join(different)}. Type the same "
