@@ -15,6 +15,7 @@ from xdeepsd.models.stage import Stage
 from xdeepsd.training import loop
 from xdeepsd.training import stage as stage_module
 from xdeepsd.training.checkpoints import checkpoints
+from xdeepsd.training.config import LATER
 from xdeepsd.training.stage import loss_function, stage_pair
 from xdeepsd.training.validation import Validation
 
@@ -127,7 +128,7 @@ def test_checkpoints_of_older_versions_are_resumed(tmp_path, monkeypatch):
 
     def older(folder):
         saved = read_checkpoint(folder)
-        for name in ("quantile", "tweedie_power"):
+        for name in LATER:
             del saved["config"][name]
         return saved
 
@@ -148,3 +149,41 @@ def test_a_loss_in_mm_is_of_the_output_below_zero_and_of_what_is_kept():
     (gradient,) = torch.autograd.grad(own.sum(), output)
     torch.testing.assert_close(gradient, torch.tensor([[[2.0, 12.0], [8.0, 2.0]]]))
     assert (stage.precipitation_of(output, interpolated) == own.clamp_min(0)).all()
+
+
+def test_annealed_denseloss_is_plain_first_and_weighted_last(tmp_path, monkeypatch):
+    """Each step minimises share * DenseLoss + (1 - share) * MSE; the score is DenseLoss all along."""
+    coarse, fine = pair_of_levels(days=12, chunks=4)
+    config = small(
+        loss="denseloss", alpha=0.9, anneal=0.5, density_transform="log1p", wet_threshold=0.1, weight_cap=2.5
+    )
+    found = []
+    plain = loop._loss
+
+    def listen(run, output, batch):
+        found.append(plain(run, output, batch))
+        return found[-1]
+
+    monkeypatch.setattr(loop, "_loss", listen)
+    annealed = train_stage(coarse, fine, config)
+    assert len(found) == 15 * 2 + 15  # steps 0 to 14: both losses
+    losses = np.array([float(value) for value in found])
+    share = np.arange(15) / 15
+    expected = np.append(share * losses[0:30:2] + (1 - share) * losses[1:30:2], losses[30:])
+    monkeypatch.undo()
+    np.testing.assert_allclose(annealed.history["loss"], expected.reshape(3, 10).mean(1), rtol=1e-5)
+    assert losses[0] != losses[1]
+    assert annealed.summary["density"]["dry_weight"] <= 2.5
+    at_once = train_stage(coarse, fine, dataclasses.replace(config, anneal=0.0))
+    assert not torch.equal(*(next(t.stage.net.parameters()) for t in (annealed, at_once)))
+
+
+def test_first_step_of_an_annealed_run_is_that_of_mse():
+    coarse, fine = pair_of_levels(days=12, chunks=4)
+    runs = [
+        train_stage(coarse, fine, small(steps=1, validation=None, **changes))
+        for changes in ({}, {"loss": "denseloss", "anneal": 1.0}, {"loss": "denseloss"})
+    ]
+    first, same, other = (torch.cat([p.detach().ravel() for p in run.stage.net.parameters()]) for run in runs)
+    torch.testing.assert_close(first, same)
+    assert not torch.allclose(first, other)

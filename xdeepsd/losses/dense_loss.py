@@ -51,7 +51,8 @@ class DenseLoss(nn.Module):
         histogram = dense_weight.histogram
         assert histogram is not None
         self.dense_weight, self.normalizer = dense_weight, normalizer
-        self.alpha, self.eps, self.mean = float(dense_weight.alpha), float(dense_weight.eps), mean
+        self.alpha, self.mean = float(dense_weight.alpha), mean
+        self.limits = float(dense_weight.eps), dense_weight.top
         self.wet_threshold, self.transform = dense_weight.wet_threshold, dense_weight.transform
         self.start, self.step = histogram.start, histogram.step
         table = torch.tensor(histogram.scaled_density)
@@ -72,7 +73,7 @@ class DenseLoss(nn.Module):
         density = self.table[left].addcmul_(position.sub_(left), self.slope[left])
         if self.wet_threshold is not None:
             density.masked_fill_(values < self.wet_threshold, 0.0)
-        weights = density.mul_(-self.alpha).add_(1.0).clamp_(min=self.eps).div_(self.mean)
+        weights = density.mul_(-self.alpha).add_(1.0).clamp_(*self.limits).div_(self.mean)
         return weights.masked_fill_(missing, 0.0)
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:

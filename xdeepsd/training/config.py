@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "bfloat16")
 # Fields that may change when a run is resumed: they do not affect the result.
 FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
 # Fields that checkpoints of older versions lack, with what they amounted to.
-LATER = {"quantile": 0.5, "tweedie_power": 1.5}
+LATER = {"quantile": 0.5, "tweedie_power": 1.5, "weight_cap": None, "anneal": 0.0}
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ class TrainConfig:
         *Optimiser*: patches in a batch, and number of batches; Adam's learning rate, and the factor on it for the last
         layer; "constant", "cosine" (to 0 at the last step) or "exponential" (times 0.96 every 100,000 steps, as in
         deepsd); the largest norm of the gradient, None: not clipped.
-    loss, alpha, wet_threshold, density_transform, quantile, tweedie_power
+    loss, alpha, wet_threshold, density_transform, weight_cap, anneal, quantile, tweedie_power
         *Loss* (docs/method.md): "mse", "mae", "huber" (of differences up to 1 normalised unit: squared; beyond:
         absolute) or "pinball" (lowest at ``quantile``, from 0 to 1, of what may fall; nothing else uses it), all of
         normalised precipitation; "tweedie", of precipitation in mm day-1 whose variance grows as the mean to the power
         ``tweedie_power``, between 1 and 2 (nothing else uses it); or "denseloss" with weights from
-        `xdeepsd.DenseWeight` (``alpha``, ``wet_threshold``, ``density_transform``) fitted to the fine values of the
-        training days.
+        `xdeepsd.DenseWeight` (``alpha``, ``wet_threshold``, ``density_transform``, ``weight_cap``) fitted to the fine
+        values of the training days; they come in over a share ``anneal`` of the steps, from 0 (at once) to 1: plain
+        squares first, weighted last.
     train, validation, test
         *Days*: a list of years (2004, 2005) or of dates ("2004-07", "2004-07-15", "2004-06-01/2004-08-31"), or for
         ``validation`` and ``test`` a fraction of the days at the end. ``train`` None: all that are in neither of the
@@ -96,6 +97,8 @@ class TrainConfig:
     alpha: float = 1.0
     wet_threshold: float | None = None
     density_transform: Literal["log1p", "sqrt"] | None = None
+    weight_cap: float | None = None
+    anneal: float = 0.0
     quantile: float = 0.5
     tweedie_power: float = 1.5
     # Days
@@ -140,8 +143,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}; needed: a number above 0.")
-        if not 0 <= self.min_land <= 1:
-            raise ValueError(f"min_land is {self.min_land}; needed: a share from 0 to 1.")
+        for name in ("min_land", "anneal"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed: a share from 0 to 1.")
         for name in ("validation", "test"):
             value = getattr(self, name)
             if isinstance(value, float) and not 0 <= value < 1:
@@ -175,11 +179,23 @@ class TrainConfig:
 
     def dense_weight(self) -> DenseWeight:
         """The weights of DenseLoss, not yet fitted."""
-        return DenseWeight(self.alpha, wet_threshold=self.wet_threshold, transform=self.density_transform)
+        return DenseWeight(
+            self.alpha, wet_threshold=self.wet_threshold, transform=self.density_transform, weight_cap=self.weight_cap
+        )
 
     def split(self, time: xr.DataArray) -> Split:
         """Days of ``time`` for training, validation and test (`xdeepsd.levels.splits.split_days`)."""
         return split_days(time, self.train, self.validation, self.test)
+
+
+def share_of_weights(step: int, config: TrainConfig) -> float:
+    """How much of DenseLoss counts at a step (counted from 0); the rest is the plain mean squared error.
+
+    >>> share_of_weights(100, TrainConfig(loss="denseloss", anneal=0.5, steps=1000))
+    0.2
+    """
+    annealed = config.anneal * config.steps
+    return step / annealed if step < annealed else 1.0
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

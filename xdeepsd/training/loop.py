@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from xdeepsd.levels.patches import Batch, PatchLoader
+from xdeepsd.losses.masked import masked_mse
 from xdeepsd.models.srcnn import SRCNN
 from xdeepsd.models.stage import Stage
 from xdeepsd.training.checkpoints import checkpoints, write_checkpoint
-from xdeepsd.training.config import IN_MM, OF_THE_MEAN, TrainConfig, learning_rate
+from xdeepsd.training.config import IN_MM, OF_THE_MEAN, TrainConfig, learning_rate, share_of_weights
 from xdeepsd.training.validation import LossFunction, Validation
 from xdeepsd.training.watch import Watch, write_metrics
 
@@ -120,12 +121,18 @@ def _update(run: Run, state: State, batch: Batch, rate: float) -> Tensor:
     with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         output = state.net(batch.inputs)[:, 0]
     value = _loss(run, output.float(), batch)
+    if config.loss == "denseloss" and (share := share_of_weights(state.step, config)) < 1:
+        value = share * value + (1 - share) * _loss(replace(run, loss=_plain), output.float(), batch)
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()
     if config.clip_gradient is not None:
         nn.utils.clip_grad_norm_(state.net.parameters(), config.clip_gradient)
     state.optimizer.step()
     return value.detach()
+
+
+def _plain(prediction: Tensor, target: Tensor, mask: Tensor, values: Tensor | None) -> Tensor:
+    return masked_mse(prediction, target, mask)
 
 
 def _loss(run: Run, output: Tensor, batch: Batch) -> Tensor:

@@ -156,7 +156,7 @@ def _about_density(stage: _Stage) -> tuple[Any, ...] | None:
     config = stage.config
     if config.loss != "denseloss":
         return None
-    return stage.k, static_key(config), config.wet_threshold, config.density_transform
+    return stage.k, static_key(config), config.wet_threshold, config.density_transform, config.weight_cap
 
 
 def _one_by_one(
