@@ -570,6 +570,8 @@ def levels_of(path):
 
 
 CASES["config"] = [
+    case("do not fit each other: needed for this loss", lambda **given: vars(TrainConfig(**given)),
+         lambda tmp: {"head": "bernoulli_gamma", "loss": "mae"}, meaning("Leave head out", "del head")),
     case("to make one from an old config.ini", load_config, lambda tmp: {"path": old_ini(tmp).with_suffix(".toml")},
          meaning("xdeepsd config from-ini config.ini", "command(f'config from-ini {folder}/config.ini')")),
     case("An old config.ini? Type", load_config, lambda tmp: {"path": old_ini(tmp)},
@@ -883,6 +885,14 @@ def computed_elsewhere(ds, **given):
 
 
 SHALLOW = make_stack(1, channels=(), kernels=(3,))
+OF_CHANCE = make_stack(1, gain=1.0, **TINY, head="bernoulli_gamma")
+
+
+def called(function, **given):
+    """Any function, so that another one can be typed."""
+    return function(**given)
+
+
 CASES["inference"] = [
     case("needed: a StackedSRCNN", xdeepsd.downscale, lambda tmp: to_downscale(model=saved(tmp)),
          filled("model = xdeepsd.load_model('model/')", **{"'model/'": "model"})),
@@ -895,6 +905,14 @@ CASES["inference"] = [
          meaning("Leave batch_size out", "del batch_size"), "precision='float32'", machine=with_bfloat16),
     case("precision='bfloat16' and a stage without a hidden layer", laid_out,
          lambda tmp: to_downscale(model=SHALLOW, precision="bfloat16"), "precision='float32'", machine=with_bfloat16),
+    case("precision='bfloat16' and a stage that gives a distribution", laid_out,
+         lambda tmp: to_downscale(model=OF_CHANCE, precision="bfloat16"), "precision='float32'", machine=with_bfloat16),
+    case("The last stage of the model gives values", called,
+         lambda tmp: {"function": xdeepsd.distribution, **to_downscale()},
+         meaning("xdeepsd.downscale(ds, model)", "function = xdeepsd.downscale")),
+    case("Needed: a distribution", xdeepsd.expectation, lambda tmp: {"distribution": rain()},
+         meaning("xdeepsd.distribution(ds, model)",
+                 "distribution = xdeepsd.distribution(rain(), OF_CHANCE, STATIC)")),
     case("The fast forward is not available", strictly(xdeepsd.downscale), lambda tmp: to_downscale(),
          meaning("pip install xdeepsd[fast]", "patch.undo(); windows._import_fast.cache_clear()"),
          machine=without_numba),
@@ -907,6 +925,8 @@ CASES["conserve"] = [
          meaning("Leave conserve out", "del conserve")),
     case("conserve='softmax' and residual=True", lambda **given: vars(xdeepsd.SRCNNConfig(**given)),
          lambda tmp: {"conserve": "softmax", "residual": True}, "residual=False"),
+    case("with 'softmax' the network gives exponents, not a", lambda **given: vars(xdeepsd.SRCNNConfig(**given)),
+         lambda tmp: {"conserve": "softmax", "head": "bernoulli_gamma"}, "conserve='multiplicative'"),
     case("no mean can be kept", xdeepsd.downscale,
          lambda tmp: to_downscale(conserve="additive", mask=xr.zeros_like(STATIC["elevation"], bool)),
          meaning("Look at the mask", "mask = STATIC['elevation'].notnull()")),

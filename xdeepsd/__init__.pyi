@@ -6,6 +6,7 @@ from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
 from .grids.regrid import coarsen, regrid, regrid_weights
 from .grids.regrid_weights import Weights
+from .inference.distribution import chance_above, distribution, expectation, quantile
 from .inference.downscale import downscale
 from .levels.climate import make_climate
 from .levels.disk import build_levels, open_levels
@@ -42,10 +43,13 @@ __all__ = [
     "bin_edges",
     "bin_errors",
     "build_levels",
+    "chance_above",
     "climatology_ratio",
     "coarsen",
     "compare",
+    "distribution",
     "downscale",
+    "expectation",
     "fetch_prism",
     "interpolate",
     "load_model",
@@ -54,6 +58,7 @@ __all__ = [
     "masked_mse",
     "open_levels",
     "open_prism",
+    "quantile",
     "regrid",
     "regrid_weights",
     "run_sweep",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cf_xarray  # noqa: F401  (registers the .cf accessor)
@@ -84,6 +84,37 @@ def downscale(
     -----
     Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
     """
+    options = {"device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve}
+    made = lay_out(ds, model, static, variable, mask, **options)  # type: ignore[arg-type]
+    fine = label(made.data, made.prepared)
+    fine.attrs |= provenance(made, fine.attrs)
+    return fine if isinstance(ds, xr.DataArray) else _into_dataset(ds, fine, made.prepared.names, made.made_with)
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """What a call computes, not yet computed where the input is lazy."""
+
+    data: Any  # (..., lat, lon), or the parameters of a distribution (3, ..., lat, lon)
+    prepared: Prepared
+    scale: int
+    made_with: Mapping[str, str]
+
+
+def lay_out(
+    ds: xr.Dataset | xr.DataArray,
+    model: StackedSRCNN,
+    static: xr.Dataset | xr.DataArray | None,
+    variable: str | None,
+    mask: xr.DataArray | None,
+    *,
+    device: str | torch.device | None,
+    precision: str,
+    batch_size: int | None,
+    conserve: str | None,
+    distribution: bool = False,
+) -> LaidOut:
+    """`downscale` without labels; ``distribution``: the parameters that the last stage gives, and not their mean."""
     _check_options(ds, model, device, precision, batch_size)
     _check_conserve(model, conserve)
     prepared = prepare(ds, model, static, variable, mask)
@@ -93,13 +124,12 @@ def downscale(
     lat = np.asarray(prepared.grid["lat"], np.float64)
     if isinstance(prepared.mask, np.ndarray) and any(stage.config.conserve for stage in stages):
         cell_weights(lat, prepared.mask.shape[1], prepared.mask)  # raises now if the mask is wrong, not in a task
-    job = Job(model, prepared.values, Options(str(device or "cpu"), precision, batch_size), lat)
+    job = Job(model, prepared.values, Options(str(device or "cpu"), precision, batch_size), lat, distribution)
     made_with = _made_with(job, prepared)
     token = digest((made_with, prepared.values, prepared.coarse.shape[-2:], digest(lat)))
+    token = f"distribution-{token}" if distribution else token
     data = apply(prepared.coarse.data, job, prepared.maps, prepared.mask, token)
-    fine = _label(data, prepared)
-    fine.attrs |= _provenance(model.scale, made_with["xdeepsd_model"], fine.attrs) | made_with
-    return fine if isinstance(ds, xr.DataArray) else _into_dataset(ds, fine, prepared.names, made_with)
+    return LaidOut(data, prepared, model.scale, made_with)
 
 
 def _check_options(
@@ -132,6 +162,11 @@ def _check_options(
                 "precision='bfloat16' and a stage without a hidden layer, which on a CPU is computed in float32 or "
                 "float64. Type precision='float32'."
             )
+        if any(stage.config.head != "value" for stage in model.stages):
+            raise ValueError(
+                "precision='bfloat16' and a stage that gives a distribution, which on a CPU is computed in float32 or "
+                "float64. Type precision='float32'."
+            )
     if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise ValueError(f"batch_size {batch_size}; needed: a whole number of at least 1, or None.")
 
@@ -149,7 +184,7 @@ def _check_conserve(model: StackedSRCNN, conserve: str | None) -> None:
 # --- the output -------------------------------------------------------------------------------------------------------
 
 
-def _label(data: Any, prepared: Prepared) -> xr.DataArray:
+def label(data: Any, prepared: Prepared) -> xr.DataArray:
     """Label the result with the target grid, in the user's names, order and longitude convention."""
     coarse, given, names = prepared.coarse, prepared.given, prepared.names
     coords: dict[Any, Any] = {
@@ -176,11 +211,13 @@ def _made_with(job: Job, prepared: Prepared) -> dict[str, str]:
     }
 
 
-def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(made: LaidOut, attrs: Mapping[str, Any], function: str = "downscale") -> dict[str, Any]:
+    """Attributes that say how the output was made; ``attrs`` are those of the input."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    line = f"{now}: xdeepsd {__version__} downscale, scale {scale}, model {fingerprint}"
+    model = made.made_with["xdeepsd_model"]
+    line = f"{now}: xdeepsd {__version__} {function}, scale {made.scale}, model {model}"
     history = f"{attrs['history']}\n{line}" if attrs.get("history") else line
-    return {"history": history, "xdeepsd_version": __version__}
+    return {"history": history, "xdeepsd_version": __version__, **made.made_with}
 
 
 def _into_dataset(ds: xr.Dataset, fine: xr.DataArray, names: axes.Axes, made_with: Mapping[str, str]) -> xr.Dataset:

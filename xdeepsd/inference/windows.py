@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
+from xdeepsd.models.bernoulli_gamma import PARAMETERS
 from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import Stage, copied
@@ -57,6 +58,7 @@ class Job:
     values: Values
     options: Options
     lat: np.ndarray  # latitudes of the finest grid, for its cell areas
+    distribution: bool = False  # the last stage's parameters come out, in place of their expectation
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,14 @@ def _static_levels(
 
 
 class PlainStage:
-    """The plain torch forward of one stage on numpy days, ``batch_size`` days at a time."""
+    """The plain torch forward of one stage on numpy days, ``batch_size`` days at a time.
 
-    def __init__(self, stage: Stage, static: np.ndarray, weights: np.ndarray, options: Options) -> None:
+    With ``distribution``, what comes out has one more dim in front, for chance, shape and scale.
+    """
+
+    def __init__(
+        self, stage: Stage, static: np.ndarray, weights: np.ndarray, options: Options, distribution: bool = False
+    ) -> None:
         device = self.device = options.device
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():  # checked where it is computed
             raise ValueError(
@@ -134,7 +141,7 @@ class PlainStage:
         net = copied(stage).net.to(device=device, dtype=self.dtype)
         if device != "cpu":
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.stage = replace(stage, net=net)
+        self.stage, self.distribution = replace(stage, net=net), distribution
         self.static, self.weights = (
             torch.from_numpy(np.ascontiguousarray(maps)).to(device=device, dtype=self.dtype)
             for maps in (static, weights)
@@ -144,13 +151,16 @@ class PlainStage:
         """``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``, in the model's units, without NaN."""
         factor = self.stage.config.factor
         days, nlat, nlon = coarse.shape
-        fine = np.empty((days, nlat * factor, nlon * factor), coarse.dtype)
+        first = (len(PARAMETERS),) if self.distribution else ()
+        fine = np.empty((*first, days, nlat * factor, nlon * factor), coarse.dtype)
+        forward = self.stage.distribution if self.distribution else self.stage
         mixed = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
         with torch_threads(1), no_tf32(), torch.inference_mode(), mixed:  # Dask's threads are the parallelism
             for start in range(0, days, self.batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(coarse[start : start + self.batch_size]))
-                result = self.stage(batch.to(device=self.device, dtype=self.dtype), self.static, self.weights)
-                fine[start : start + self.batch_size] = result.to(self.dtype).cpu().numpy()
+                result = forward(batch.to(device=self.device, dtype=self.dtype), self.static, self.weights)
+                result = result.to(self.dtype).cpu().transpose(0, -3)  # parameters first, if there are any
+                fine[..., start : start + self.batch_size, :, :] = result.numpy()
         return fine
 
 
@@ -187,8 +197,9 @@ def has_bfloat16() -> bool:
 
 
 def _runner(
-    stage: Stage, static: np.ndarray, weights: np.ndarray, wanted: np.ndarray | None, options: Options
-) -> Runner:
+    stage: Stage, static: np.ndarray, weights: np.ndarray, wanted: np.ndarray | None, options: Options,
+    distribution: bool = False,
+) -> Runner:  # fmt: skip
     """The forward of one stage for this device and precision: fast if possible, otherwise plain."""
     if options.device == "cpu" and options.precision != "float64" and options.batch_size is None:
         fused = fast_forward()
@@ -197,7 +208,7 @@ def _runner(
             return fast
         if options.precision == "bfloat16":  # the machine that built the graph has it, this worker does not
             raise ValueError("precision='bfloat16' cannot be computed on this worker. Type precision='float32'.")
-    return PlainStage(stage, static, weights, options)
+    return PlainStage(stage, static, weights, options, distribution)
 
 
 @dataclass(frozen=True)
@@ -217,7 +228,8 @@ def _get_ready(job: Job, levels: _Levels, window: _Window) -> _Ready:
         rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.outer)
         wanted = None if levels.wanted is None else levels.wanted[i][rows, cols]
         channels, weights = levels.channels[i][:, rows, cols], levels.weights[i][rows, cols]
-        runners.append(_runner(stage, channels, weights, wanted, job.options))
+        distribution = job.distribution and i == len(job.model.stages) - 1
+        runners.append(_runner(stage, channels, weights, wanted, job.options, distribution))
     mask = None
     if levels.wanted is not None:
         rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.core)
@@ -231,7 +243,10 @@ def _get_all_ready(job: Job, maps: Mapping[str, np.ndarray], mask: np.ndarray | 
 
 
 def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
-    """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units."""
+    """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units.
+
+    The parameters of a distribution come in front, ``(3, ..., lat, lon)``.
+    """
     job, scale = ready.job, ready.job.model.scale
     lead = block.shape[:-2]
     days = job.values.clean(block, job.options.dtype).reshape(-1, *block.shape[-2:])
@@ -245,15 +260,16 @@ def _run(block: np.ndarray, ready: _Ready) -> np.ndarray:
     window = ready.window
     if window.core != window.outer:
         rows, cols = window.trim(scale)
-        fine = fine[:, rows, cols].copy()  # a view would keep the whole window in memory
+        fine = fine[..., rows, cols].copy()  # a view would keep the whole window in memory
         missing = missing[:, rows.start // scale : rows.stop // scale, cols.start // scale : cols.stop // scale]
     if factor != 1:
-        fine /= factor
+        amounts = fine[PARAMETERS.index("scale")] if job.distribution else fine
+        amounts /= factor
     if missing.any():
-        fine[missing.repeat(scale, axis=1).repeat(scale, axis=2)] = np.nan
+        np.copyto(fine, np.nan, where=missing.repeat(scale, axis=1).repeat(scale, axis=2))
     if ready.mask is not None:
         np.copyto(fine, np.nan, where=~ready.mask)
-    return fine.reshape(*lead, *fine.shape[1:])
+    return fine.reshape(*fine.shape[:-3], *lead, *fine.shape[-2:])
 
 
 def _run_in_threads(block: np.ndarray, ready: _Ready) -> np.ndarray:
@@ -262,8 +278,8 @@ def _run_in_threads(block: np.ndarray, ready: _Ready) -> np.ndarray:
     workers = min(os.cpu_count() or 1, len(days)) if ready.job.options.device == "cpu" else 1
     groups = np.array_split(days, workers)
     with ThreadPoolExecutor(workers) as pool:
-        fine = np.concatenate(list(pool.map(lambda group: _run(group, ready), groups)))
-    return fine.reshape(*block.shape[:-2], *fine.shape[-2:])
+        fine = np.concatenate(list(pool.map(lambda group: _run(group, ready), groups)), axis=-3)
+    return fine.reshape(*fine.shape[:-3], *block.shape[:-2], *fine.shape[-2:])
 
 
 def apply(data: Any, job: Job, maps: Mapping[str, Any], mask: Any, token: str) -> Any:
@@ -315,10 +331,11 @@ def _map_window(data: Any, ready: Any, job: Job, core: tuple[slice, slice] | Non
     """One task per chunk of ``data``, which is not split along latitude or longitude."""
     nlat, nlon = data.shape[-2:] if core is None else (s.stop - s.start for s in core)
     chunks = (*data.chunks[:-2], (nlat * job.model.scale,), (nlon * job.model.scale,))
-    dtype = job.options.dtype
+    first, dtype = ((len(PARAMETERS),),) if job.distribution else (), job.options.dtype
     return dask.array.map_blocks(
-        _run, data, ready=ready, chunks=chunks, dtype=dtype, meta=np.empty((0,) * data.ndim, dtype)
-    )
+        _run, data, ready=ready, chunks=(*first, *chunks), new_axis=0 if first else None, dtype=dtype,
+        meta=np.empty((0,) * (data.ndim + len(first)), dtype),
+    )  # fmt: skip
 
 
 def digest(value: Any) -> str:

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from xdeepsd.models.conserve import check as check_conserve
 
+# What a stage gives for each fine cell, and the number of the network's outputs it takes.
+HEADS = {"value": 1, "bernoulli_gamma": 3}
+
 
 @dataclass(frozen=True)
 class SRCNNConfig:
@@ -35,6 +38,9 @@ class SRCNNConfig:
         "multiplicative", "additive" or "softmax": the mean of the fine cells is kept at the coarse value, see
         `xdeepsd.models.conserve.conserve`. None: means are not kept. With "softmax" the network gives exponents and is
         never residual.
+    head
+        "value": precipitation. "bernoulli_gamma": its distribution, the chance of rain and the shape and scale of wet
+        amounts (`xdeepsd.models.bernoulli_gamma`), whose expectation is what later stages and `xdeepsd.downscale` see.
     """
 
     channels: tuple[int, ...] = (64, 32)
@@ -43,6 +49,7 @@ class SRCNNConfig:
     static: tuple[str, ...] = ("elevation",)
     residual: bool = False
     conserve: str | None = None
+    head: str = "value"
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernels", "static"):
@@ -70,6 +77,14 @@ class SRCNNConfig:
                 "interpolated input cannot be added. Needed: one of the two. Type residual=False."
             )
 
+        if self.head not in HEADS:
+            raise ValueError(f"head is {self.head!r}; needed: one of {', '.join(map(repr, HEADS))}.")
+        if self.conserve == "softmax" and self.head != "value":
+            raise ValueError(
+                f"conserve='softmax' and head={self.head!r}: with 'softmax' the network gives exponents, not a "
+                "distribution. Needed: one of the two. Type conserve='multiplicative'."
+            )
+
     @property
     def radius(self) -> int:
         """Fine cells that the 'valid' convolutions remove on each side."""
@@ -83,7 +98,7 @@ class SRCNNConfig:
 
 
 class SRCNN(nn.Module):
-    """One stage's network: normalised channels in, one normalised channel out.
+    """One stage's network: normalised channels in, one normalised channel out (three with a "bernoulli_gamma" head).
 
     ``parameters()`` yields the weight and bias of each layer in order: 13,313 numbers with 9-1-5 kernels, 64-32-1
     channels and two input channels.
@@ -92,13 +107,13 @@ class SRCNN(nn.Module):
     def __init__(self, config: SRCNNConfig | None = None) -> None:
         super().__init__()
         self.config = config or SRCNNConfig()
-        widths = (1 + len(self.config.static), *self.config.channels, 1)
+        widths = (1 + len(self.config.static), *self.config.channels, HEADS[self.config.head])
         self.layers = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], kernel) for i, kernel in enumerate(self.config.kernels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, 1 + static, lat + 2 radius, lon + 2 radius)`` to ``(batch, 1, lat, lon)``, both normalised."""
+        """``(batch, 1 + static, lat + 2 radius, lon + 2 radius)`` to ``(batch, outputs, lat, lon)``, normalised."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.grids.axes import spacing
+from xdeepsd.models.srcnn import HEADS
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.variable import PRECIPITATION, Variable
 
@@ -120,7 +121,8 @@ def describe(model: StackedSRCNN) -> dict[str, Any]:
         "variable": model.variable,
         "stages": [
             {
-                "config": asdict(stage.config),
+                # Models made before there were other heads keep their fingerprint.
+                "config": {k: v for k, v in asdict(stage.config).items() if (k, v) != ("head", "value")},
                 "precipitation": asdict(stage.precipitation),
                 "static": {name: asdict(n) for name, n in stage.static.items()},
                 "target": asdict(stage.target),
@@ -168,10 +170,11 @@ def _lines(model: StackedSRCNN) -> Iterator[str]:
         config = stage.config
         words = [
             "-".join(map(str, config.kernels)) + " kernels",
-            "-".join(map(str, (*config.channels, 1))) + " channels",
+            "-".join(map(str, (*config.channels, HEADS[config.head]))) + " channels",
         ]
         words += ["residual"] * config.residual + ([stage.transform] if stage.transform else [])
         words += [f"coarse means kept ({config.conserve})"] if config.conserve else []
+        words += ["Bernoulli-gamma distribution"] if config.head == "bernoulli_gamma" else []
         if "first_day" in summary:
             words.append(f"{summary['days']['train']} training days, {summary['first_day']} to {summary['last_day']}")
         if "rmse" in summary:

@@ -11,12 +11,12 @@ import xarray as xr
 
 from xdeepsd.levels.splits import Split, split_days
 from xdeepsd.losses.dense_weight import DenseWeight
-from xdeepsd.models.srcnn import SRCNNConfig
+from xdeepsd.models.srcnn import HEADS, SRCNNConfig
 from xdeepsd.models.transform import check
 
-LOSSES = ("mse", "denseloss", "mae", "huber", "pinball", "tweedie")
+LOSSES = ("mse", "denseloss", "mae", "huber", "pinball", "tweedie", "bernoulli_gamma")
 # Losses of precipitation in mm day-1; the others see normalised, transformed values.
-IN_MM = ("tweedie",)
+IN_MM = ("tweedie", "bernoulli_gamma")
 # Losses that are lowest at the mean: a stage is then chosen by its RMSE, otherwise by the loss itself.
 OF_THE_MEAN = ("mse", "tweedie")
 SCHEDULES = ("constant", "cosine", "exponential")
@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "bfloat16")
 # Fields that may change when a run is resumed: they do not affect the result.
 FREE = ("device", "workers", "threads", "checkpoint_every", "tensorboard")
 # Fields that checkpoints of older versions lack, with what they amounted to.
-LATER = {"quantile": 0.5, "tweedie_power": 1.5, "weight_cap": None, "anneal": 0.0}
+LATER = {"head": None, "quantile": 0.5, "tweedie_power": 1.5, "weight_cap": None, "anneal": 0.0}
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class TrainConfig:
 
     Parameters
     ----------
-    channels, kernels, static, residual, target_transform, conserve
+    channels, kernels, static, residual, target_transform, conserve, head
         *Network*, as in `SRCNNConfig`; ``target_transform`` None, "sqrt" or "log1p": network and loss work on
-        transformed precipitation, which is inverted exactly on output.
+        transformed precipitation, which is inverted exactly on output. ``head`` None: the one that the loss needs.
     patch, stride, min_land
         *Patches*: rows and columns of the network's input window, in fine cells; the step between patches (the last one
         along each axis ends at the edge of the map); the smallest share of wanted cells (the level's mask) in the
@@ -49,7 +49,8 @@ class TrainConfig:
         *Loss* (docs/method.md): "mse", "mae", "huber" (of differences up to 1 normalised unit: squared; beyond:
         absolute) or "pinball" (lowest at ``quantile``, from 0 to 1, of what may fall; nothing else uses it), all of
         normalised precipitation; "tweedie", of precipitation in mm day-1 whose variance grows as the mean to the power
-        ``tweedie_power``, between 1 and 2 (nothing else uses it); or "denseloss" with weights from
+        ``tweedie_power``, between 1 and 2 (nothing else uses it); "bernoulli_gamma", the likelihood of a chance of rain
+        and a gamma distribution of wet amounts in mm day-1 (`xdeepsd.distribution`); or "denseloss" with weights from
         `xdeepsd.DenseWeight` (``alpha``, ``wet_threshold``, ``density_transform``, ``weight_cap``) fitted to the fine
         values of the training days; they come in over a share ``anneal`` of the steps, from 0 (at once) to 1: plain
         squares first, weighted last.
@@ -81,6 +82,7 @@ class TrainConfig:
     residual: bool = True
     target_transform: str | None = "sqrt"
     conserve: str | None = "multiplicative"
+    head: str | None = None
     # Patches
     patch: int = 38
     stride: int = 20
@@ -155,6 +157,11 @@ class TrainConfig:
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; needed: one of {', '.join(map(repr, choices))}.")
+        if network.head != _head(self.loss):
+            raise ValueError(
+                f"head={self.head!r} and loss={self.loss!r} do not fit each other: needed for this loss is "
+                f"head={_head(self.loss)!r}. Leave head out."
+            )
         check(self.target_transform, "target_transform")
         for name, low, high, such in (("quantile", 0, 1, 0.9), ("tweedie_power", 1, 2, 1.5)):
             value = getattr(self, name)
@@ -175,7 +182,15 @@ class TrainConfig:
 
     def network(self, factor: int) -> SRCNNConfig:
         """The configuration of a stage's network."""
-        return SRCNNConfig(self.channels, self.kernels, factor, self.static, self.residual, self.conserve)
+        return SRCNNConfig(
+            self.channels,
+            self.kernels,
+            factor,
+            self.static,
+            self.residual,
+            self.conserve,
+            self.head or _head(self.loss),
+        )
 
     def dense_weight(self) -> DenseWeight:
         """The weights of DenseLoss, not yet fitted."""
@@ -186,6 +201,11 @@ class TrainConfig:
     def split(self, time: xr.DataArray) -> Split:
         """Days of ``time`` for training, validation and test (`xdeepsd.levels.splits.split_days`)."""
         return split_days(time, self.train, self.validation, self.test)
+
+
+def _head(loss: str) -> str:
+    """The head of the network that a loss is for."""
+    return loss if loss in HEADS else "value"
 
 
 def share_of_weights(step: int, config: TrainConfig) -> float:

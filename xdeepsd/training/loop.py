@@ -119,7 +119,7 @@ def _update(run: Run, state: State, batch: Batch, rate: float) -> Tensor:
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        output = state.net(batch.inputs)[:, 0]
+        output = state.net(batch.inputs).squeeze(1)
     value = _loss(run, output.float(), batch)
     if config.loss == "denseloss" and (share := share_of_weights(state.step, config)) < 1:
         value = share * value + (1 - share) * _loss(replace(run, loss=_plain), output.float(), batch)
@@ -147,7 +147,7 @@ def _loss(run: Run, output: Tensor, batch: Batch) -> Tensor:
     interpolated = stage.precipitation.invert(inner)
     predictions = []
     if stage.config.conserve != "softmax":
-        predictions.append(stage.unclipped(output, interpolated) if in_mm else output)
+        predictions.append(stage.predicted_for_loss(output, interpolated) if in_mm else output)
     if batch.coarse is not None and batch.weights is not None:
         kept = stage.conserved(output, interpolated, batch.coarse, batch.weights)
         predictions.append(kept if in_mm else stage.normalized_target(kept, interpolated))

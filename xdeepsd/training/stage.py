@@ -22,6 +22,7 @@ from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
 from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs, values_of
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.splits import Split
+from xdeepsd.losses.bernoulli_gamma import bernoulli_gamma
 from xdeepsd.losses.dense_loss import DenseLoss
 from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.losses.masked import masked_huber, masked_mae, masked_mse, masked_pinball, masked_tweedie
@@ -74,6 +75,8 @@ def loss_function(config: TrainConfig, density: DenseWeight | None, device: torc
     if config.loss == "denseloss":
         assert density is not None
         return DenseLoss(density).to(device)
+    if config.loss == "bernoulli_gamma":
+        return lambda pred, target, mask, values: bernoulli_gamma(pred, target, mask)
     if config.loss == "tweedie":
         return lambda pred, target, mask, values: masked_tweedie(pred, target, mask, config.tweedie_power)
     if config.loss == "pinball":

@@ -92,7 +92,8 @@ class Validation:
         total, count = 0.0, 0
         for coarse, values in self._parts:
             mask, known = ~values.isnan(), values.nan_to_num()
-            predicted, target = stage(coarse, self._static, self._weights), known
+            forward = stage if self._config.head == "value" else stage.distribution
+            predicted, target = forward(coarse, self._static, self._weights), known
             if not in_mm:
                 before = self._interpolated(transform(coarse, stage.transform)) if self._config.residual else 0.0
                 predicted, target = (

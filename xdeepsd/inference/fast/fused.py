@@ -159,11 +159,12 @@ def prepare(
 
     Returns
     -------
-    The stage ready to run on this map. None if the network has no hidden layer: use ``stage`` itself.
+    The stage ready to run on this map. None if the network has no hidden layer, or gives a distribution: use ``stage``
+    itself.
     """
     _check_precision(precision)
     config = stage.config
-    if len(config.kernels) < 2:
+    if len(config.kernels) < 2 or config.head != "value":
         return None
     weights = [_double(layer.weight) for layer in stage.net.layers]
     biases = [_double(layer.bias) for layer in stage.net.layers]
