@@ -910,6 +910,11 @@ CASES["inference"] = [
     case("The last stage of the model gives values", called,
          lambda tmp: {"function": xdeepsd.distribution, **to_downscale()},
          meaning("xdeepsd.downscale(ds, model)", "function = xdeepsd.downscale")),
+    case("The distribution has a dim", xdeepsd.sample,
+         lambda tmp: {"members": 2, "distribution": xdeepsd.distribution(rain(), OF_CHANCE, STATIC)
+                      .expand_dims("member")},
+         meaning("distribution.rename(member='realization')",
+                 "distribution = distribution.rename(member='realization')")),
     case("Needed: a distribution", xdeepsd.expectation, lambda tmp: {"distribution": rain()},
          meaning("xdeepsd.distribution(ds, model)",
                  "distribution = xdeepsd.distribution(rain(), OF_CHANCE, STATIC)")),

@@ -8,6 +8,7 @@ from .grids.regrid import coarsen, regrid, regrid_weights
 from .grids.regrid_weights import Weights
 from .inference.distribution import chance_above, distribution, expectation, quantile
 from .inference.downscale import downscale
+from .inference.sample import sample
 from .levels.climate import make_climate
 from .levels.disk import build_levels, open_levels
 from .levels.memory import make_levels
@@ -62,6 +63,7 @@ __all__ = [
     "regrid",
     "regrid_weights",
     "run_sweep",
+    "sample",
     "save_model",
     "significance",
     "to_zarr",

@@ -140,17 +140,22 @@ def quantile(distribution: xr.Dataset, q: float | Sequence[float]) -> xr.DataArr
     return found if levels.ndim else found.assign_coords(quantile=float(levels))
 
 
-def _of(
-    distribution: xr.Dataset, function: Any, name: str, long_name: str, *more: Any, units: str | None = None
-) -> xr.DataArray:
-    """``function`` of the three parameters and ``more``, in float64, in the dtype of the distribution."""
+def parameters_in(distribution: xr.Dataset) -> list[xr.DataArray]:
+    """Chance, shape and scale; ValueError where the Dataset lacks one."""
     missing = [parameter for parameter in PARAMETERS if parameter not in distribution]
     if missing:
         raise ValueError(
             f"The Dataset has no {missing[0]!r}: it has {sorted(map(str, distribution.data_vars))}. Needed: a "
             "distribution. Type xdeepsd.distribution(ds, model)."
         )
-    parameters = [distribution[parameter] for parameter in PARAMETERS]
+    return [distribution[parameter] for parameter in PARAMETERS]
+
+
+def _of(
+    distribution: xr.Dataset, function: Any, name: str, long_name: str, *more: Any, units: str | None = None
+) -> xr.DataArray:
+    """``function`` of the three parameters and ``more``, in float64, in the dtype of the distribution."""
+    parameters = parameters_in(distribution)
     dtype = parameters[0].dtype
     result = xr.apply_ufunc(
         function, *parameters, *more, dask="parallelized", output_dtypes=[dtype], kwargs={"dtype": dtype}
