@@ -1,7 +1,7 @@
 """Which loss for what: x2 stages trained with each loss on the same days, gridMET over Oregon and E-OBS over Iberia.
 
     python examples/losses.py --data FOLDER                                       # both regions, ten seeds: hours
-    python examples/losses.py --data FOLDER --regions iberia --seeds 3 --steps 500
+    python examples/losses.py --data FOLDER --regions iberia --seeds 3 --steps 600 --small
 
 FOLDER holds gridmet_oregon/ and iberia/; days and levels are those of examples/skill.py. Coarse means are not kept
 (unless --conserve says so): keeping them undoes part of what a loss does. On the test days, for each loss: RMSE and
@@ -140,6 +140,7 @@ def main() -> int:
     arguments.add_argument("--losses", nargs="+", choices=LOSSES, default=[*LOSSES])
     arguments.add_argument("--regions", nargs="+", choices=skill.REGIONS, default=[*skill.REGIONS])
     arguments.add_argument("--conserve", choices=["multiplicative", "additive"], help="keep coarse means")
+    arguments.add_argument("--small", action="store_true", help="a network with a sixth of the multiplications")
     arguments.add_argument("--seeds", type=int, default=10)
     arguments.add_argument("--steps", type=int, default=2000)
     chosen = arguments.parse_args()
@@ -147,7 +148,8 @@ def main() -> int:
     if not console.is_terminal:
         console = Console(width=160)
     started = time.perf_counter()
-    common = {"steps": chosen.steps, "conserve": chosen.conserve}
+    common: dict[str, Any] = {"steps": chosen.steps, "conserve": chosen.conserve}
+    common |= {"channels": (32, 16), "kernels": (5, 1, 3)} if chosen.small else {}
     losses = {name: LOSSES[name] | common for name in dict.fromkeys([REFERENCE, *chosen.losses])}
     rows = measure(chosen.data, chosen.regions, losses, chosen.seeds, console)
     chosen.out.mkdir(parents=True, exist_ok=True)
