@@ -44,6 +44,24 @@ class DeepSDAccessor:
         options |= {"members": members, "seed": seed, "statistics": statistics}
         return downscale(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]
 
+    def distribution(
+        self,
+        model: StackedSRCNN,
+        static: xr.Dataset | xr.DataArray | None = None,
+        *,
+        variable: str | None = None,
+        mask: xr.DataArray | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+        batch_size: int | None = None,
+        conserve: str | None = None,
+    ) -> xr.Dataset:
+        """Same as ``xdeepsd.distribution(ds, model, static, ...)``, which documents the arguments."""
+        from xdeepsd.inference.distribution import distribution
+
+        options = {"device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve}
+        return distribution(self._obj, model, static, variable=variable, mask=mask, **options)  # type: ignore[arg-type]
+
     def to_zarr(
         self,
         store: StoreLike,
