@@ -886,6 +886,7 @@ def computed_elsewhere(ds, **given):
 
 SHALLOW = make_stack(1, channels=(), kernels=(3,))
 OF_CHANCE = make_stack(1, gain=1.0, **TINY, head="bernoulli_gamma")
+KEPT = xdeepsd.distribution(rain(), OF_CHANCE, STATIC, conserve="multiplicative")
 
 
 def called(function, **given):
@@ -910,6 +911,11 @@ CASES["inference"] = [
     case("The last stage of the model gives values", called,
          lambda tmp: {"function": xdeepsd.distribution, **to_downscale()},
          meaning("xdeepsd.downscale(ds, model)", "function = xdeepsd.downscale")),
+    case("some would be cut", xdeepsd.sample, lambda tmp: {"members": 1, "distribution": KEPT.isel(lat=slice(1, 8))},
+         meaning("Select from the members", "distribution = KEPT"),
+         "distribution = distribution.drop_attrs(deep=False)"),
+    case(", and the chunks along", xdeepsd.sample, lambda tmp: {"members": 1, "distribution": KEPT.chunk(lat=3)},
+         "distribution = distribution.chunk(lat=-1, lon=-1)"),
     case("The distribution has a dim", xdeepsd.sample,
          lambda tmp: {"members": 2, "distribution": xdeepsd.distribution(rain(), OF_CHANCE, STATIC)
                       .expand_dims("member")},
