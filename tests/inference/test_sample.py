@@ -73,7 +73,7 @@ def test_the_field_has_the_correlation_asked_for(length):
     assert abs((field[1:] * field[:-1]).mean()) < 0.04, "days are independent"
 
 
-@pytest.mark.parametrize(("length", "expected"), [(0, 0), (0.7, 0.253)])
+@pytest.mark.parametrize(("length", "expected"), [(0, 0), (0.5, 0.037), (0.7, 0.253)])
 def test_short_lengths(length, expected):
     field = smooth_noise(0, 0, np.arange(30), np.arange(80), np.arange(80), length)
     assert (field[:, 1:] * field[:, :-1]).mean() == pytest.approx(expected, abs=0.02)

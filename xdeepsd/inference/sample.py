@@ -24,7 +24,7 @@ MEMBER = "member"
 _REACH = 4  # standard deviations at which the smoothing kernel is cut off
 
 
-def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: float = 0.7) -> xr.DataArray:
+def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: float = 0.5) -> xr.DataArray:
     """Members of fine precipitation, drawn from the distribution of each cell and day.
 
     Each member is a Gaussian field in space (one after another in time they are independent), whose probability in each
@@ -43,8 +43,7 @@ def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: flo
         domain and the number of members. Other dims than time and space get the same noise.
     length
         Of the correlation of the field, in fine cells: ``exp(-distance**2 / (2 length**2))`` for lengths from 1, less
-        below (0.25 between neighbours at 0.7, about what was found at x2: docs/howto/losses.md). 0: cells are
-        independent of each other.
+        below (between neighbours 0.25 at 0.7, 0.04 at 0.5, which fits factors of 2: docs/howto/losses.md). 0: none.
 
     Returns
     -------
@@ -60,7 +59,7 @@ def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: flo
     if isinstance(members, bool) or int(members) != members or members < 1:
         raise ValueError(f"members is {members}; needed: a whole number of at least 1, such as members=10.")
     if not (math.isfinite(length) and length >= 0):
-        raise ValueError(f"length is {length}; needed: a number of fine cells of at least 0, such as length=0.7.")
+        raise ValueError(f"length is {length}; needed: a number of fine cells of at least 0, such as length=0.5.")
     given = parameters_in(distribution)
     if MEMBER in given[0].dims:
         raise ValueError(
