@@ -930,6 +930,7 @@ NOISE_THEN_CHANCE = xdeepsd.StackedSRCNN([
     *make_stack(1, **TINY, noise=1, static=(), factor=1).stages,
     *make_stack(1, gain=1.0, **TINY, head="bernoulli_gamma").stages,
 ])  # fmt: skip
+KEPT = xdeepsd.distribution(rain(), OF_CHANCE, STATIC, conserve="multiplicative")
 
 
 def called(function, **given):
@@ -985,6 +986,11 @@ CASES["inference"] = [
          meaning("xdeepsd.downscale(ds, model, members=10)", "function = xdeepsd.downscale; members = 10")),
     case("the spread is either that of members", lambda **given: vars(xdeepsd.SRCNNConfig(**given)),
          lambda tmp: {"noise": 1, "head": "bernoulli_gamma"}, "noise=0"),
+    case("some would be cut", xdeepsd.sample, lambda tmp: {"members": 1, "distribution": KEPT.isel(lat=slice(1, 8))},
+         meaning("Select from the members", "distribution = KEPT"),
+         "distribution = distribution.drop_attrs(deep=False)"),
+    case(", and the chunks along", xdeepsd.sample, lambda tmp: {"members": 1, "distribution": KEPT.chunk(lat=3)},
+         "distribution = distribution.chunk(lat=-1, lon=-1)"),
     case("and so would the output", xdeepsd.sample,
          lambda tmp: {"members": 2, "distribution": xdeepsd.distribution(rain(), OF_CHANCE, STATIC)
                       .expand_dims("member")},

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import xarray as xr
+from builders import make_coarse, make_stack, make_static
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from xdeepsd import chance_above, expectation, quantile, sample
+from xdeepsd import chance_above, distribution, expectation, quantile, sample
 from xdeepsd.inference.sample import smooth_noise
+
+HEAD = {"channels": (6, 4), "kernels": (5, 1, 3), "head": "bernoulli_gamma"}
 
 
 def spread_out(days=4, nlat=12, nlon=15, seed=0, lat=0.5):
@@ -70,7 +73,7 @@ def test_the_field_has_the_correlation_asked_for(length):
     assert abs((field[1:] * field[:-1]).mean()) < 0.04, "days are independent"
 
 
-@pytest.mark.parametrize(("length", "expected"), [(0, 0), (0.7, 0.253)])
+@pytest.mark.parametrize(("length", "expected"), [(0, 0), (0.5, 0.037), (0.7, 0.253)])
 def test_short_lengths(length, expected):
     field = smooth_noise(0, 0, np.arange(30), np.arange(80), np.arange(80), length)
     assert (field[:, 1:] * field[:, :-1]).mean() == pytest.approx(expected, abs=0.02)
@@ -126,6 +129,70 @@ def test_names_order_and_other_dims():
     np.testing.assert_array_equal(sample(runs, 2).sel(run=1).transpose(*expected.dims), expected)
     day = sample(ds.isel(time=0, drop=True), 2)
     assert day.dims == ("member", "lat", "lon")
+
+
+# --- coarse means kept ------------------------------------------------------------------------------------------------
+
+
+def kept(factor=3):
+    """As if made with means kept over blocks; one whole block is missing on a day, and a cell is outside the mask."""
+    ds = spread_out()
+    for name in ds:
+        ds[name][1, :factor, :factor] = np.nan
+        ds[name][:, 7, 9] = np.nan
+    return ds.assign_attrs(coarse_cells=[factor, float(ds["lat"].min()), float(ds["lon"].min())])
+
+
+def block_means(field, factor):
+    weights = np.cos(np.deg2rad(field["lat"])) * field.notnull()
+    sums = [(part).coarsen(lat=factor, lon=factor).sum() for part in (weights * field.fillna(0), weights)]
+    return (sums[0] / sums[1]).transpose(..., "time", "lat", "lon")
+
+
+def test_means_are_kept_in_every_member():
+    ds = kept()
+    members = sample(ds, 5).astype(float)
+    expected = block_means(expectation(ds).astype(float), 3)
+    for member in members:
+        np.testing.assert_allclose(block_means(member, 3), expected, rtol=1e-6)
+    free = sample(ds.drop_attrs(deep=False), 5)
+    np.testing.assert_array_equal(np.isnan(members), np.isnan(free))
+    dry = (free.fillna(0) == 0).values
+    assert (members.values[dry & (block_means(free, 3) > 0).values.repeat(3, 2).repeat(3, 3)] == 0).sum() > 100
+
+
+@pytest.mark.parametrize("chunks", [{"time": 1}, {"time": 3, "lat": 6, "lon": 3}, {"lat": (3, 9)}])
+def test_kept_whatever_the_chunks_or_the_part(chunks, no_compute):
+    ds = kept()
+    whole = sample(ds, 2)
+    with no_compute():
+        lazy = sample(ds.chunk(chunks), 2)
+    xr.testing.assert_identical(lazy.compute(scheduler="threads"), whole)
+    part = {"lat": slice(3, 9), "lon": slice(6, 15), "time": slice(1, 3)}
+    xr.testing.assert_identical(sample(ds.isel(part), 2), whole.isel(part))
+    turned = sample(ds.isel(lat=slice(None, None, -1)), 2).isel(lat=slice(None, None, -1))
+    np.testing.assert_allclose(turned, whole, rtol=1e-6)
+
+
+def test_cut_coarse_cells_are_refused():
+    ds = kept()
+    for part in ({"lat": slice(1, 10)}, {"lon": slice(0, 14)}, {"lon": slice(2, 14)}):
+        with pytest.raises(ValueError, match="some would be cut"):
+            sample(ds.isel(part), 1)
+    with pytest.raises(ValueError, match=r"the chunks along lat are \(5, 5, 2\). Needed: multiples of 3"):
+        sample(ds.chunk(lat=5), 1)
+
+
+def test_members_of_a_model_keep_the_coarse_means():
+    """From the network to the members, each of which has the mean of the coarse input."""
+    model = make_stack(1, gain=1.0, **HEAD, conserve="multiplicative")
+    coarse = make_coarse()
+    fine = make_static(coarse, 2)["elevation"]
+    given = distribution(coarse, model, fine)
+    assert given.attrs["coarse_cells"] == [2, float(fine["lat"].min()), float(fine["lon"].min())]
+    for member in sample(given, 3):
+        np.testing.assert_allclose(block_means(member.astype(float), 2), coarse, rtol=1e-5, atol=1e-6)
+    assert "coarse_cells" not in distribution(coarse, make_stack(1, gain=1.0, **HEAD), fine).attrs
 
 
 def test_refused():

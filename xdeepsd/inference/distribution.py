@@ -1,7 +1,7 @@
 """The distribution of fine precipitation that a stack with a Bernoulli-gamma head gives, and what follows from it.
 
-A cell is wet with some chance; wet amounts are gamma distributed (Williams, Water Resour. Res. 1998; Cannon, Weather
-Forecast. 2008). All functions are lazy where the distribution is.
+A cell is wet with some chance; wet amounts are gamma distributed (Williams, NIPS 10, 1998; Cannon, J. Hydrometeorol.
+2008). All functions are lazy where the distribution is.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def distribution(
     -------
     A Dataset on the target grid, float32, with the user's names and order, lazy if the input is: ``wet_chance`` (0 to
     1), ``shape`` (dimensionless) and ``scale`` (units of ``ds``). Chance and scale are 0 where the expectation is kept
-    at 0. NaN and chunks as in `xdeepsd.downscale`. Observed amounts below 0.1 mm day-1 counted as dry in training.
+    at 0. NaN and chunks as in `xdeepsd.downscale`. Observed amounts below 0.1 mm day-1 counted as dry in training. The
+    attribute ``coarse_cells`` (fine cells per coarse cell, lowest latitude and longitude) says that means are kept.
 
     Raises
     ------
@@ -66,8 +67,12 @@ def distribution(
     fields = {name: label(made.data[i], made.prepared) for i, name in enumerate(PARAMETERS)}
     given = fields["scale"]
     fields["wet_chance"] = fields["wet_chance"].where(given != 0, 0)  # a dry coarse cell whose mean is kept
-    attrs = {"variable": str(given.name or made.prepared.values.name)}
+    attrs: dict[str, Any] = {"variable": str(given.name or made.prepared.values.name)}
     attrs |= provenance(made, ds.attrs, "distribution")
+    last = model.stages[-1].config
+    if conserve or last.conserve:  # what `sample` needs to keep the means, too
+        first = [float(given[name].min()) for name in (made.prepared.names.lat, made.prepared.names.lon)]
+        attrs["coarse_cells"] = [last.factor, *first]
     for name, field in fields.items():
         units = given.attrs["units"] if name == "scale" else "1"
         fields[name] = field.rename(name).assign_attrs(units=units)

@@ -15,20 +15,22 @@ from scipy.ndimage import correlate1d
 from scipy.special import gammainccinv, ndtr
 
 from xdeepsd.grids import axes
+from xdeepsd.grids.blocks import block_mean
 from xdeepsd.inference.distribution import parameters_in
 from xdeepsd.inference.members import MEMBER, check_count, check_no_members
+from xdeepsd.models.conserve import conserve
 from xdeepsd.models.noise import day_keys, white_noise
 
 _REACH = 4  # standard deviations at which the smoothing kernel is cut off
 
 
-def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: float = 0.7) -> xr.DataArray:
+def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: float = 0.5) -> xr.DataArray:
     """Members of fine precipitation, drawn from the distribution of each cell and day.
 
     Each member is a Gaussian field in space (one after another in time they are independent), whose probability in each
     cell is looked up in the cell's distribution (a Gaussian copula). Over the members every cell has its own
-    distribution, and neighbouring cells are wet or heavy together. The mean over a coarse cell differs from member to
-    member.
+    distribution, and neighbouring cells are wet or heavy together. Where the expectations keep coarse means
+    (``distribution.attrs["coarse_cells"]``), each member is then scaled to keep them as well.
 
     Parameters
     ----------
@@ -41,8 +43,7 @@ def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: flo
         domain and the number of members. Other dims than time and space get the same noise.
     length
         Of the correlation of the field, in fine cells: ``exp(-distance**2 / (2 length**2))`` for lengths from 1, less
-        below (0.25 between neighbours at 0.7, about what was found at x2: docs/howto/losses.md). 0: cells are
-        independent of each other.
+        below (between neighbours 0.25 at 0.7, 0.04 at 0.5, which fits factors of 2: docs/howto/losses.md). 0: none.
 
     Returns
     -------
@@ -52,20 +53,23 @@ def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: flo
     Raises
     ------
     ValueError
-        ``members`` below 1, ``length`` below 0, or a dim ``member`` that is there already.
+        ``members`` below 1, ``length`` below 0, a dim ``member`` that is there already, or a grid or chunks that cut
+        coarse cells whose means are kept.
     """
     check_count(members)
     if not (math.isfinite(length) and length >= 0):
-        raise ValueError(f"length is {length}; needed: a number of fine cells of at least 0, such as length=0.7.")
+        raise ValueError(f"length is {length}; needed: a number of fine cells of at least 0, such as length=0.5.")
     given = parameters_in(distribution)
     check_no_members(given[0].dims, "distribution", "distribution")
     parameters, names = [axes.standardize(field)[0] for field in given], axes.find(given[0])
+    factor = _check_coarse_cells(distribution, parameters[0])
     places = [xr.DataArray(_numbers(parameters[0], dim), dims=dim) for dim in ("lat", "lon")]
+    places.append(xr.DataArray(np.cos(np.deg2rad(parameters[0]["lat"].values.astype(np.float64))), dims="lat"))
     if "time" in parameters[0].dims:
         places.append(xr.DataArray(day_keys(parameters[0]["time"].values), dims="time"))
     drawn = []
     for member in range(int(members)):
-        how = {"member": member, "seed": seed, "length": length, "dtype": given[0].dtype}
+        how = {"member": member, "seed": seed, "length": length, "factor": factor, "dtype": given[0].dtype}
         field = xr.apply_ufunc(
             _draw, *parameters, *places, kwargs=how, dask="parallelized", output_dtypes=[given[0].dtype]
         )
@@ -85,17 +89,50 @@ def _numbers(da: xr.DataArray, dim: str) -> np.ndarray:
 
 
 def _draw(
-    chance: np.ndarray, shape: np.ndarray, scale: np.ndarray, rows: np.ndarray, columns: np.ndarray, *days: np.ndarray,
-    member: int, seed: int, length: float, dtype: Any,
+    chance: np.ndarray, shape: np.ndarray, scale: np.ndarray, rows: np.ndarray, columns: np.ndarray, area: np.ndarray,
+    *days: np.ndarray, member: int, seed: int, length: float, factor: int | None, dtype: Any,
 ) -> np.ndarray:  # fmt: skip
-    """One member of a block ``(..., lat, lon)``, with days as the last dim before if there are any."""
+    """One member of a block ``(..., lat, lon)``, with days as the last dim before if there are any.
+
+    With a ``factor``, the means of the expectation over factor x factor cells are kept; ``area`` is that of a cell.
+    """
     keys = days[0].ravel() if days else np.zeros(1, np.int64)
     exceeded = ndtr(-smooth_noise(seed, member, keys, rows.ravel(), columns.ravel(), length))  # chance of more
     exceeded = exceeded if days else exceeded[0]
     chance, shape, scale = (np.asarray(part, np.float64) for part in (chance, shape, scale))
     wet = exceeded < chance
     amount = scale * gammainccinv(shape, np.where(wet, exceeded / np.where(wet, chance, 1.0), 1.0))
-    return np.where(np.isnan(chance), np.nan, amount).astype(dtype)
+    known = ~np.isnan(chance)
+    if factor is not None and amount.size:
+        weights, mean = area * known, np.where(known, chance * shape * scale, 0.0)
+        held = block_mean(weights, factor)
+        coarse = block_mean(weights * mean, factor) / np.where(held > 0, held, 1.0)
+        amount = conserve(np.where(known, amount, 0.0), coarse, weights, factor, "multiplicative")
+    return np.where(known, amount, np.nan).astype(dtype)
+
+
+def _check_coarse_cells(distribution: xr.Dataset, da: xr.DataArray) -> int | None:
+    """Fine cells per coarse cell whose mean is kept, along an axis; ValueError where one is cut."""
+    if "coarse_cells" not in distribution.attrs:
+        return None
+    factor, *lowest = distribution.attrs["coarse_cells"]
+    factor = int(factor)
+    for dim, first in zip(("lat", "lon"), lowest, strict=True):
+        step = abs(axes.spacing(da[dim], f"The {dim} of the distribution"))
+        start = round((float(da[dim].min()) - first) / step)
+        if start % factor or da.sizes[dim] % factor:
+            raise ValueError(
+                f"The means of {factor} x {factor} cells are kept, and the distribution begins in {dim} {start} cells "
+                f"from its first one and has {da.sizes[dim]}: some would be cut. Needed: whole ones. Select from the "
+                "members, or leave the means out: type distribution.drop_attrs(deep=False)."
+            )
+        if da.chunks is not None and any(size % factor for size in da.chunks[da.get_axis_num(dim)]):
+            raise ValueError(
+                f"The means of {factor} x {factor} cells are kept, and the chunks along {dim} are "
+                f"{da.chunks[da.get_axis_num(dim)]}. Needed: multiples of {factor}. Type distribution.chunk(lat=-1, "
+                "lon=-1)."
+            )
+    return factor
 
 
 def smooth_noise(

@@ -1,8 +1,8 @@
 """The Bernoulli-gamma distribution of a fine cell's precipitation, from the three outputs of a network (tensors only).
 
 With the chance p of rain, and the shape a and scale b of the gamma distribution of wet amounts, the expectation is
-p a b (Williams, Water Resour. Res. 1998; Cannon, Weather Forecast. 2008; in CNNs for downscaling Baño-Medina et al.,
-Geosci. Model Dev. 2020). Parameters are ``(batch, 3, lat, lon)``: chance, shape, scale (mm day-1).
+p a b (Williams, NIPS 10, 1998; Cannon, J. Hydrometeorol. 2008; in CNNs for downscaling Baño-Medina et al., Geosci.
+Model Dev. 2020). Parameters are ``(batch, 3, lat, lon)``: chance, shape, scale (mm day-1).
 """
 
 from __future__ import annotations

@@ -120,6 +120,7 @@ class Stage:
         """Precipitation, or the parameters of its distribution, that ``output`` stands for, before any mean is kept."""
         if self.config.head == "value":
             return self.precipitation_of(output, interpolated)
+        output = output.to(interpolated.dtype)  # an exponential of eight bits would be far off
         first = self._transformed(output[:, 0], interpolated)
         return bernoulli_gamma.parameters_of(output, first, self.target.std, self.transform)
 
