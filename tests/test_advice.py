@@ -615,6 +615,8 @@ def levels_of(path):
 
 
 CASES["config"] = [
+    case("do not fit each other: needed for this loss", lambda **given: vars(TrainConfig(**given)),
+         lambda tmp: {"head": "bernoulli_gamma", "loss": "mae"}, meaning("Leave head out", "del head")),
     case("to make one from an old config.ini", load_config, lambda tmp: {"path": old_ini(tmp).with_suffix(".toml")},
          meaning("xdeepsd config from-ini config.ini", "command(f'config from-ini {folder}/config.ini')")),
     case("An old config.ini? Type", load_config, lambda tmp: {"path": old_ini(tmp)},
@@ -952,6 +954,19 @@ def computed_elsewhere(ds, **given):
 
 SHALLOW = make_stack(1, channels=(), kernels=(3,))
 NOISY = make_stack(1, **TINY, noise=1)
+OF_CHANCE = make_stack(1, gain=1.0, **TINY, head="bernoulli_gamma")
+NOISE_THEN_CHANCE = xdeepsd.StackedSRCNN([
+    *make_stack(1, **TINY, noise=1, static=(), factor=1).stages,
+    *make_stack(1, gain=1.0, **TINY, head="bernoulli_gamma").stages,
+])  # fmt: skip
+KEPT = xdeepsd.distribution(rain(), OF_CHANCE, STATIC, conserve="multiplicative")
+
+
+def called(function, **given):
+    """Any function, so that another one can be typed."""
+    return function(**given)
+
+
 CASES["inference"] = [
     case("needed: a StackedSRCNN", xdeepsd.downscale, lambda tmp: to_downscale(model=saved(tmp)),
          filled("model = xdeepsd.load_model('model/')", **{"'model/'": "model"})),
@@ -963,9 +978,9 @@ CASES["inference"] = [
     case("precision='bfloat16' with batch_size=", laid_out,
          lambda tmp: to_downscale(precision="bfloat16", batch_size=2),
          meaning("Leave batch_size out", "del batch_size"), "precision='float32'", machine=with_bfloat16),
-    case("precision='bfloat16' with a stage that has no hidden layer", laid_out,
+    case("precision='bfloat16' with a stage that", laid_out,
          lambda tmp: to_downscale(model=SHALLOW, precision="bfloat16"), "precision='float32'", machine=with_bfloat16),
-    case("precision='bfloat16' and a stage that takes noise", laid_out,
+    case("precision='bfloat16' with a stage that", laid_out,
          lambda tmp: to_downscale(model=NOISY, members=2, precision="bfloat16"), "precision='float32'",
          machine=with_bfloat16),
     case("and so would the output", xdeepsd.downscale,
@@ -987,6 +1002,32 @@ CASES["inference"] = [
     case("of which the noise is a function", xdeepsd.downscale,
          lambda tmp: to_downscale(rain(time=("time", np.arange(3), {"axis": "T"})), model=NOISY, members=2),
          filled("ds = ds.assign_coords(time=xr.date_range('2000-01-01', periods=N))", N="3")),
+    case("precision='bfloat16' with a stage that", laid_out,
+         lambda tmp: to_downscale(model=OF_CHANCE, precision="bfloat16"), "precision='float32'", machine=with_bfloat16),
+    case("The last stage of the model gives values", called,
+         lambda tmp: {"function": xdeepsd.distribution, **to_downscale()},
+         meaning("xdeepsd.downscale(ds, model)", "function = xdeepsd.downscale")),
+    case("each model gives a distribution of its own", xdeepsd.distribution,
+         lambda tmp: to_downscale(model=[OF_CHANCE, OF_CHANCE]),
+         meaning("xdeepsd.distribution(ds, models[0])", "model = model[0]")),
+    case("each noise gives another distribution", called,
+         lambda tmp: {"function": xdeepsd.distribution, **to_downscale(model=NOISE_THEN_CHANCE)},
+         meaning("xdeepsd.downscale(ds, model, members=10)", "function = xdeepsd.downscale; members = 10")),
+    case("the spread is either that of members", lambda **given: vars(xdeepsd.SRCNNConfig(**given)),
+         lambda tmp: {"noise": 1, "head": "bernoulli_gamma"}, "noise=0"),
+    case("some would be cut", xdeepsd.sample, lambda tmp: {"members": 1, "distribution": KEPT.isel(lat=slice(1, 8))},
+         meaning("Select from the members", "distribution = KEPT"),
+         "distribution = distribution.drop_attrs(deep=False)"),
+    case(", and the chunks along", xdeepsd.sample, lambda tmp: {"members": 1, "distribution": KEPT.chunk(lat=3)},
+         "distribution = distribution.chunk(lat=-1, lon=-1)"),
+    case("and so would the output", xdeepsd.sample,
+         lambda tmp: {"members": 2, "distribution": xdeepsd.distribution(rain(), OF_CHANCE, STATIC)
+                      .expand_dims("member")},
+         meaning("distribution.rename(member='realization')",
+                 "distribution = distribution.rename(member='realization')")),
+    case("Needed: a distribution", xdeepsd.expectation, lambda tmp: {"distribution": rain()},
+         meaning("xdeepsd.distribution(ds, model)",
+                 "distribution = xdeepsd.distribution(rain(), OF_CHANCE, STATIC)")),
     case("The fast forward is not available", strictly(xdeepsd.downscale), lambda tmp: to_downscale(),
          meaning("pip install xdeepsd[fast]", "patch.undo(); windows._import_fast.cache_clear()"),
          machine=without_numba),
@@ -999,6 +1040,8 @@ CASES["conserve"] = [
          meaning("Leave conserve out", "del conserve")),
     case("conserve='softmax' and residual=True", lambda **given: vars(xdeepsd.SRCNNConfig(**given)),
          lambda tmp: {"conserve": "softmax", "residual": True}, "residual=False"),
+    case("with 'softmax' the network gives exponents, not a", lambda **given: vars(xdeepsd.SRCNNConfig(**given)),
+         lambda tmp: {"conserve": "softmax", "head": "bernoulli_gamma"}, "conserve='multiplicative'"),
     case("no mean can be kept", xdeepsd.downscale,
          lambda tmp: to_downscale(conserve="additive", mask=xr.zeros_like(STATIC["elevation"], bool)),
          meaning("Look at the mask", "mask = STATIC['elevation'].notnull()")),

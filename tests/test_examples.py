@@ -115,3 +115,21 @@ def test_skill(real_data, tmp_path):
     best |= {("iberia", "x2"): 0.8220, ("iberia", "x2-x2"): 1.8533}
     for where, value in best.items():
         assert rmse[where] == pytest.approx(value, abs=2e-4), where
+
+
+@pytest.mark.realdata
+def test_losses(real_data, tmp_path):
+    some = ("MAE", "DenseLoss 0.5", "Bernoulli-gamma")
+    arguments = ("--steps", 2, "--seeds", 2, "--regions", "iberia", "--losses", *some)
+    output = run("losses.py", "--data", real_data, "--out", tmp_path, *arguments)
+    assert "iberia x2, test days" in output
+    assert "heavy days for each observed one by its chances" in output
+    rows = pd.read_csv(tmp_path / "seeds.csv")
+    assert list(rows["loss"]) == [loss for loss in ("MSE", *some) for _ in range(2)]
+    table = pd.read_csv(tmp_path / "losses.csv").set_index("loss")
+    columns = ["rmse", "mae", *(f"rank {rank}" for rank in range(1, 6)), "misses", "false_alarms", "heavy"]
+    assert np.isfinite(table[columns]).all().all()
+    for name in columns:
+        np.testing.assert_allclose(table.loc["MAE", name], rows[name][rows["loss"] == "MAE"].mean())
+    assert (table.filter(like="p ").drop("MSE") <= 1).all().all()
+    assert table.filter(like="count").iloc[0].is_monotonic_increasing

@@ -8,12 +8,15 @@ from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
 from .grids.regrid import coarsen, regrid, regrid_weights
 from .grids.regrid_weights import Weights
+from .inference.distribution import chance_above, distribution, expectation, quantile
 from .inference.downscale import downscale
+from .inference.sample import sample
 from .levels.climate import make_climate
 from .levels.disk import build_levels, open_levels
 from .levels.memory import make_levels
-from .losses.dense_loss import DenseLoss, masked_mse
+from .losses.dense_loss import DenseLoss
 from .losses.dense_weight import DenseWeight
+from .losses.masked import masked_mse
 from .models.files import load_model, load_models, save_model
 from .models.normalize import Normalizer
 from .models.srcnn import SRCNN, SRCNNConfig
@@ -45,11 +48,14 @@ __all__ = [
     "bin_edges",
     "bin_errors",
     "build_levels",
+    "chance_above",
     "climatology_ratio",
     "coarsen",
     "compare",
     "crps",
+    "distribution",
     "downscale",
+    "expectation",
     "fetch_prism",
     "interpolate",
     "load_model",
@@ -59,10 +65,12 @@ __all__ = [
     "masked_mse",
     "open_levels",
     "open_prism",
+    "quantile",
     "rank_histogram",
     "regrid",
     "regrid_weights",
     "run_sweep",
+    "sample",
     "save_model",
     "significance",
     "spread_skill",

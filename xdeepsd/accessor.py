@@ -53,6 +53,29 @@ class DeepSDAccessor:
         options |= given | {"members": members, "seed": seed, "statistics": statistics}
         return downscale(self._obj, model, static, variable=variable, mask=mask, **options)
 
+    def distribution(
+        self,
+        model: StackedSRCNN,
+        static: xr.Dataset | xr.DataArray | None = None,
+        *,
+        variable: str | None = None,
+        mask: xr.DataArray | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+        batch_size: int | None = None,
+        conserve: str | None = None,
+        units: str | None = None,
+        day_ends: float | None = None,
+        allow_partial: bool = False,
+    ) -> xr.Dataset:
+        """Same as ``xdeepsd.distribution(ds, model, static, ...)``, which documents the arguments."""
+        from xdeepsd.inference.distribution import distribution
+
+        return distribution(
+            self._obj, model, static, variable=variable, mask=mask, device=device, precision=precision,
+            batch_size=batch_size, conserve=conserve, units=units, day_ends=day_ends, allow_partial=allow_partial,
+        )  # fmt: skip
+
     def to_zarr(
         self,
         store: StoreLike,

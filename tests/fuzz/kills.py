@@ -232,7 +232,7 @@ class Training:
     """`train_stage` with checkpoints."""
 
     def variants(rng):
-        return {"loss": pick(rng, ["mse", "denseloss"])}
+        return {"loss": pick(rng, ["mse", "denseloss", "pinball", "tweedie", "bernoulli_gamma"])}
 
     def prepare(folder, variant):
         pass

@@ -1,5 +1,6 @@
 """DenseWeight against KDEpy, denseweight and numpy; invariance; errors; laziness."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -668,3 +669,40 @@ def test_the_howto_runs(tmp_path):
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == set(re.findall(r"img/(\w+\.png)", page))
     assert drawn == {path.name for path in (folder / "img").glob("denseloss*")}
+
+
+# --- the cap ----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    y=samples.map(lambda y: y[np.isfinite(y)]), alpha=st.floats(0, 1), cap=st.floats(1.05, 20),
+    wet_threshold=st.sampled_from([None, 0.1]), transform=st.sampled_from([None, "log1p", "sqrt"]),
+)  # fmt: skip
+@settings(max_examples=40)
+def test_the_cap_is_the_largest_weight_over_the_mean_weight(y, alpha, cap, wet_threshold, transform):
+    free = DenseWeight(alpha=alpha, wet_threshold=wet_threshold, transform=transform, eps=1e-9)
+    assume(_varied(y[y >= (wet_threshold or 0.0)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        free = free.fit(y)
+    capped = dataclasses.replace(free, weight_cap=cap)
+    at = np.concatenate([y, np.linspace(0, 2 * y.max(), 500)])
+    weights = capped.weights(at)
+    assert weights.max() <= cap * (1 + 1e-9)
+    assert capped.weights(y).mean() == pytest.approx(1, rel=2e-3)
+    # What is not cut keeps its proportions, and nothing is cut where nothing is too large.
+    below = free.weights(at) * free.mean < capped.top * (1 - 1e-9)
+    np.testing.assert_allclose(weights[below] * capped.mean, free.weights(at)[below] * free.mean, rtol=1e-9)
+    if 1 / free.mean <= cap:
+        np.testing.assert_array_equal(weights, free.weights(at))
+    elif not below.all():
+        assert weights.max() == pytest.approx(cap, rel=1e-6)
+
+
+def test_a_cap_below_the_mean_is_refused_and_older_fits_have_none():
+    for cap in (1.0, 0.5, np.nan):
+        with pytest.raises(ValueError, match=r"weight_cap is .*; needed: a number above 1"):
+            DenseWeight(weight_cap=cap)
+    content = DenseWeight(alpha=0.5).fit(_data("gamma")).to_dict()
+    del content["weight_cap"]
+    assert DenseWeight.from_dict(content).weight_cap is None

@@ -19,6 +19,7 @@ FITS = {
     "wet": DenseWeight(alpha=1.0, wet_threshold=0.1).fit(RAIN),
     "log1p": DenseWeight(alpha=0.9, transform="log1p").fit(RAIN),
     "wet sqrt": DenseWeight(alpha=1.5, wet_threshold=0.1, transform="sqrt").fit(RAIN),
+    "capped": DenseWeight(alpha=1.0, transform="log1p", weight_cap=1.5).fit(RAIN),
 }
 
 

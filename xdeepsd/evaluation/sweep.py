@@ -37,7 +37,7 @@ from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.stores.begun import changed_fields
 from xdeepsd.stores.whole import write_whole
 from xdeepsd.training.checkpoints import remove_checkpoints
-from xdeepsd.training.config import FREE, TrainConfig
+from xdeepsd.training.config import FREE, LATER, TrainConfig
 from xdeepsd.training.ladder import Levels, check_levels
 from xdeepsd.training.stack import train_stacks
 
@@ -282,7 +282,7 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
     if now["precipitation"] != then.get("precipitation", now["precipitation"]):
         different.append("the precipitation of the same days has changed")
     for i, (old, new) in enumerate(zip(then["stages"], now["stages"], strict=False)):
-        different += changed_fields(old, new, of=f" of stage {i}")
+        different += changed_fields(LATER | old, new, of=f" of stage {i}")
     if len(then["stages"]) != len(now["stages"]):
         different.append(f"there were {len(then['stages'])} stages, now there are {len(now['stages'])}")
     if different:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cf_xarray  # noqa: F401  (registers the .cf accessor)
@@ -15,9 +15,9 @@ import xarray as xr
 from xdeepsd._version import __version__
 from xdeepsd.grids import axes
 from xdeepsd.inference.digests import digest
-from xdeepsd.inference.fast import NO_BFLOAT16
+from xdeepsd.inference.fast import NO_BFLOAT16, why_not
 from xdeepsd.inference.inputs import Prepared, prepare
-from xdeepsd.inference.members import MEMBER, check_alike, days_of, origin_of
+from xdeepsd.inference.members import MEMBER, check_alike, check_count, check_no_members, days_of, origin_of
 from xdeepsd.inference.windows import Job, Options, apply, has_bfloat16
 from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.conserve import check as check_conserve
@@ -113,6 +113,51 @@ def downscale(
     -----
     Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
     """
+    options: dict[str, Any] = {
+        "device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve,
+    }  # fmt: skip
+    options |= {"members": members, "seed": seed, "statistics": statistics}
+    options |= {"units": units, "day_ends": day_ends, "allow_partial": allow_partial}
+    made = lay_out(ds, model, static, variable, mask, **options)
+    fields = _mean_and_std(made) if statistics else [label(made.data, made.prepared, made.has_members)]
+    for fine in fields:
+        fine.attrs |= provenance(made, fine.attrs)
+    if isinstance(ds, xr.DataArray):
+        return fields[0] if len(fields) == 1 else xr.Dataset({fine.name: fine for fine in fields})
+    return _into_dataset(ds, fields, made.prepared, made.made_with)
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """What a call computes, not yet computed where the input is lazy."""
+
+    data: Any  # (..., lat, lon); before these dims member, mean and standard deviation, or a distribution's parameters
+    prepared: Prepared
+    scale: int
+    made_with: Mapping[str, str]
+    has_members: bool
+
+
+def lay_out(
+    ds: xr.Dataset | xr.DataArray,
+    model: StackedSRCNN | Sequence[StackedSRCNN],
+    static: xr.Dataset | xr.DataArray | None,
+    variable: str | None,
+    mask: xr.DataArray | None,
+    *,
+    device: str | torch.device | None,
+    precision: str,
+    batch_size: int | None,
+    conserve: str | None,
+    units: str | None,
+    day_ends: float | None,
+    allow_partial: bool,
+    members: int | None = None,
+    seed: int = 0,
+    statistics: bool = False,
+    distribution: bool = False,
+) -> LaidOut:
+    """`downscale` without labels; ``distribution``: the parameters that the last stage gives, and not their mean."""
     models = _models(model)
     _check_options(ds, models, device, precision, batch_size)
     for one in models:
@@ -120,27 +165,20 @@ def downscale(
     check_alike(models, fields=static is None, mask=mask is None)
     which = _members(models, isinstance(model, StackedSRCNN), members, statistics)
     prepared = prepare(ds, models[0], static, variable, mask, units, day_ends, allow_partial)
-    if which is not None and MEMBER in prepared.given.dims:
-        raise ValueError(
-            f"The input has a dim {MEMBER!r} already, {prepared.given.dims}, and so would the output. Needed: another "
-            f"name for the input's. Type ds.rename({MEMBER}='realization')."
-        )
+    if which is not None:
+        check_no_members(prepared.given.dims, "input", "ds")
     lat = np.asarray(prepared.grid["lat"], np.float64)
     if isinstance(prepared.mask, np.ndarray) and any(s.config.conserve for one in models for s in one.stages):
         cell_weights(lat, prepared.mask.shape[1], prepared.mask)  # raises now if the mask is wrong, not in a task
     keys = days_of(prepared.coarse) if models[0].noise else None
     origin = (0, 0) if keys is None else origin_of(prepared.coarse, models[0])
     options = Options(str(device or "cpu"), precision, batch_size)
-    jobs = [Job(_copied(one, conserve), prepared.values, options, lat, seed, origin) for one in models]
+    jobs = [Job(_copied(one, conserve), prepared.values, options, lat, seed, origin, distribution) for one in models]
     made_with = _made_with(jobs, prepared, members)
     token = digest((made_with, origin, prepared.values, prepared.coarse.shape[-2:], digest(lat)))
+    token = f"distribution-{token}" if distribution else token
     data = apply(prepared.coarse.data, jobs, prepared.maps, prepared.mask, token, which, keys, statistics)
-    made = _mean_and_std(data, prepared) if statistics else [_label(data, prepared, which is not None)]
-    for fine in made:
-        fine.attrs |= _provenance(models[0].scale, made_with["xdeepsd_model"], fine.attrs) | made_with
-    if isinstance(ds, xr.DataArray):
-        return made[0] if len(made) == 1 else xr.Dataset({fine.name: fine for fine in made})
-    return _into_dataset(ds, made, prepared, made_with)
+    return LaidOut(data, prepared, models[0].scale, made_with, which is not None)
 
 
 def _models(model: Any) -> list[StackedSRCNN]:
@@ -159,8 +197,8 @@ def _members(
     models: Sequence[StackedSRCNN], alone: bool, members: int | None, statistics: bool
 ) -> list[tuple[int, int]] | None:
     """Of each member the position of its model and its number, for its noise; None for a single field."""
-    if members is not None and (isinstance(members, bool) or int(members) != members or members < 1):
-        raise ValueError(f"members is {members}; needed: a whole number of at least 1. Type members=10.")
+    if members is not None:
+        check_count(members)
     if models[0].noise and members is None:
         raise ValueError(
             "The model takes noise, and gives one field for each noise: members is missing. Needed: how many. Type "
@@ -215,17 +253,12 @@ def _check_options(
                 "which on a CPU computes only in float32 or float64. Leave batch_size out, or type "
                 "precision='float32'."
             )
-        stages = [stage for model in models for stage in model.stages]
-        if any(len(stage.config.kernels) < 2 for stage in stages):
-            raise ValueError(
-                "precision='bfloat16' with a stage that has no hidden layer: on a CPU such a stage is computed only "
-                "in float32 or float64. Type precision='float32'."
-            )
-        if any(stage.config.noise for stage in stages):
-            raise ValueError(
-                "precision='bfloat16' and a stage that takes noise, which on a CPU is computed in float32 or float64. "
-                "Type precision='float32'."
-            )
+        for reason in (why_not(stage.config) for model in models for stage in model.stages):
+            if reason:
+                raise ValueError(
+                    f"precision='bfloat16' with a stage that {reason}: on a CPU such a stage is computed only in "
+                    "float32 or float64. Type precision='float32'."
+                )
     if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise ValueError(f"batch_size {batch_size}; needed: a whole number of at least 1, or None.")
 
@@ -243,7 +276,7 @@ def _check_conserve(model: StackedSRCNN, conserve: str | None) -> None:
 # --- the output -------------------------------------------------------------------------------------------------------
 
 
-def _label(data: Any, prepared: Prepared, members: bool = False) -> xr.DataArray:
+def label(data: Any, prepared: Prepared, members: bool = False) -> xr.DataArray:
     """Label the result with the target grid, in the user's names, order and longitude convention; members first."""
     coarse, given, names = prepared.coarse, prepared.given, prepared.names
     coords: dict[Any, Any] = {
@@ -263,16 +296,16 @@ def _label(data: Any, prepared: Prepared, members: bool = False) -> xr.DataArray
     return fine
 
 
-def _mean_and_std(data: Any, prepared: Prepared) -> list[xr.DataArray]:
+def _mean_and_std(made: LaidOut) -> list[xr.DataArray]:
     """Label the two maps of `apply` with ``statistics``; their ``cell_methods`` say what they are."""
-    made = []
-    for part, suffix, method in ((data[0], "", "mean"), (data[1], "_std", "standard_deviation")):
-        fine = _label(part, prepared)
-        fine.name = f"{fine.name or prepared.values.name}{suffix}"
+    fields = []
+    for part, suffix, method in ((made.data[0], "", "mean"), (made.data[1], "_std", "standard_deviation")):
+        fine = label(part, made.prepared)
+        fine.name = f"{fine.name or made.prepared.values.name}{suffix}"
         fine.attrs["cell_methods"] = f"{fine.attrs.get('cell_methods', '')} realization: {method}".strip()
-        made.append(fine)
-    made[1].attrs.pop("standard_name", None)  # so that the mean is found as the precipitation
-    return made
+        fields.append(fine)
+    fields[1].attrs.pop("standard_name", None)  # so that the mean is found as the precipitation
+    return fields
 
 
 def _made_with(jobs: Sequence[Job], prepared: Prepared, members: int | None) -> dict[str, str]:
@@ -292,11 +325,13 @@ def _made_with(jobs: Sequence[Job], prepared: Prepared, members: int | None) -> 
     )
 
 
-def _provenance(scale: int, fingerprint: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(made: LaidOut, attrs: Mapping[str, Any], function: str = "downscale") -> dict[str, Any]:
+    """Attributes that say how the output was made; ``attrs`` are those of the input."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    line = f"{now}: xdeepsd {__version__} downscale, scale {scale}, model {fingerprint}"
+    model = made.made_with["xdeepsd_model"]
+    line = f"{now}: xdeepsd {__version__} {function}, scale {made.scale}, model {model}"
     history = f"{attrs['history']}\n{line}" if attrs.get("history") else line
-    return {"history": history, "xdeepsd_version": __version__}
+    return {"history": history, "xdeepsd_version": __version__, **made.made_with}
 
 
 def _into_dataset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,21 @@ def check_alike(models: Sequence[StackedSRCNN], fields: bool, mask: bool) -> Non
                 f"Models 0 and {number} of the list differ ({'; '.join(different)}). Needed in one ensemble: models "
                 f"that differ in their weights alone, such as the seeds of one training. Leave models[{number}] out."
             )
+
+
+def check_count(members: int) -> None:
+    """ValueError where ``members`` is no number of members."""
+    if isinstance(members, bool) or int(members) != members or members < 1:
+        raise ValueError(f"members is {members}; needed: a whole number of at least 1. Type members=10.")
+
+
+def check_no_members(dims: Sequence[Hashable], what: str, name: str) -> None:
+    """ValueError where members could not get a dim of their own; ``what`` and ``name``: whose ``dims`` they are."""
+    if MEMBER in dims:
+        raise ValueError(
+            f"The {what} has a dim {MEMBER!r} already, {tuple(dims)}, and so would the output. Needed: another name "
+            f"for that of the {what}. Type {name}.rename({MEMBER}='realization')."
+        )
 
 
 def _traits(model: StackedSRCNN, fields: bool, mask: bool) -> dict[str, str]:

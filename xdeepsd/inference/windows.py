@@ -26,6 +26,7 @@ from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.missing import fill_nearest
 from xdeepsd.inference.digests import digest
 from xdeepsd.inference.members import Spread
+from xdeepsd.models.bernoulli_gamma import PARAMETERS
 from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.noise import white_noise
 from xdeepsd.models.stack import StackedSRCNN
@@ -63,6 +64,7 @@ class Job:
     lat: np.ndarray  # latitudes of the finest grid, for its cell areas
     seed: int = 0  # of the noise
     origin: tuple[int, int] = (0, 0)  # row and column of the first coarse cell on the model's grid, for the noise
+    distribution: bool = False  # the last stage's parameters come out, in place of their expectation
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,14 @@ def _static_levels(
 
 
 class PlainStage:
-    """The plain torch forward of one stage on numpy days, ``batch_size`` days at a time."""
+    """The plain torch forward of one stage on numpy days, ``batch_size`` days at a time.
 
-    def __init__(self, stage: Stage, static: np.ndarray, weights: np.ndarray, options: Options) -> None:
+    With ``distribution``, what comes out has one more dim in front, for chance, shape and scale.
+    """
+
+    def __init__(
+        self, stage: Stage, static: np.ndarray, weights: np.ndarray, options: Options, distribution: bool = False
+    ) -> None:
         device = self.device = options.device
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():  # checked where it is computed
             raise ValueError(
@@ -142,7 +149,7 @@ class PlainStage:
         net = copied(stage).net.to(device=device, dtype=self.dtype)
         if device != "cpu":
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.stage = replace(stage, net=net)
+        self.stage, self.distribution = replace(stage, net=net), distribution
         self.static, self.weights = (
             torch.from_numpy(np.ascontiguousarray(maps)).to(device=device, dtype=self.dtype)
             for maps in (static, weights)
@@ -151,16 +158,18 @@ class PlainStage:
     def __call__(self, coarse: np.ndarray, noise_of: NoiseOf | None = None) -> np.ndarray:
         """``(days, lat, lon)`` to ``(days, factor * lat, factor * lon)``, in the model's units, without NaN."""
         factor = self.stage.config.factor
-        days, nlat, nlon = coarse.shape
-        fine = np.empty((days, nlat * factor, nlon * factor), coarse.dtype)
+        count, nlat, nlon = coarse.shape
+        first = (len(PARAMETERS),) if self.distribution else ()
+        fine = np.empty((*first, count, nlat * factor, nlon * factor), coarse.dtype)
+        forward = self.stage.distribution if self.distribution else self.stage
         mixed = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
         with torch_threads(1), no_tf32(), torch.inference_mode(), mixed:  # Dask's threads are the parallelism
-            for start in range(0, days, self.batch_size):
+            for start in range(0, count, self.batch_size):
                 days = slice(start, start + self.batch_size)
-                batch = self._there(coarse[days])
-                noise = None if noise_of is None else self._there(noise_of(days))
-                result = self.stage(batch, self.static, self.weights, noise)
-                fine[days] = result.to(self.dtype).cpu().numpy()
+                noise = () if noise_of is None else (self._there(noise_of(days)),)
+                result = forward(self._there(coarse[days]), self.static, self.weights, *noise)
+                result = result.to(self.dtype).cpu().transpose(0, -3)  # parameters first, if there are any
+                fine[..., days, :, :] = result.numpy()
         return fine
 
     def _there(self, values: np.ndarray) -> torch.Tensor:
@@ -200,18 +209,19 @@ def has_bfloat16() -> bool:
 
 
 def _runner(
-    stage: Stage, static: np.ndarray, weights: np.ndarray, wanted: np.ndarray | None, options: Options
-) -> Runner:
+    stage: Stage, static: np.ndarray, weights: np.ndarray, wanted: np.ndarray | None, options: Options,
+    distribution: bool = False,
+) -> Runner:  # fmt: skip
     """The forward of one stage for this device and precision: fast if possible, otherwise plain."""
     fast = options.device == "cpu" and options.precision != "float64" and options.batch_size is None
-    if fast and not stage.config.noise:
+    if fast:
         fused = fast_forward()
         prepared = None if fused is None else fused.prepare(stage, static, wanted, options.precision, weights)
         if prepared is not None:
             return prepared
         if options.precision == "bfloat16":  # the machine that built the graph has it, this worker does not
             raise ValueError("precision='bfloat16' cannot be computed on this worker. Type precision='float32'.")
-    return PlainStage(stage, static, weights, options)
+    return PlainStage(stage, static, weights, options, distribution)
 
 
 @dataclass(frozen=True)
@@ -231,7 +241,8 @@ def _get_ready(job: Job, levels: _Levels, window: _Window) -> _Ready:
         rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.outer)
         wanted = None if levels.wanted is None else levels.wanted[i][rows, cols]
         channels, weights = levels.channels[i][:, rows, cols], levels.weights[i][rows, cols]
-        runners.append(_runner(stage, channels, weights, wanted, job.options))
+        distribution = job.distribution and i == len(job.model.stages) - 1
+        runners.append(_runner(stage, channels, weights, wanted, job.options, distribution))
     mask = None
     if levels.wanted is not None:
         rows, cols = (slice(s.start * scale, s.stop * scale) for s in window.core)
@@ -261,7 +272,8 @@ def _all_ready_at_once(
 def _run(block: np.ndarray, keys: np.ndarray | None, ready: _Ready, member: int) -> np.ndarray:
     """Fine precipitation of one chunk ``(..., lat, lon)`` of a window, in the user's units.
 
-    ``keys``: `day_keys` of the maps of the block, needed by stages that take noise.
+    The parameters of a distribution come in front, ``(3, ..., lat, lon)``. ``keys``: `day_keys` of the maps of the
+    block, needed by stages that take noise.
     """
     job, scale = ready.job, ready.job.model.scale
     lead = block.shape[:-2]
@@ -280,15 +292,16 @@ def _run(block: np.ndarray, keys: np.ndarray | None, ready: _Ready, member: int)
     window = ready.window
     if window.core != window.outer:
         rows, cols = window.trim(scale)
-        fine = fine[:, rows, cols].copy()  # a view would keep the whole window in memory
+        fine = fine[..., rows, cols].copy()  # a view would keep the whole window in memory
         missing = missing[:, rows.start // scale : rows.stop // scale, cols.start // scale : cols.stop // scale]
     if factor != 1:
-        fine /= factor
+        amounts = fine[PARAMETERS.index("scale")] if job.distribution else fine
+        amounts /= factor
     if missing.any():
-        fine[missing.repeat(scale, axis=1).repeat(scale, axis=2)] = np.nan
+        np.copyto(fine, np.nan, where=missing.repeat(scale, axis=1).repeat(scale, axis=2))
     if ready.mask is not None:
         np.copyto(fine, np.nan, where=~ready.mask)
-    return fine.reshape(*lead, *fine.shape[1:])
+    return fine.reshape(*fine.shape[:-3], *lead, *fine.shape[-2:])
 
 
 def _noise_of(ready: _Ready, number: int, keys: np.ndarray, member: int) -> NoiseOf:
@@ -336,6 +349,8 @@ def apply(
     members: Sequence[tuple[int, int]] | None = None, keys: np.ndarray | None = None, statistics: bool = False,
 ) -> Any:  # fmt: skip
     """Numpy in, numpy out; dask in, dask out: one task per chunk, after one that prepares.
+
+    The parameters of a distribution come in front, ``(3, ..., lat, lon)``.
 
     Parameters
     ----------
@@ -427,5 +442,5 @@ def _map_window(data: Any, readies: Any, job: Job, how: _How, core: tuple[slice,
     if how.statistics:
         return call(_run_all, ((2,),), readies=readies, members=how.members)
     if how.members is None:
-        return call(_run_one, readies=readies)
+        return call(_run_one, ((len(PARAMETERS),),) if job.distribution else (), readies=readies)
     return dask.array.stack([call(_run_one, readies=readies, member=member) for member in how.members])

@@ -180,7 +180,7 @@ class PatchLoader:
     workers
         Threads that read, and threads that cut; they affect only the speed.
     with_values
-        Also give the fine precipitation in its units (for DenseLoss).
+        Also give the fine precipitation in its units (for DenseLoss, and losses in mm).
     """
 
     def __init__(

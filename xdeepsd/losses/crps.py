@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xdeepsd.losses.masked import mean_of
+
 
 def fair_crps(members: Tensor, target: Tensor) -> Tensor:
     """Fair CRPS of each cell: ``mean |x_i - y| - sum over pairs |x_i - x_j| / (m (m - 1))``, in its units.
@@ -34,5 +36,4 @@ def fair_crps(members: Tensor, target: Tensor) -> Tensor:
 
 def masked_crps(members: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean of `fair_crps` over the cells in ``mask`` (the target's shape); 0 if there are none."""
-    scores = fair_crps(members, target)
-    return torch.where(mask, scores, 0.0).sum() / mask.sum().clamp(min=1)
+    return mean_of(torch.where(mask, fair_crps(members, target), 0.0), mask)

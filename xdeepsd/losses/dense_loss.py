@@ -1,4 +1,4 @@
-"""Losses of a stage: masked mean squared error, and DenseLoss, which weights it by the rarity of the target."""
+"""DenseLoss: the mean squared error, weighted by the rarity of the target."""
 
 from __future__ import annotations
 
@@ -7,54 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from xdeepsd.losses.masked import differences, mean_of
 from xdeepsd.models.transform import transform
 
 if TYPE_CHECKING:
     from xdeepsd.losses.dense_weight import DenseWeight
     from xdeepsd.models.normalize import Normalizer
-
-
-def _squared_error(pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Squared differences (0 where not valid), and which pixels are valid."""
-    if pred.shape != target.shape:
-        raise ValueError(
-            f"The prediction has shape {tuple(pred.shape)}, the target {tuple(target.shape)}. Needed: the same shape. "
-            "Type pred.reshape(target.shape), or crop the target by the network's radius."
-        )
-    valid = ~torch.isnan(target)
-    if mask is not None:
-        try:
-            wanted = mask.bool().expand_as(target)
-        except RuntimeError as error:
-            raise ValueError(
-                f"The mask has shape {tuple(mask.shape)}, the target {tuple(target.shape)}. Needed: a shape that "
-                "broadcasts to the target's, such as (batch, 1, lat, lon) or (lat, lon)."
-            ) from error
-        valid = valid & wanted
-    # Selected before squaring: pixels left out then have gradient 0, whereas NaN * 0 would give NaN.
-    return torch.where(valid, pred - target, 0.0).square(), valid
-
-
-def masked_mse(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of ``(pred - target)**2`` over the pixels in ``mask`` whose target is not NaN; 0 if there are none.
-
-    Parameters
-    ----------
-    pred, target
-        Normalised, of the same shape, usually ``(batch, 1, lat, lon)``.
-    mask
-        True where the target counts; any shape that broadcasts to the target's. None: everywhere.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit.
-
-    >>> float(masked_mse(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.0, torch.nan])))
-    2.5
-    """
-    squares, valid = _squared_error(pred, target, mask)
-    return squares.sum() / valid.sum().clamp(min=1)
 
 
 class DenseLoss(nn.Module):
@@ -93,7 +51,8 @@ class DenseLoss(nn.Module):
         histogram = dense_weight.histogram
         assert histogram is not None
         self.dense_weight, self.normalizer = dense_weight, normalizer
-        self.alpha, self.eps, self.mean = float(dense_weight.alpha), float(dense_weight.eps), mean
+        self.alpha, self.mean = float(dense_weight.alpha), mean
+        self.limits = float(dense_weight.eps), dense_weight.top
         self.wet_threshold, self.transform = dense_weight.wet_threshold, dense_weight.transform
         self.start, self.step = histogram.start, histogram.step
         table = torch.tensor(histogram.scaled_density)
@@ -114,7 +73,7 @@ class DenseLoss(nn.Module):
         density = self.table[left].addcmul_(position.sub_(left), self.slope[left])
         if self.wet_threshold is not None:
             density.masked_fill_(values < self.wet_threshold, 0.0)
-        weights = density.mul_(-self.alpha).add_(1.0).clamp_(min=self.eps).div_(self.mean)
+        weights = density.mul_(-self.alpha).add_(1.0).clamp_(*self.limits).div_(self.mean)
         return weights.masked_fill_(missing, 0.0)
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
@@ -134,7 +93,7 @@ class DenseLoss(nn.Module):
         ValueError
             If the shapes do not fit.
         """
-        squares, valid = _squared_error(pred, target, mask)
+        apart, valid = differences(pred, target, mask)
         if values is None:
             values = target if self.normalizer is None else self.normalizer.invert(target)
         if values.shape != target.shape:
@@ -142,5 +101,5 @@ class DenseLoss(nn.Module):
                 f"The values have shape {tuple(values.shape)}, the target {tuple(target.shape)}. Needed: the value in "
                 "mm day-1 of each pixel of the target."
             )
-        weights = self.weights(values).to(squares.dtype)
-        return (weights * squares).sum() / valid.sum().clamp(min=1)
+        weights = self.weights(values).to(apart.dtype)
+        return mean_of(weights * apart.square(), valid)

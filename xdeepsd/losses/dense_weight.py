@@ -16,6 +16,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from scipy.optimize import brentq
 
 from xdeepsd.losses.density import Histogram, checked_array, fit_histogram
 from xdeepsd.losses.histogram import look_up
@@ -46,6 +47,9 @@ class DenseWeight:
     transform
         "log1p" or "sqrt": the density is computed from the transformed values, so that rates of 5 and 100 mm differ.
         None: from the values themselves.
+    weight_cap
+        The largest weight, as a multiple of the mean weight of the training values; ``w*`` is cut accordingly. None:
+        as it comes, ``1 / mean of w*`` at most.
     histogram
         Set by `fit`.
 
@@ -68,6 +72,7 @@ class DenseWeight:
     eps: float = 1e-6
     wet_threshold: float | None = None
     transform: Transform | None = None
+    weight_cap: float | None = None
     histogram: Histogram | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -88,6 +93,11 @@ class DenseWeight:
             raise ValueError(
                 f"wet_threshold is {self.wet_threshold}; needed: a finite number in the units of the values, such as "
                 "wet_threshold=0.1, or None."
+            )
+        if self.weight_cap is not None and not self.weight_cap > 1:
+            raise ValueError(
+                f"weight_cap is {self.weight_cap}; needed: a number above 1, the largest weight over the mean weight, "
+                "such as weight_cap=3, or None."
             )
         check(self.transform)
 
@@ -170,8 +180,8 @@ class DenseWeight:
         the training values is 1 up to rounding; above, it is only as accurate as the grid resolves where ``p'`` crosses
         ``1 / alpha``.
         """
-        density = self._of_grid("scaled_density", dry=0.0)
-        function = partial(_block_weights, density=density, alpha=self.alpha, eps=self.eps, mean=self.mean)
+        density, limits = self._of_grid("scaled_density", dry=0.0), (self.eps, self.top)
+        function = partial(_block_weights, density=density, alpha=self.alpha, limits=limits, mean=self.mean)
         return _on_blocks(function, values, {"long_name": "DenseWeight", "units": "1"})
 
     def _of_grid(self, table: str, dry: float = math.nan) -> Callable[[np.ndarray], np.ndarray]:
@@ -180,9 +190,22 @@ class DenseWeight:
         return partial(look_up, grid=grid, table=values, threshold=self._threshold, transform=self.transform, dry=dry)
 
     @cached_property
+    def _uncapped(self) -> np.ndarray:
+        return np.maximum(1.0 - self.alpha * self._fitted.scaled_density, self.eps)
+
+    @cached_property
+    def top(self) -> float:
+        """The largest ``w*``: 1, or with ``weight_cap`` that multiple of the mean of what is left of ``w*``."""
+
+        def over(top: float) -> float:
+            return top - (self.weight_cap or math.inf) * self._mean_of(np.minimum(self._uncapped, top), top)
+
+        return 1.0 if over(1.0) <= 0 else float(brentq(over, self.eps, 1.0, xtol=1e-14))
+
+    @cached_property
     def _unscaled(self) -> np.ndarray:
         """``w*`` on the grid."""
-        return np.maximum(1.0 - self.alpha * self._fitted.scaled_density, self.eps)
+        return np.minimum(self._uncapped, self.top)
 
     def _mean_of(self, on_grid: np.ndarray, dry: float) -> float:
         """Mean over the training values of a function linear between grid points (binning is the adjoint)."""
@@ -191,8 +214,8 @@ class DenseWeight:
 
     @cached_property
     def mean(self) -> float:
-        """Mean of ``w*`` over the training values (1 for dry ones), by which the weights are divided."""
-        return self._mean_of(self._unscaled, 1.0)
+        """Mean of ``w*`` over the training values (`top` for dry ones), by which the weights are divided."""
+        return self._mean_of(self._unscaled, self.top)
 
     @cached_property
     def eps_share(self) -> float:
@@ -229,14 +252,14 @@ class DenseWeight:
             "bandwidth": histogram.bandwidth,
             "grid_step": histogram.step,
             "eps_share": self.eps_share,
-            "effective_sample": self.mean**2 / self._mean_of(self._unscaled**2, 1.0),
+            "effective_sample": self.mean**2 / self._mean_of(self._unscaled**2, self.top**2),
             "weights": {
                 name: {"value": value, "weight": float(weight)}
                 for (name, value), weight in zip(values.items(), weights, strict=True)
             },
         }
         if self.wet_threshold is not None:
-            summary["dry_weight"] = 1.0 / self.mean
+            summary["dry_weight"] = self.top / self.mean
         return summary
 
     def to_dict(self) -> dict[str, Any]:
@@ -251,7 +274,7 @@ class DenseWeight:
     def from_dict(cls, content: Mapping[str, Any]) -> DenseWeight:
         """The inverse of `to_dict`. Raises ValueError where keys are missing or unknown."""
         wanted = {*_PARAMETERS, "histogram"}
-        if set(content) != wanted:
+        if {*content, "weight_cap"} != wanted:  # older versions had no cap
             raise ValueError(
                 f"Cannot read a DenseWeight from the keys {sorted(content)}; needed: {sorted(wanted)}, as "
                 "dw.to_dict() writes them."
@@ -260,16 +283,20 @@ class DenseWeight:
         return cls(**{**content, "histogram": None if histogram is None else Histogram(**histogram)})
 
 
-_PARAMETERS = ("alpha", "bandwidth", "grid_points", "eps", "wet_threshold", "transform")
+_PARAMETERS = ("alpha", "bandwidth", "grid_points", "eps", "wet_threshold", "transform", "weight_cap")
 
 
 def _block_weights(
-    block: np.ndarray, density: Callable[[np.ndarray], np.ndarray], alpha: float, eps: float, mean: float
+    block: np.ndarray,
+    density: Callable[[np.ndarray], np.ndarray],
+    alpha: float,
+    limits: tuple[float, float],
+    mean: float,
 ) -> np.ndarray:
     weights = density(block)  # a new array: the rest is done in place
     weights *= -alpha
     weights += 1.0
-    np.maximum(weights, eps, out=weights)
+    np.clip(weights, *limits, out=weights)
     weights /= mean
     return np.nan_to_num(weights, copy=False, nan=0.0)
 

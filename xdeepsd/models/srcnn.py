@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from xdeepsd.models.conserve import check as check_conserve
 
+# What a stage gives for each fine cell, and the number of the network's outputs it takes.
+HEADS = {"value": 1, "bernoulli_gamma": 3}
+
 
 @dataclass(frozen=True)
 class SRCNNConfig:
@@ -38,6 +41,9 @@ class SRCNNConfig:
     noise
         Channels of white noise (`xdeepsd.models.noise.white_noise`) that the network takes after the static fields: it
         then gives one member of an ensemble for each noise. 0: it gives one field.
+    head
+        "value": precipitation. "bernoulli_gamma": its distribution, the chance of rain and the shape and scale of wet
+        amounts (`xdeepsd.models.bernoulli_gamma`), whose expectation is what later stages and `xdeepsd.downscale` see.
     """
 
     channels: tuple[int, ...] = (64, 32)
@@ -47,6 +53,7 @@ class SRCNNConfig:
     residual: bool = False
     conserve: str | None = None
     noise: int = 0
+    head: str = "value"
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernels", "static"):
@@ -75,6 +82,18 @@ class SRCNNConfig:
                 "conserve='softmax' and residual=True: with 'softmax' the network gives exponents, to which the "
                 "interpolated input cannot be added. Needed: only one of the two. Type residual=False."
             )
+        if self.head not in HEADS:
+            raise ValueError(f"head is {self.head!r}; needed: one of {', '.join(map(repr, HEADS))}.")
+        if self.conserve == "softmax" and self.head != "value":
+            raise ValueError(
+                f"conserve='softmax' and head={self.head!r}: with 'softmax' the network gives exponents, not a "
+                "distribution. Needed: only one of the two. Type conserve='multiplicative'."
+            )
+        if self.noise and self.head != "value":
+            raise ValueError(
+                f"noise={self.noise} and head={self.head!r}: the spread is either that of members, one for each "
+                "noise, or that of a distribution. Needed: only one of the two. Type noise=0."
+            )
 
     @property
     def radius(self) -> int:
@@ -89,7 +108,7 @@ class SRCNNConfig:
 
 
 class SRCNN(nn.Module):
-    """One stage's network: normalised channels in, one normalised channel out.
+    """One stage's network: normalised channels in, one normalised channel out (three with a "bernoulli_gamma" head).
 
     ``parameters()`` yields the weight and bias of each layer in order: 13,313 numbers with 9-1-5 kernels, 64-32-1
     channels and two input channels.
@@ -98,13 +117,16 @@ class SRCNN(nn.Module):
     def __init__(self, config: SRCNNConfig | None = None) -> None:
         super().__init__()
         self.config = config or SRCNNConfig()
-        widths = (1 + len(self.config.static) + self.config.noise, *self.config.channels, 1)
+        widths = (1 + len(self.config.static) + self.config.noise, *self.config.channels, HEADS[self.config.head])
         self.layers = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], kernel) for i, kernel in enumerate(self.config.kernels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, 1 + static + noise, lat + 2 radius, lon + 2 radius)`` to ``(batch, 1, lat, lon)``, normalised."""
+        """``(batch, 1 + static + noise, lat + 2 radius, lon + 2 radius)`` to ``(batch, outputs, lat, lon)``.
+
+        Both are normalised.
+        """
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.grids.axes import spacing
+from xdeepsd.models.srcnn import HEADS
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.static import REGRESSION, is_learned
 from xdeepsd.models.variable import PRECIPITATION, Variable
@@ -125,6 +126,10 @@ class StackedSRCNN:
         return digest.hexdigest()[:12]
 
 
+# Models that do without fields added since keep their fingerprint.
+_LATER = {"noise": 0, "head": "value"}
+
+
 def describe(model: StackedSRCNN) -> dict[str, Any]:
     """What `fingerprint` covers besides the weights, in the form it is saved in."""
     return {
@@ -132,7 +137,7 @@ def describe(model: StackedSRCNN) -> dict[str, Any]:
         "variable": model.variable,
         "stages": [
             {
-                "config": {k: v for k, v in asdict(stage.config).items() if k != "noise" or v},  # as before it existed
+                "config": {k: v for k, v in asdict(stage.config).items() if (k, v) not in _LATER.items()},
                 "precipitation": asdict(stage.precipitation),
                 "static": {name: asdict(n) for name, n in stage.static.items()},
                 "target": asdict(stage.target),
@@ -181,11 +186,12 @@ def _lines(model: StackedSRCNN) -> Iterator[str]:
         config = stage.config
         words = [
             "-".join(map(str, config.kernels)) + " kernels",
-            "-".join(map(str, (*config.channels, 1))) + " channels",
+            "-".join(map(str, (*config.channels, HEADS[config.head]))) + " channels",
         ]
         words += ["residual"] * config.residual + ([stage.transform] if stage.transform else [])
         words += [f"coarse means kept ({config.conserve})"] if config.conserve else []
         words += [f"{config.noise} channels of noise"] if config.noise else []
+        words += ["Bernoulli-gamma distribution"] if config.head == "bernoulli_gamma" else []
         if "first_day" in summary:
             words.append(f"{summary['days']['train']} training days, {summary['first_day']} to {summary['last_day']}")
         if "rmse" in summary:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xdeepsd.models import bernoulli_gamma
 from xdeepsd.models import transform as transforms
 from xdeepsd.models.conserve import conserve, transform_kept
 from xdeepsd.models.normalize import Normalizer
@@ -85,8 +86,20 @@ class Stage:
 
         Returns
         -------
-        ``(batch, factor * lat, factor * lon)``, same units, at least 0 (docs/method.md).
+        ``(batch, factor * lat, factor * lon)``, same units, at least 0 (docs/method.md); the expectation, where the
+        network gives a distribution.
         """
+        fine = self._forward(coarse, static, weights, noise)
+        return fine if self.config.head == "value" else bernoulli_gamma.expectation(fine)
+
+    def distribution(self, coarse: Tensor, static: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Chance, shape and scale of a "bernoulli_gamma" head, ``(batch, 3, lat, lon)``; arguments as `__call__`."""
+        return self._forward(coarse, static, weights)
+
+    def _forward(
+        self, coarse: Tensor, static: Tensor, weights: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Precipitation, or the parameters of its distribution."""
         config, radius = self.config, self.config.radius
         fine = interpolated_input(transforms.transform(coarse[:, None], self.transform), config)
         channels = [self.precipitation.apply(fine)]
@@ -95,28 +108,49 @@ class Stage:
             channels.append(pad_edges(normalized[None], radius).expand(len(coarse), -1, -1, -1))
         if noise is not None:
             channels.append(noise)
-        output = self.net(torch.cat(channels, dim=1))[:, 0]
+        output = self.net(torch.cat(channels, dim=1)).squeeze(1)
         interpolated = fine[:, 0, radius:-radius, radius:-radius] if radius else fine[:, 0]
         if config.conserve is None:
-            return self.precipitation_of(output, interpolated)
+            return self.predicted(output, interpolated)
         if weights is None:
             weights = torch.ones(output.shape[-2:], dtype=output.dtype, device=output.device)
         return self.conserved(output, interpolated, coarse, weights)
+
+    def predicted(self, output: Tensor, interpolated: Tensor) -> Tensor:
+        """Precipitation, or the parameters of its distribution, that ``output`` stands for, before any mean is kept."""
+        if self.config.head == "value":
+            return self.precipitation_of(output, interpolated)
+        output = output.to(interpolated.dtype)  # an exponential of eight bits would be far off
+        first = self._transformed(output[:, 0], interpolated)
+        return bernoulli_gamma.parameters_of(output, first, self.target.std, self.transform)
 
     def precipitation_of(self, output: Tensor, interpolated: Tensor) -> Tensor:
         """Precipitation that the network's ``output`` stands for, before any mean is kept; all ``(batch, lat, lon)``.
 
         ``interpolated`` is the transformed input on the cells of the output.
         """
+        return transforms.invert(self._transformed(output, interpolated).clamp_min(0.0), self.transform)
+
+    def predicted_for_loss(self, output: Tensor, interpolated: Tensor) -> Tensor:
+        """`predicted` for losses in mm: precipitation goes on below 0, linearly, so that there is a gradient."""
+        if self.config.head != "value":
+            return self.predicted(output, interpolated)
+        result = self._transformed(output, interpolated)
+        return transforms.invert(result.clamp_min(0.0), self.transform) + result.clamp_max(0.0)
+
+    def _transformed(self, output: Tensor, interpolated: Tensor) -> Tensor:
         result = self.target.invert(output)
-        if self.config.residual:
-            result = result + interpolated
-        return transforms.invert(result.clamp_min(0.0), self.transform)
+        return result + interpolated if self.config.residual else result
 
     def conserved(self, output: Tensor, interpolated: Tensor, coarse: Tensor, weights: Tensor) -> Tensor:
-        """`precipitation_of` with the means of ``coarse`` kept as ``config.conserve`` says."""
+        """`predicted` with the means of ``coarse`` kept as ``config.conserve`` says (a distribution: by its scale)."""
         kind = self.config.conserve
         assert kind is not None
+        if self.config.head != "value":
+            parameters = self.predicted(output, interpolated)
+            mean = bernoulli_gamma.expectation(parameters)
+            kept = conserve(mean, coarse, weights, self.config.factor, kind)
+            return bernoulli_gamma.with_expectation(parameters, kept)
         fine = output if kind == "softmax" else self.precipitation_of(output, interpolated)
         return conserve(fine, coarse, weights, self.config.factor, kind)
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from xdeepsd.levels.patches import Batch, PatchLoader
+from xdeepsd.losses.masked import masked_mse
 from xdeepsd.models.srcnn import SRCNN
 from xdeepsd.models.stage import Stage
 from xdeepsd.training.checkpoints import checkpoints, write_checkpoint
-from xdeepsd.training.config import TrainConfig, learning_rate
+from xdeepsd.training.config import IN_MM, OF_THE_MEAN, TrainConfig, learning_rate, share_of_weights
 from xdeepsd.training.validation import LossFunction, Validation
 from xdeepsd.training.watch import Watch, write_metrics
 
@@ -119,10 +120,12 @@ def _update(run: Run, state: State, batch: Batch, rate: float) -> Tensor:
         group["lr"] = rate * group["factor"]
     inputs = _with_noise(batch.inputs, run, state.step) if config.noise else batch.inputs
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        output = state.net(inputs)[:, 0]
+        output = state.net(inputs).squeeze(1)
     if config.noise:  # (member, patch, lat, lon)
         output = output.unflatten(0, (config.members, -1))
     value = _loss(run, output.float(), batch)
+    if config.loss == "denseloss" and (share := share_of_weights(state.step, config)) < 1:
+        value = share * value + (1 - share) * _loss(replace(run, loss=_plain), output.float(), batch)
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()
     if config.clip_gradient is not None:
@@ -144,39 +147,44 @@ def _with_noise(inputs: Tensor, run: Run, step: int) -> Tensor:
     return torch.cat([inputs.repeat(config.members, 1, 1, 1), noise], 1).contiguous(memory_format=torch.channels_last)
 
 
+def _plain(prediction: Tensor, target: Tensor, mask: Tensor, values: Tensor | None) -> Tensor:
+    return masked_mse(prediction, target, mask)
+
+
 def _loss(run: Run, output: Tensor, batch: Batch) -> Tensor:
     """Loss of the network's output; where coarse means are kept, averaged with the loss after they are imposed.
 
     The latter alone does not constrain the sums that are divided out, and the network learns less (docs/method.md).
     With "softmax" only the latter counts: there is no target for its exponents.
     """
-    own = None
-    if run.stage.config.conserve != "softmax":
-        own = run.loss(output, batch.target, batch.mask, batch.values)
-    if batch.coarse is None or batch.weights is None:
-        assert own is not None
-        return own
-    radius = run.stage.config.radius
+    stage, in_mm = run.stage, run.config.loss in IN_MM
+    radius = stage.config.radius
     inner = batch.inputs[:, 0, radius:-radius, radius:-radius] if radius else batch.inputs[:, 0]
-    interpolated = run.stage.precipitation.invert(inner)
-    kept = run.stage.conserved(output, interpolated, batch.coarse, batch.weights)
-    of_kept = run.loss(run.stage.normalized_target(kept, interpolated), batch.target, batch.mask, batch.values)
-    return of_kept if own is None else (own + of_kept) / 2
+    interpolated = stage.precipitation.invert(inner)
+    predictions = []
+    if stage.config.conserve != "softmax":
+        predictions.append(stage.predicted_for_loss(output, interpolated) if in_mm else output)
+    if batch.coarse is not None and batch.weights is not None:
+        kept = stage.conserved(output, interpolated, batch.coarse, batch.weights)
+        predictions.append(kept if in_mm else stage.normalized_target(kept, interpolated))
+    target = batch.values if in_mm else batch.target
+    assert target is not None
+    losses = [run.loss(prediction, target, batch.mask, batch.values) for prediction in predictions]
+    return torch.stack(losses).mean()
 
 
 def _validate(run: Run, state: State, row: dict[str, Any], watch: Watch) -> None:
     """Add the errors to ``row``, and the row to the history; keep the weights if they are the best so far, or stop.
 
-    The score is the RMSE, or with DenseLoss and the CRPS the loss itself: its best weights are not those of the lowest
-    RMSE.
+    The score is the RMSE, or for a loss that is not lowest at the mean the loss itself: its best weights are others.
     """
     config, validation = run.config, run.validation
     score = -math.inf  # without validation days, the last weights are taken
     if validation is not None:
         row["rmse"], row["rmse_interpolation"] = validation.rmse(run.stage), validation.rmse_interpolation
         score = row["rmse"]
-        if config.loss in ("denseloss", "crps"):
-            score = row["validation_loss"] = validation.loss(run.stage, run.loss)
+        if config.loss not in OF_THE_MEAN:
+            score = row["validation_loss"] = validation.loss(run.stage, run.loss, config.loss in IN_MM)
     state.history.append(row)
     state.without_better += 1
     if score < state.best["score"] or validation is None:

@@ -154,11 +154,11 @@ class _Stage:
 
 
 def _about_density(stage: _Stage) -> tuple[Any, ...] | None:
-    """What the density of a stage depends on (neither alpha nor the seed); None for other losses."""
+    """What the density of a stage depends on (neither alpha nor the seed); None for other losses than DenseLoss."""
     config = stage.config
     if config.loss != "denseloss":
         return None
-    return stage.k, static_key(config), config.wet_threshold, config.density_transform
+    return stage.k, static_key(config), config.wet_threshold, config.density_transform, config.weight_cap
 
 
 def _one_by_one(

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from torch import Tensor
 
 from xdeepsd.levels.climatology import with_climatology
 from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
@@ -23,9 +24,11 @@ from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs, values_
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.regression import fit_regression, with_fields
 from xdeepsd.levels.splits import Split
+from xdeepsd.losses.bernoulli_gamma import bernoulli_gamma
 from xdeepsd.losses.crps import masked_crps
-from xdeepsd.losses.dense_loss import DenseLoss, masked_mse
+from xdeepsd.losses.dense_loss import DenseLoss
 from xdeepsd.losses.dense_weight import DenseWeight
+from xdeepsd.losses.masked import masked_huber, masked_mae, masked_mse, masked_pinball, masked_tweedie
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
@@ -34,7 +37,7 @@ from xdeepsd.models.threads import torch_threads
 from xdeepsd.models.variable import clean
 from xdeepsd.stores.begun import changed_fields
 from xdeepsd.training.checkpoints import METRICS, checkpoints, read_checkpoint
-from xdeepsd.training.config import FREE, TrainConfig
+from xdeepsd.training.config import FREE, IN_MM, LATER, TrainConfig
 from xdeepsd.training.loop import Run, State, learn
 from xdeepsd.training.validation import LossFunction, Validation
 from xdeepsd.training.watch import Watch
@@ -76,13 +79,21 @@ def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeigh
     return config.dense_weight().fit(wanted, scheduler="threads")  # this may run inside a task of a cluster
 
 
-def loss_function(density: DenseWeight | None, device: torch.device, members: bool = False) -> LossFunction:
-    """DenseLoss with the given weights; without weights, the masked mean squared error, or the CRPS of members."""
-    if members:
-        return lambda prediction, target, mask, values: masked_crps(prediction, target, mask)
-    if density is None:
-        return lambda prediction, target, mask, values: masked_mse(prediction, target, mask)
-    return DenseLoss(density).to(device)
+def loss_function(config: TrainConfig, density: DenseWeight | None, device: torch.device) -> LossFunction:
+    """The loss of the configuration; DenseLoss has the weights of ``density``."""
+    if config.loss == "denseloss":
+        assert density is not None
+        return DenseLoss(density).to(device)
+    if config.loss == "bernoulli_gamma":
+        return lambda pred, target, mask, values: bernoulli_gamma(pred, target, mask)
+    if config.loss == "tweedie":
+        return lambda pred, target, mask, values: masked_tweedie(pred, target, mask, config.tweedie_power)
+    if config.loss == "pinball":
+        return lambda pred, target, mask, values: masked_pinball(pred, target, mask, config.quantile)
+    simple: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+        "mse": masked_mse, "mae": masked_mae, "huber": masked_huber, "crps": masked_crps
+    }  # fmt: skip
+    return lambda pred, target, mask, values: simple[config.loss](pred, target, mask)
 
 
 def train_stage(
@@ -163,8 +174,8 @@ def train_pair(
         _check_data(saved, pair, split)
     with torch_threads(config.threads):
         device = _device(config)
-        buffer, dense = int(config.buffer * MIB), config.loss == "denseloss"
-        days = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair, dense))))
+        buffer, with_values = int(config.buffer * MIB), config.loss in ("denseloss", *IN_MM)
+        days = slabs(pair, split.train, limit=max(1, buffer // (4 * bytes_per_day(pair, with_values))))
         regression = saved.get("regression") if saved is not None else None
         if REGRESSION in config.static:
             if regression is None:
@@ -186,14 +197,14 @@ def train_pair(
         if not state.finished:
             loader = PatchLoader(
                 pair, normalizers, days, origins, output, config.batch, (config.seed, index), buffer, config.workers,
-                with_values=dense,
+                with_values=with_values,
             )  # fmt: skip
             described = {
                 "identity": identity, "normalizers": asdict(normalizers), "index": index,
                 "density": None if density is None else density.to_dict(), "regression": regression,
                 "digests": torch.from_numpy(pair.digests),  # shared: as they are when a checkpoint is written
             }  # fmt: skip
-            loss = loss_function(density, device, config.noise > 0)
+            loss = loss_function(config, density, device)
             run = Run(index, config, stage, loader, loss, validation, folder, described)
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
@@ -303,8 +314,7 @@ def _identity(pair: Pair, split: Split) -> dict[str, Any]:
 
 def _check_same(saved: Mapping[str, Any], config: TrainConfig, identity: dict[str, Any], folder: Path | None) -> None:
     """Raise ValueError where a checkpoint was written with another configuration or other data."""
-    before = {"noise": 0, "members": 2} | saved["config"]  # missing in checkpoints of older versions of xdeepsd
-    different = changed_fields(before, asdict(config), FREE)
+    different = changed_fields(LATER | saved["config"], asdict(config), FREE)
     if different:
         raise ValueError(
             f"The checkpoint in {folder} was written with another configuration: {'; '.join(different)}. Type the same "

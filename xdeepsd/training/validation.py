@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 MEMBERS = 4  # whose mean and score are taken where the stage takes noise
 
-# From prediction, target and mask in normalised space, and fine precipitation in its units, to a loss
+# From prediction, target and mask, and fine precipitation in its units, to a loss. Prediction and target are normalised
+# or, for losses in mm, in the units of precipitation.
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -114,18 +115,22 @@ class Validation:
         return self._rmse(lambda coarse: next(remaining))
 
     @torch.inference_mode()
-    def loss(self, stage: Stage, loss: LossFunction) -> float:
+    def loss(self, stage: Stage, loss: LossFunction, in_mm: bool = False) -> float:
         """The training loss over whole maps: the mean over batches of days, weighted by their number of cells."""
         total, count = 0.0, 0
         for (coarse, values), days in zip(self._parts, self._numbers, strict=True):
-            mask = ~values.isnan()
-            before = self._interpolated(transform(coarse, stage.transform)) if self._config.residual else 0.0
-            target, predicted = (
-                stage.target.apply(transform(fine, stage.transform) - before)
-                for fine in (values.nan_to_num(), self._predicted(stage, coarse, days))
-            )
+            mask, known = ~values.isnan(), values.nan_to_num()
+            if self._config.head == "value":
+                predicted, target = self._predicted(stage, coarse, days), known
+            else:
+                predicted, target = stage.distribution(coarse, self._static, self._weights), known
+            if not in_mm:
+                before = self._interpolated(transform(coarse, stage.transform)) if self._config.residual else 0.0
+                predicted, target = (
+                    stage.target.apply(transform(fine, stage.transform) - before) for fine in (predicted, known)
+                )
             cells = int(mask.sum())
-            total += float(loss(predicted, target, mask, values.nan_to_num())) * cells
+            total += float(loss(predicted, target, mask, known)) * cells
             count += cells
         return total / count
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from scipy import ndimage
 
-from xdeepsd.inference.fast import NO_BFLOAT16, compiled, layout
+from xdeepsd.inference.fast import NO_BFLOAT16, compiled, layout, why_not
 from xdeepsd.inference.fast.conserve import conserve
 from xdeepsd.models.conserve import Conserve
 from xdeepsd.models.transform import transform
@@ -159,11 +159,11 @@ def prepare(
 
     Returns
     -------
-    The stage ready to run on this map. None if the network has no hidden layer: use ``stage`` itself.
+    The stage ready to run on this map. None if there is a reason against it (`why_not`): use ``stage`` itself.
     """
     _check_precision(precision)
     config = stage.config
-    if len(config.kernels) < 2:
+    if why_not(config):
         return None
     weights = [_double(layer.weight) for layer in stage.net.layers]
     biases = [_double(layer.bias) for layer in stage.net.layers]

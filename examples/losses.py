@@ -1,0 +1,165 @@
+"""Which loss for what: x2 stages trained with each loss on the same days, gridMET over Oregon and E-OBS over Iberia.
+
+    python examples/losses.py --data FOLDER                                       # both regions, ten seeds: hours
+    python examples/losses.py --data FOLDER --regions iberia --seeds 3 --steps 600 --small
+
+FOLDER holds gridmet_oregon/ and iberia/; days and levels are those of examples/skill.py. Coarse means are not kept
+(unless --conserve says so): keeping them undoes part of what a loss does. On the test days, for each loss: RMSE and
+MAE, RMSE in bins of the observed value (rank 1 is the rarest), and what becomes of heavy values, those above the 99th
+percentile of all observed ones: the share that is missed, the share of the predicted ones that are false alarms, and
+how many there are for each observed one. Differences from MSE are tested over the seeds (Wilcoxon, with Bonferroni's
+correction for the number of losses), for which three seeds are too few: ten can show something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import skill
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+import xdeepsd
+
+REFERENCE = "MSE"
+HEAVY = 0.99
+# What is compared, by name: changes to TrainConfig().
+LOSSES: dict[str, dict[str, Any]] = {
+    REFERENCE: {},
+    "MAE": {"loss": "mae"},
+    "Huber": {"loss": "huber"},
+    "pinball 0.7": {"loss": "pinball", "quantile": 0.7},
+    "Tweedie 1.5": {"loss": "tweedie", "tweedie_power": 1.5},
+    "DenseLoss 0.5": {"loss": "denseloss", "alpha": 0.5},
+    "DenseLoss 1, wet, log1p": {
+        "loss": "denseloss", "alpha": 1.0, "wet_threshold": 0.1, "density_transform": "log1p", "weight_cap": 3.0,
+        "anneal": 0.5,
+    },
+    "Bernoulli-gamma": {"loss": "bernoulli_gamma"},
+}  # fmt: skip
+
+
+def judge(region: skill.Region, models: Mapping[str, xdeepsd.StackedSRCNN]) -> pd.DataFrame:
+    """Errors on the test days, a row for each model, named "LOSS, seed N"."""
+    coarse, fine = region.levels
+    test = region.config.split(fine["time"]).test
+    truth = fine["precipitation"].isel(time=test).where(fine["mask"])
+    held_out = coarse[["precipitation"]].isel(time=test)
+    fields = {
+        name: xdeepsd.downscale(held_out, model)["precipitation"].assign_coords(truth.coords).compute()
+        for name, model in models.items()
+    }
+    table = xdeepsd.compare(fields, truth)
+    bins = xdeepsd.bin_errors(fields, truth)
+    for rank, part in bins[bins["rank"] > 0].groupby("rank"):
+        table[f"rank {rank}"] = part.set_index("name")["rmse"]
+        table[f"count {rank}"] = part.set_index("name")["count"]
+    limit = float(truth.quantile(HEAVY))
+    for name, field in fields.items():
+        table.loc[name, ["misses", "false_alarms", "heavy"]] = heavy_days(field, truth, limit)
+        if models[name].stages[-1].config.head != "value":
+            chance = xdeepsd.chance_above(xdeepsd.distribution(held_out, models[name]), limit)
+            table.loc[name, "heavy_by_chance"] = float(chance.where(truth.notnull().values).mean()) / (1 - HEAVY)
+    return table
+
+
+def heavy_days(field: xr.DataArray, truth: xr.DataArray, limit: float) -> tuple[float, float, float]:
+    """Of values above ``limit``: the share missed, the share of false alarms, predicted ones for each observed one."""
+    known = field.notnull() & truth.notnull()
+    observed, predicted = known & (truth > limit), known & (field > limit)
+    both = int((observed & predicted).sum())
+    seen, said = int(observed.sum()), int(predicted.sum())
+    return 1 - both / seen, 1 - both / said if said else np.nan, said / seen
+
+
+def measure(
+    data: Path, names: Sequence[str], losses: Mapping[str, Mapping[str, Any]], seeds: int, console: Console
+) -> pd.DataFrame:
+    """`judge` for each region: one row for each loss and seed."""
+    regions = {name: skill.REGIONS[name](data) for name in names}
+    regions = {name: dataclasses.replace(region, levels=region.levels[-2:]) for name, region in regions.items()}
+    models = skill.train(regions, losses, seeds, console)
+    tables = {name: judge(region, models[name]) for name, region in regions.items()}
+    rows = pd.concat(tables, names=["region", "loss"]).reset_index()
+    parts = rows["loss"].str.extract(r"^(?P<loss>.*), seed (?P<seed>\d+)$")
+    rows = rows.assign(loss=parts["loss"], seed=parts["seed"].astype(int))
+    order = {name: number for number, name in enumerate([*names, *losses])}
+    by = ["region", "loss", "seed"]
+    return rows.sort_values(by, key=lambda part: part if part.name == "seed" else part.map(order), ignore_index=True)
+
+
+def against_mse(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds, a row for each region and loss; "p NAME": Wilcoxon's p against MSE, after Bonferroni."""
+    measures = [name for name in rows if name not in ("region", "loss", "seed")]
+    table = rows.groupby(["region", "loss"], sort=False)[measures].mean()
+    tested = [name for name in measures if not name.startswith(("count", "heavy_by", "correlation"))]
+    others = rows["loss"].nunique() - 1
+    for region, part in rows.groupby("region", sort=False):
+        by_seed = {loss: errors.sort_values("seed") for loss, errors in part.groupby("loss")}
+        for loss, errors in by_seed.items():
+            for name in tested if loss != REFERENCE else []:
+                p = xdeepsd.significance(errors[name], by_seed[REFERENCE][name])["p_wilcoxon"]
+                table.loc[(region, loss), f"p {name}"] = min(1.0, others * p)
+    return table
+
+
+def show(table: pd.DataFrame, console: Console) -> None:
+    """Print the table of `against_mse`; * marks a difference from MSE beyond chance."""
+    columns = {"rmse": "RMSE", "mae": "MAE", "bias": "bias"}
+    columns |= {name: name for name in table if name.startswith("rank")}
+    columns |= {"misses": "misses", "false_alarms": "false alarms", "heavy": "heavy days"}
+    for region, part in table.groupby("region", sort=False):
+        counts = [f"{int(part[name].iloc[0]):,}" for name in part if name.startswith("count")]
+        title = f"{region} x2, test days, RMSE in mm day-1; values in the bins from the rarest: {', '.join(counts)}"
+        shown = Table(title=title, title_justify="left")
+        for head in ("", *columns.values()):
+            shown.add_column(head, justify="right" if head else "left", overflow="fold")
+        for (_, loss), row in part.iterrows():
+            stars = {name: "*" if row.get(f"p {name}", np.nan) <= 0.05 else "" for name in columns}
+            shown.add_row(loss, *(f"{row[name]:.3f}{stars[name]}" for name in columns))
+        console.print(shown)
+        by_chance = part["heavy_by_chance"].dropna() if "heavy_by_chance" in part else []
+        for (_, loss), value in by_chance.items() if len(by_chance) else []:
+            console.print(f"{loss}: {value:.3f} heavy days for each observed one by its chances", highlight=False)
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(os.environ.get("XDEEPSD_DATA", "../shared/data"))
+    arguments.add_argument("--data", type=Path, default=default, help="folder of gridmet_oregon/ and iberia/")
+    arguments.add_argument("--out", type=Path, default=Path("losses"), help="folder for the tables")
+    arguments.add_argument("--losses", nargs="+", choices=LOSSES, default=[*LOSSES])
+    arguments.add_argument("--regions", nargs="+", choices=skill.REGIONS, default=[*skill.REGIONS])
+    arguments.add_argument("--conserve", choices=["multiplicative", "additive"], help="keep coarse means")
+    arguments.add_argument("--small", action="store_true", help="a network with a sixth of the multiplications")
+    arguments.add_argument("--seeds", type=int, default=10)
+    arguments.add_argument("--steps", type=int, default=2000)
+    chosen = arguments.parse_args()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    started = time.perf_counter()
+    common: dict[str, Any] = {"steps": chosen.steps, "conserve": chosen.conserve}
+    common |= {"channels": (32, 16), "kernels": (5, 1, 3)} if chosen.small else {}
+    losses = {name: LOSSES[name] | common for name in dict.fromkeys([REFERENCE, *chosen.losses])}
+    rows = measure(chosen.data, chosen.regions, losses, chosen.seeds, console)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(chosen.out / "seeds.csv", index=False)
+    table = against_mse(rows)
+    table.to_csv(chosen.out / "losses.csv")
+    show(table, console)
+    console.print(f"{time.perf_counter() - started:.0f} s", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
