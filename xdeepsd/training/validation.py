@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -117,17 +117,30 @@ class Validation:
     def loss(self, stage: Stage, loss: LossFunction) -> float:
         """The training loss over whole maps: the mean over batches of days, weighted by their number of cells."""
         total, count = 0.0, 0
+        for predicted, target, mask, values in self._normalized(stage):
+            cells = int(mask.sum())
+            total += float(loss(predicted, target, mask, values)) * cells
+            count += cells
+        return total / count
+
+    def _normalized(self, stage: Stage) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The arguments of a `LossFunction` for each batch of days."""
         for (coarse, values), days in zip(self._parts, self._numbers, strict=True):
-            mask = ~values.isnan()
             before = self._interpolated(transform(coarse, stage.transform)) if self._config.residual else 0.0
             target, predicted = (
                 stage.target.apply(transform(fine, stage.transform) - before)
                 for fine in (values.nan_to_num(), self._predicted(stage, coarse, days))
             )
-            cells = int(mask.sum())
-            total += float(loss(predicted, target, mask, values.nan_to_num())) * cells
-            count += cells
-        return total / count
+            yield predicted, target, ~values.isnan(), values.nan_to_num()
+
+    @torch.inference_mode()
+    def spread_skill(self, stage: Stage) -> float:
+        """Spread of the members of a stage that takes noise over the error of their mean, in normalised space."""
+        spread, error = 0.0, 0.0
+        for predicted, target, mask, _ in self._normalized(stage):
+            spread += float(predicted.double().var(0)[mask].sum()) * (1 + 1 / MEMBERS)
+            error += float((predicted.double().mean(0) - target)[mask].square().sum())
+        return math.sqrt(spread / error) if error else math.nan
 
     @torch.inference_mode()
     def maps(self, stage: Stage) -> np.ndarray:
