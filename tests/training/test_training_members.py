@@ -8,7 +8,11 @@ import torch
 import xarray as xr
 
 from xdeepsd import TrainConfig, downscale, load_model, save_model, train_stack, train_stage
+from xdeepsd.losses.crps import masked_crps
+from xdeepsd.models.stage import copied
 from xdeepsd.training import loop
+from xdeepsd.training.stage import stage_pair
+from xdeepsd.training.validation import Validation
 
 QUICK = TrainConfig(
     channels=(8, 4), kernels=(3, 1, 3), static=(), loss="crps", noise=2, batch=8, steps=40, patch=16, stride=8,
@@ -57,6 +61,33 @@ def test_the_spread_is_that_of_what_cannot_be_known(conserve, tmp_path):
         np.testing.assert_allclose(means, np.broadcast_to(coarse["precipitation"][test], means.shape), rtol=1e-3)
 
 
+def test_the_noise_is_scaled_until_the_members_differ_as_their_mean_errs(caplog):
+    coarse, fine = levels(days=60)
+    config = dataclasses.replace(QUICK, steps=60, conserve=None, validation=0.3)
+    with caplog.at_level("INFO", logger="xdeepsd"):
+        trained = train_stage(coarse, fine, config)
+    summary = trained.summary
+    assert "The noise is scaled by" in caplog.text
+    pair, split = stage_pair(coarse, fine, config)
+    validation = Validation(pair, split.validation, config.validation_days, torch.device("cpu"))
+    assert validation.spread_skill(trained.stage) == pytest.approx(summary["spread_skill"])
+    assert validation.rmse(trained.stage) == pytest.approx(summary["rmse"])
+    crps = validation.loss(trained.stage, lambda members, target, mask, values: masked_crps(members, target, mask))
+    assert crps == pytest.approx(summary["crps"])
+    # As it was before: the scale is in the weights, and is that of the noise
+    before = copied(trained.stage)
+    with torch.no_grad():
+        before.net.layers[0].weight[:, -2:] /= summary["noise_scale"]
+    ratio = validation.spread_skill(before)
+    assert abs(np.log(summary["spread_skill"])) < abs(np.log(ratio))
+    best = trained.history["validation_loss"].min()
+    assert crps <= best * 1.02 * (1 + 1e-6)
+    noise = torch.randn(2, 2, 32 + 4, 40 + 4)
+    rain, nothing = torch.rand(2, 16, 20), torch.zeros(0, 32, 40)
+    both = trained.stage(rain, nothing, None, noise), before(rain, nothing, None, noise * summary["noise_scale"])
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
+
+
 def test_same_seed_same_bits_and_another_seed_others():
     pair = levels()
     one, two = (train_stage(*pair, dataclasses.replace(QUICK, workers=n)) for n in (1, 3))
@@ -93,7 +124,7 @@ def test_the_loss_is_the_crps_of_the_members(monkeypatch):
 
     def noted(run, output, batch):
         value = actual(run, output, batch)
-        seen.append((run, output.detach(), batch, float(value)))
+        seen.append((run, output.detach(), batch, value.item()))
         return value
 
     monkeypatch.setattr(loop, "_loss", noted)

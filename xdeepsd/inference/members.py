@@ -21,6 +21,8 @@ def check_alike(models: Sequence[StackedSRCNN], fields: bool, mask: bool) -> Non
 
     ``fields``, ``mask``: whether the static fields and the mask are those saved with the models.
     """
+    if len(models) == 1:
+        return  # before the maps are read for nothing
     first = _traits(models[0], fields, mask)
     for number, model in enumerate(models[1:], 1):
         traits = _traits(model, fields, mask)

@@ -44,6 +44,8 @@ from xdeepsd.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
+MORE_CRPS = 0.02  # how much the score of members may rise, as a fraction, for a spread that is as large as their error
+
 
 class TrainedStage(NamedTuple):
     """A stage, a row for each validation, a summary of the training, and the static fields that the stage learned.
@@ -209,8 +211,8 @@ def train_pair(
             events = folder / "tensorboard" if folder is not None and config.tensorboard else None
             with Watch(index, state.step, config.steps, config.batch, progress, events) as watch:
                 learn(run, state, watch)
-        stage = _best(stage, state)
-    summary = _summary(index, config, pair, split, state, validation)
+        stage, calibrated = _best(stage, state, validation)
+    summary = _summary(index, config, pair, split, state, validation) | calibrated
     if density is not None:
         summary["density"] = density.summary()
     learned = dict(zip(regression_names(index), () if regression is None else regression, strict=False))
@@ -249,13 +251,52 @@ def _density(
     return fit_density(config, pair, split.train) if given is None else given.with_alpha(config.alpha)
 
 
-def _best(stage: Stage, state: State) -> Stage:
-    """The stage with its best weights on the validation days, on the CPU and ready to predict."""
+def _best(stage: Stage, state: State, validation: Validation | None) -> tuple[Stage, dict[str, float]]:
+    """The stage with its best weights on the validation days, on the CPU and ready to predict.
+
+    And the result of `scale_noise`, where the stage takes noise.
+    """
     net = state.net
     net.load_state_dict(state.best["net"])
+    found = {}
+    if stage.config.noise and validation is not None:
+        found = scale_noise(stage, validation)
+        state.best["rmse"] = validation.rmse(stage)
     net.to("cpu")
     net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return dataclasses.replace(stage, net=net.eval())
+    return dataclasses.replace(stage, net=net.eval()), found
+
+
+def scale_noise(stage: Stage, validation: Validation) -> dict[str, float]:
+    """Widen the noise of a trained stage until its members differ as much as their mean errs on the validation days.
+
+    Trained members differ too little, above all where it rains hard. The scale is a factor on the first layer's weights
+    of the noise, from 1 to 3, found by bisection; none raises the CRPS on the validation days by more than 2 %.
+
+    Returns
+    -------
+    ``noise_scale``; with it, ``spread_skill``, the ratio, and ``crps``, both in normalised space.
+    """
+    weight, noise = stage.net.layers[0].weight, stage.config.noise
+    assert isinstance(weight, torch.Tensor)
+    trained = weight.detach()[:, -noise:].clone()
+
+    def scaled(scale: float) -> tuple[float, float]:
+        with torch.no_grad():
+            weight[:, -noise:] = trained * scale
+        loss = loss_function(None, weight.device, members=True)
+        return validation.spread_skill(stage), validation.loss(stage, loss)
+
+    low, high = 1.0, 3.0
+    ratio, score = scaled(low)
+    limit = score * (1 + MORE_CRPS)
+    for _ in range(6 if ratio < 1 else 0):
+        middle = math.sqrt(low * high)
+        ratio, score = scaled(middle)
+        low, high = (middle, high) if ratio < 1 and score <= limit else (low, middle)
+    ratio, score = scaled(low)
+    logger.info("The noise is scaled by %.3g: spread over error %.3g on the validation days.", low, ratio)
+    return {"noise_scale": low, "spread_skill": ratio, "crps": score}
 
 
 def _device(config: TrainConfig) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -118,6 +118,14 @@ class Validation:
     def loss(self, stage: Stage, loss: LossFunction, in_mm: bool = False) -> float:
         """The training loss over whole maps: the mean over batches of days, weighted by their number of cells."""
         total, count = 0.0, 0
+        for predicted, target, mask, values in self._compared(stage, in_mm):
+            cells = int(mask.sum())
+            total += float(loss(predicted, target, mask, values)) * cells
+            count += cells
+        return total / count
+
+    def _compared(self, stage: Stage, in_mm: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The arguments of a `LossFunction` for each batch of days, normalised or ``in_mm``."""
         for (coarse, values), days in zip(self._parts, self._numbers, strict=True):
             mask, known = ~values.isnan(), values.nan_to_num()
             if self._config.head == "value":
@@ -129,10 +137,16 @@ class Validation:
                 predicted, target = (
                     stage.target.apply(transform(fine, stage.transform) - before) for fine in (predicted, known)
                 )
-            cells = int(mask.sum())
-            total += float(loss(predicted, target, mask, known)) * cells
-            count += cells
-        return total / count
+            yield predicted, target, mask, known
+
+    @torch.inference_mode()
+    def spread_skill(self, stage: Stage) -> float:
+        """Spread of the members of a stage that takes noise over the error of their mean, in normalised space."""
+        spread, error = 0.0, 0.0
+        for predicted, target, mask, _ in self._compared(stage):
+            spread += float(predicted.double().var(0)[mask].sum()) * (1 + 1 / MEMBERS)
+            error += float((predicted.double().mean(0) - target)[mask].square().sum())
+        return math.sqrt(spread / error) if error else math.nan
 
     @torch.inference_mode()
     def maps(self, stage: Stage) -> np.ndarray:
