@@ -371,6 +371,27 @@ def lead_times():
     return ds.assign_coords(time=ds["time"] - ds["time"][0])
 
 
+def joined_files(tmp, **options):
+    """Two files whose latitudes differ by rounding."""
+    ds = make_coarse(days=2, nlat=6, nlon=8).to_dataset().isel(lat=slice(None, None, -1))
+    ds = ds.assign_coords(lat=ds["lat"] + 0.2)
+    if not (tmp / "files").exists():
+        (tmp / "files").mkdir()
+        ds.isel(time=[0]).to_netcdf(tmp / "files" / "a.nc")
+        ds.isel(time=[1]).assign_coords(lat=ds["lat"] * (1 + 1e-15)).to_netcdf(tmp / "files" / "b.nc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        files = sorted((tmp / "files").glob("*.nc"))
+        return xr.open_mfdataset(files, combine="nested", concat_dim="time", **options)
+
+
+def in_numbers():
+    """Six-hourly steps whose time is not decoded."""
+    ds = six_hourly()
+    time = ("time", np.arange(8) * 6, {"standard_name": "time", "units": "hours since 2001-01-01"})
+    return ds.assign_coords(time=time)
+
+
 def elsewhere():
     """A model with a mask, and a grid it was not trained on."""
     model = xdeepsd.StackedSRCNN(MODEL.stages, static=STATIC, mask=STATIC["elevation"].notnull())
@@ -447,6 +468,11 @@ CASES["inputs"] = [
          "ds.attrs['frequency'] = 'day'"),
     case("can be put together to days. Leave", xdeepsd.downscale, lambda tmp: to_downscale(day_ends=12),
          meaning("Leave day_ends out", "del day_ends")),
+    case("put them together to days. Type xr.decode_cf", xdeepsd.downscale, lambda tmp: to_downscale(in_numbers()),
+         "ds = xr.decode_cf(ds)"),
+    case("files were joined whose coordinates differ", xdeepsd.downscale,
+         lambda tmp: to_downscale(joined_files(tmp)),
+         meaning("xr.open_mfdataset(FILES, join='override')", "ds = joined_files(folder, join='override')")),
     case("the days they belong to are not known", xdeepsd.downscale, lambda tmp: to_downscale(lead_times()),
          filled("ds = ds.assign_coords(time=START + ds['time'])", START="np.datetime64('2001-01-01', 'ns')")),
     case("needed: a bool DataArray, True where values are wanted", xdeepsd.downscale,

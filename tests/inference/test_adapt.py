@@ -277,6 +277,20 @@ def test_months_are_refused(units, model, rain):
         xdeepsd.downscale(climatology, model)
 
 
+def test_points_are_no_map(model, rain):
+    points = rain.stack(cell=("lat", "lon")).reset_index("cell")
+    with pytest.raises(ValueError, match=r"'lat' and the longitude 'lon' both lie along the dim 'cell': points"):
+        xdeepsd.downscale(points, model)
+
+
+def test_months_that_xarray_cannot_decode(model, rain):
+    months = ("time", np.arange(5), {"standard_name": "time", "units": "months since 1850-01-01"})
+    with pytest.raises(ValueError, match=r"stand for 30.44 days each \(by their steps\)"):
+        xdeepsd.downscale(rain.assign_coords(time=months), model)
+    days = ("time", np.arange(5), {"standard_name": "time", "units": "days since 1850-01-01"})
+    assert xdeepsd.downscale(rain.assign_coords(time=days), model)["pr"].size
+
+
 def test_lead_times_of_hours_need_dates(model, rain):
     steps = hours(rain).assign_coords(time=np.arange(0, 72, 6).astype("m8[h]").astype("m8[ns]")).rename(time="step")
     with pytest.raises(ValueError, match=r"lead times of 6 h.*ds.assign_coords\(step=START \+ ds\['step'\]\)"):

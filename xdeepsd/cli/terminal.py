@@ -50,7 +50,8 @@ def with_flags(text: str) -> str:
     text = re.sub(r"\banother out\b", "another --out", text)
     text = re.sub(r"\b(start|end)='([\d-]+)',?", r"--\1 \2", text)
     text = re.sub(r"\bunits='([^']+)'(?: to downscale)?", r"--units '\1'", text)
-    text = re.sub(r"\bday_ends=(\d+|\.\.\.)", r"--day-ends \1", text).replace("Leave day_ends", "Leave --day-ends")
+    text = re.sub(r"\bday_ends=(\d+|\.\.\.)", r"--day-ends \1", text)
+    text = re.sub(r"\bday_ends(?= out\b)", "--day-ends", text)
     text = re.sub(r"\b([a-z_]+)=True\b", lambda found: f"--{found[1].replace('_', '-')}", text)
     return re.sub(
         r"\b([Tt]ype |or )(variable|device|precision|edges)='?([A-Za-z0-9]+)'?",

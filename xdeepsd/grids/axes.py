@@ -141,8 +141,16 @@ def two_dimensional(obj: xr.Dataset | xr.DataArray) -> tuple[str, str] | None:
 def map_dims(obj: xr.Dataset | xr.DataArray) -> tuple[str, str]:
     """The two horizontal dims, whether latitude and longitude are 1-D or 2-D. Errors as in `find`."""
     curvilinear = two_dimensional(obj)
-    dims = obj[curvilinear[0]].dims if curvilinear else (find(obj).lat_dim, find(obj).lon_dim)
-    return str(dims[0]), str(dims[1])
+    if curvilinear:
+        rows, cols = map(str, obj[curvilinear[0]].dims)
+        return rows, cols
+    found = find(obj)
+    if found.lat_dim == found.lon_dim:
+        raise ValueError(
+            f"The latitude {found.lat!r} and the longitude {found.lon!r} both lie along the dim {found.lat_dim!r}: "
+            "points, such as stations or the cells of an unstructured grid. Needed: a map, with a dim for each."
+        )
+    return found.lat_dim, found.lon_dim
 
 
 def settle(obj: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:

@@ -15,6 +15,7 @@ from xdeepsd.grids import axes
 
 logger = logging.getLogger(__name__)
 
+_SINCE = {"second": 1 / 86400, "minute": 1 / 1440, "hour": 1 / 24, "day": 1.0, "month": 365.25 / 12, "year": 365.25}
 _UNITS = {"h": 1 / 24, "d": 1.0, "m": 30.0, "y": 365.0}
 _SAME = 1e-3  # share of a period within which two are one: bounds and stamps may be rounded to minutes
 
@@ -76,6 +77,10 @@ def _times(da: xr.DataArray) -> tuple[str | None, np.ndarray]:
     for name in lead or list(found):
         if found[name].size > 1:
             return name, found[name]
+    time = axes.find_time(da)
+    since = re.match(r"\s*([a-z]+?)s?\s+since\b", str(da[time].attrs.get("units", ""))) if time else None
+    if since and since[1] in _SINCE and da[time].dtype.kind in "iuf":  # not decoded; months since ... cannot be
+        return time, np.asarray(da[time], np.float64) * _SINCE[since[1]]
     return None, np.zeros(0)
 
 

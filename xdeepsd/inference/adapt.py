@@ -60,6 +60,11 @@ def daily(
             f"The steps of {time!r} are lead times of {found}, and the days they belong to are not known. Needed: "
             f"dates. Type ds.assign_coords({time}=START + ds[{time!r}]) with the start of the forecast."
         )
+    if axes.days_since_first(da.indexes[time]) is None:
+        raise ValueError(
+            f"The time {time!r} holds numbers ({da[time].attrs.get('units')}) in steps of {found}. Needed: dates, to "
+            "put them together to days. Type xr.decode_cf(ds)."
+        )
     amount, end = is_amount(str(da.attrs["units"])), 0.0 if day_ends is None else day_ends
     out, edges = to_days(clean(da, values), ds, found.days, amount, end)
     done = f"{'sums' if amount else 'means'} of {found} steps over days that end at {end % 24:g} UTC"
@@ -153,6 +158,7 @@ def to_grid(
     if curvilinear is not None:
         source = _around(source, *curvilinear, target)
     grid = read_grid(source)
+    _not_twice(grid)
     if curvilinear is None:  # in the order and with the longitudes of the input
         backwards = slice(None, None, -1)
         for dim, centres in (("lat", grid.lat), ("lon", grid.lon)):
@@ -185,6 +191,19 @@ def to_grid(
     if curvilinear and mapping:  # the output has latitude and longitude
         gone, out = gone | {str(mapping)}, out.drop_vars(mapping, errors="ignore")
     return replace(adapted, da=out, done=(*adapted.done, done), gone=adapted.gone | gone)
+
+
+def _not_twice(grid: Grid) -> None:
+    """ValueError if rows or columns differ by rounding only, as after an outer join of files: half of them are NaN."""
+    for name, centres in ((grid.lat_name, grid.lat), (grid.lon_name, grid.lon)) if grid.rectilinear else ():
+        steps = np.abs(np.diff(centres))
+        if steps.size and steps.min() < 1e-3 * steps.max():
+            at = int(np.argmin(steps))
+            raise ValueError(
+                f"{name} holds values that differ by rounding only, such as {centres[at]:.17g} and "
+                f"{centres[at + 1]:.17g}: files were joined whose coordinates differ. Needed: every cell once. "
+                "Type xr.open_mfdataset(FILES, join='override')."
+            )
 
 
 def _around(source: xr.Dataset, lat_name: str, lon_name: str, target: xr.Dataset) -> xr.Dataset:
