@@ -32,7 +32,7 @@ def train(
     """
     from xdeepsd.cli.toml import load_config, read_levels
     from xdeepsd.models.files import check_model_folder, save_model
-    from xdeepsd.training.ladder import Ladder, check_levels
+    from xdeepsd.training.ladder import Ladder, check_levels, for_product
     from xdeepsd.training.stack import train_stack
     from xdeepsd.training.stage import train_stage
 
@@ -52,9 +52,10 @@ def train(
             check_writable(model_path)
             check_model_folder(model_path, overwrite=True)  # now, not after the training
         if stage is not None:
-            pair = Ladder.of(check_levels(levels), [configs[stage]]).stage_levels(stage, configs[stage])
+            chosen = for_product(configs[stage], levels[stage], stage)
+            pair = Ladder.of(check_levels(levels), [chosen]).stage_levels(stage, chosen)
             trained = train_stage(
-                *pair, configs[stage], index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
+                *pair, chosen, index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
                 progress=console.is_terminal,
             )  # fmt: skip
             summaries = [trained.summary]

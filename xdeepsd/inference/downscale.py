@@ -21,6 +21,7 @@ from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.conserve import check as check_conserve
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import copied
+from xdeepsd.models.static import COARSE_PRODUCT
 from xdeepsd.models.variable import FILL_ATTRIBUTES
 
 PRECISIONS = ("float32", "bfloat16", "float64")
@@ -66,7 +67,8 @@ def downscale(
     conserve
         "multiplicative" or "additive": after each stage the fine cells are adjusted so that their area-weighted mean,
         over the cells of the mask, is the value of their coarse cell, whether or not the model was trained that way.
-        A bias of the input is passed on. None: as the model was trained.
+        A bias of the input is passed on; so the first stage of a model that takes an independent product is left as it
+        is. None: as the model was trained.
 
     Returns
     -------
@@ -88,8 +90,10 @@ def downscale(
     _check_conserve(model, conserve)
     prepared = prepare(ds, model, static, variable, mask)
     # A copy: the user may continue training before the graph is computed. The static fields and mask go separately.
-    stages = [copied(stage, conserve) for stage in model.stages]
-    model = replace(model, stages=stages, static=None, mask=None, training={})
+    product = {key: model.training[key] for key in (COARSE_PRODUCT,) if key in model.training}
+    # The means of an independent product may be biased: its stage does not keep them.
+    stages = [copied(stage, None if product and i == 0 else conserve) for i, stage in enumerate(model.stages)]
+    model = replace(model, stages=stages, static=None, mask=None, training=product)
     lat = np.asarray(prepared.grid["lat"], np.float64)
     if isinstance(prepared.mask, np.ndarray) and any(stage.config.conserve for stage in stages):
         cell_weights(lat, prepared.mask.shape[1], prepared.mask)  # raises now if the mask is wrong, not in a task

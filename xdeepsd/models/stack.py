@@ -14,6 +14,7 @@ import xarray as xr
 
 from xdeepsd.grids.axes import spacing
 from xdeepsd.models.stage import Stage
+from xdeepsd.models.static import COARSE_PRODUCT
 from xdeepsd.models.variable import PRECIPITATION, Variable
 
 
@@ -35,7 +36,8 @@ class StackedSRCNN:
     mask
         ``(lat, lon)`` bool on the same grid, True where values are wanted; None: everywhere.
     training
-        Facts worth knowing about the training: years, errors, seed.
+        Facts worth knowing about the training: years, errors, seed; under ``coarse_product`` the name of the
+        independent product that the first stage takes, whose means are never kept.
     kind
         Properties of the variable: `xdeepsd.models.variable.PRECIPITATION`, so far the only one.
     """
@@ -128,7 +130,7 @@ def describe(model: StackedSRCNN) -> dict[str, Any]:
             }
             for stage in model.stages
         ],
-    }
+    } | {key: model.training[key] for key in (COARSE_PRODUCT,) if key in model.training}
 
 
 def level_grids(model: StackedSRCNN) -> list[dict[str, Any]]:
@@ -162,6 +164,8 @@ def _lines(model: StackedSRCNN) -> Iterator[str]:
         spans = (f"{grid[dim]['size']} {dim} from {first:.6g} to {last:.6g}" for dim, (first, last) in ends.items())
         yield f"  {name} grid: {', '.join(spans)}"
     mask = "no mask" if model.mask is None else "a mask of where values are wanted"
+    if COARSE_PRODUCT in model.training:
+        yield f"  input: an independent product, {model.training[COARSE_PRODUCT]}"
     yield f"  static fields: {', '.join(model.static_names) or 'none'}; {mask}"
     summaries = [*model.training.get("stages", ()), *[{}] * len(model.stages)]
     for i, (stage, summary) in enumerate(zip(model.stages, summaries, strict=False)):

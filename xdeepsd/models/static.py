@@ -13,6 +13,10 @@ from scipy import ndimage
 from xdeepsd.grids.interpolate import upsample
 
 CLIMATOLOGY = "climatology"
+# Log ratio of the observed mean to that of an independent coarse product, see `xdeepsd.levels.climatology.coarse_bias`.
+COARSE_BIAS = "coarse_bias"
+# The name of that product: an attribute of a level's precipitation, and among the facts of a model's training.
+COARSE_PRODUCT = "coarse_product"
 
 
 def fill(field: np.ndarray) -> np.ndarray:
