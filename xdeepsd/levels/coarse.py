@@ -49,12 +49,12 @@ def read_product(coarse: xr.DataArray | xr.Dataset, variable: str | None = None)
     """
     with _in_product():
         da = find_variable(coarse, variable)
-        values, grid = Values.of(da, PRECIPITATION.units, coarse), read_grid(coarse)
+        values, grid, name = Values.of(da, PRECIPITATION.units, coarse), read_grid(coarse), _name(coarse, da)
         times = [name for name, index in da.indexes.items() if axes.days_since_first(index) is not None]
         if len(times) != 1 or set(da.dims) != {*times, *grid.dims}:
             raise ValueError(
                 f"it has the dims {da.dims}. Needed: time, latitude and longitude. Select one of the others with "
-                "coarse.isel, or type coarse = coarse.expand_dims('time')."
+                "coarse.isel, or type coarse.expand_dims('time')."
             )
         da = da.transpose(*times, *grid.dims).rename({times[0]: "time"} if times[0] != "time" else {})
         once = each_once(da)
@@ -62,7 +62,7 @@ def read_product(coarse: xr.DataArray | xr.Dataset, variable: str | None = None)
     da = clean(da.astype(np.float32, copy=False), values)
     da = da if values.factor == 1.0 else da * np.float32(values.factor)
     da = da.drop_vars([name for name, coord in da.coords.items() if not coord.ndim])
-    return Product(da.assign_attrs({"units": PRECIPITATION.units, COARSE_PRODUCT: _name(coarse, values.name)}), grid)
+    return Product(da.assign_attrs({"units": PRECIPITATION.units, COARSE_PRODUCT: name}), grid)
 
 
 def in_chunks(
@@ -87,11 +87,11 @@ def _in_product() -> Iterator[None]:
         raise ValueError(f"The coarse product: {error}") from error
 
 
-def _name(coarse: xr.DataArray | xr.Dataset, variable: str) -> str:
+def _name(coarse: xr.DataArray | xr.Dataset, da: xr.DataArray) -> str:
     """What a model says of its input: the product's title, else its file, else its variable; no path."""
     title = str(coarse.attrs.get("title", "")).strip()
-    file = Path(str(coarse.encoding.get("source", ""))).name
-    return title or (f"{variable} of {file}" if file else variable)
+    file = Path(str(coarse.encoding.get("source", da.encoding.get("source", "")))).name
+    return title or (f"{da.name} of {file}" if file else str(da.name))
 
 
 def on_same_days(product: Product, fine: xr.DataArray) -> tuple[Product, np.ndarray]:
@@ -106,16 +106,16 @@ def on_same_days(product: Product, fine: xr.DataArray) -> tuple[Product, np.ndar
         native = isinstance(ours, xr.CFTimeIndex)
         raise ValueError(
             f"The coarse product has the calendar {kinds[0]!r}, as {type(theirs).__name__}, the observations "
-            f"{kinds[1]!r}, as {type(ours).__name__}. Needed: the same days in both. Type coarse = "
-            f"coarse.convert_calendar({kinds[1]!r}, use_cftime={native}) for a product of real dates."
+            f"{kinds[1]!r}, as {type(ours).__name__}. Needed: the same days in both. Type "
+            f"coarse.convert_calendar({kinds[1]!r}, use_cftime={native})."
         )
     at = theirs.get_indexer(ours)
     common = at >= 0
     if not common.any():
         raise ValueError(
             f"The coarse product has {name_span(product.days)}, the observations have {name_span(fine)}: no day is in "
-            "both. Needed: the same days, matched by date. A free-running climate model has none: give its product to "
-            "downscale, not to training."
+            "both. Needed: the same days, matched by date. A free-running climate model has no such days, and "
+            "nothing can be learned from it."
         )
     if not common.all():
         left = ours[~common]
@@ -152,8 +152,8 @@ def check_covers(product: Product, domain: xr.DataArray | xr.Dataset) -> None:
     if missing:
         raise ValueError(
             f"The coarse product does not cover the fine grid: {' and '.join(missing)} are missing (its centres: "
-            f"{source.spans}). Needed: cells over all of it. Give a product of a larger region, or crop the fine data: "
-            "type fine = fine.sel(lat=slice(FIRST, LAST), lon=slice(FIRST, LAST))."
+            f"{source.spans}). Needed: cells over all of it. Type fine.sel(lat=slice(FIRST, LAST), lon=slice(FIRST, "
+            "LAST)) for a smaller region."
         )
 
 
@@ -189,8 +189,8 @@ def _check_cells(weights: Weights, domain: Grid) -> None:
         raise ValueError(
             f"The coarse product does not cover the fine grid: {rows.size} of {inside.sum()} cells of the coarsest "
             f"level take nothing from it, between lat {lat.min():g} and {lat.max():g}, lon {lon.min():g} and "
-            f"{lon.max():g} (its centres: {weights.source.spans}). Needed: cells over all of it. Give a product of a "
-            "larger region, or crop the fine data."
+            f"{lon.max():g} (its centres: {weights.source.spans}). Needed: cells over all of it. Type "
+            "fine.sel(lat=slice(FIRST, LAST), lon=slice(FIRST, LAST)) for a smaller region."
         )
 
 
@@ -225,8 +225,8 @@ def with_coarse(
     name = product_of(levels[0])
     if name is not None:
         raise ValueError(
-            f"The levels were built with a coarse product already ({name}), and another arrived. Needed: one. Leave "
-            "coarse out."
+            f"The levels were built with a coarse product already ({name}), and another arrived. Needed: one of "
+            "the two."
         )
     product = read_product(coarse, variable)
     land = levels[-1]["mask"].transpose("lat", "lon").load()
