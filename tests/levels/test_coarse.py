@@ -6,6 +6,8 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import xdeepsd
 from xdeepsd.levels import disk
@@ -104,6 +106,30 @@ def test_days_are_matched_by_date(caplog):
     assert "8 days of the coarse product that were not observed are left out: 1999-12-28..1999-12-31" in caplog.text
 
 
+@given(ours=st.sets(st.integers(0, 11), min_size=1), theirs=st.sets(st.integers(0, 11), min_size=1))
+@settings(max_examples=20, deadline=None)
+def test_any_days(ours, theirs):
+    """Each day of the coarsest level is that day of the product, whatever days the two have."""
+    da, ds = observed().isel(time=sorted(ours)), reanalysis().isel(time=sorted(theirs))
+    if not ours & theirs:
+        with pytest.raises(ValueError, match="no day is in both"):
+            xdeepsd.make_levels(da, factors=(2, 2), coarse=ds)
+        return
+    levels = xdeepsd.make_levels(da, factors=(2, 2), coarse=ds)
+    common = sorted(ours & theirs)
+    assert np.array_equal(levels[0]["time"], observed()["time"][common])
+    whole = xdeepsd.make_levels(observed(), factors=(2, 2), coarse=reanalysis())
+    for level, every in zip(levels, whole, strict=True):
+        xr.testing.assert_equal(level["precipitation"], every["precipitation"].isel(time=common))
+
+
+def test_a_coarsest_level_of_one_cell():
+    da = observed(nlon=4)
+    levels = xdeepsd.make_levels(da, factors=(2, 4), coarse=reanalysis(), edges="pad")
+    assert levels[0].sizes["lat"] == levels[0].sizes["lon"] == 1
+    assert bool(levels[0]["precipitation"].notnull().all())
+
+
 def without_units():
     ds = reanalysis()
     del ds["pr"].attrs["units"]
@@ -120,7 +146,7 @@ def six_hourly():
 
 BAD = {
     "other days": (lambda: reanalysis(start="2010-01-01"), "12 from 2010-01-01 to 2010-01-12.*no day is in both"),
-    "other calendar": (cftime_days, r"calendar 'noleap'.*convert_calendar\('"),
+    "other calendar": (cftime_days, r"calendar 'noleap'.*convert_calendar\('standard'"),
     "elsewhere": (lambda: reanalysis(west=60.0), "does not cover the fine grid: lon -10 to -4 are missing"),
     "too far east": (lambda: reanalysis(west=-8.0), r"does not cover the fine grid: lon -10 to -8\.95 are missing"),
     "too small": (lambda: reanalysis().isel(latitude=slice(1, None)), r"lat 41 to 41\.15 are missing"),

@@ -16,7 +16,7 @@ import xarray as xr
 
 from xdeepsd.grids import align, axes
 from xdeepsd.grids.cells import Grid, read_grid
-from xdeepsd.grids.regrid import regrid
+from xdeepsd.grids.regrid import block_weights, regrid
 from xdeepsd.grids.regrid_weights import Weights, build
 from xdeepsd.levels.days import calendar_days, each_once, name_days, name_span
 from xdeepsd.models.static import COARSE_PRODUCT
@@ -157,13 +157,13 @@ def check_covers(product: Product, domain: xr.DataArray | xr.Dataset) -> None:
         )
 
 
-def onto_level(product: Product, level: xr.Dataset, domain: xr.DataArray | xr.Dataset) -> xr.Dataset:
+def onto_level(product: Product, level: xr.Dataset, finest: xr.Dataset, domain: xr.DataArray) -> xr.Dataset:
     """``level`` with the precipitation of the product, on the grid of the level and the days of the product. Lazy.
 
     By conservative means, as `xdeepsd.regrid` makes them without further arguments. Level cells that the product covers
-    only in part take that part. ``domain``: as in `check_covers`.
+    only in part take that part. ``finest`` is the finest level, ``domain`` the part of its grid that must be covered.
     """
-    source, target = product.grid, read_grid(level)
+    source, target = product.grid, block_weights(read_grid(finest), finest.sizes["lat"] // level.sizes["lat"]).target
     weights = build(source, target, "conservative")
     _check_cells(weights, read_grid(domain))
     _say_if_finer(source, target)
@@ -235,4 +235,4 @@ def with_coarse(
     check_covers(product, domain)
     product, common = on_same_days(product, levels[-1]["precipitation"])
     cut = [level if common.all() else level.isel(time=common) for level in levels]
-    return [onto_level(product, cut[0], domain), *cut[1:]]
+    return [onto_level(product, cut[0], cut[-1], domain), *cut[1:]]

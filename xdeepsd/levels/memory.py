@@ -273,7 +273,7 @@ def make_levels(
     finest = fit_edges(_with_maps(da, static, climatology, mask), math.prod(factors), edges)
     levels = [_coarser(finest, math.prod(factors[k:])) for k in range(len(factors) + 1)]
     if product is not None:
-        levels[0] = onto_level(product, levels[0], da)
+        levels[0] = onto_level(product, levels[0], finest, da)
     return [level.assign_attrs(level=k, factors=factors, edges=edges) for k, level in enumerate(levels)]
 
 
