@@ -21,7 +21,7 @@ def observed(days=DAYS, nlat=8, nlon=12, seed=0):
     values = np.random.default_rng(seed).gamma(0.3, 8.0, (days, nlat, nlon)).astype(np.float32)
     values[:, :2, :4] = np.nan
     coords = {
-        "time": xr.date_range("2000-01-01", periods=days),
+        "time": ("time", xr.date_range("2000-01-01", periods=days), {"standard_name": "time"}),
         "lat": 44.75 - 0.5 * np.arange(nlat),
         "lon": -9.75 + 0.5 * np.arange(nlon),
     }

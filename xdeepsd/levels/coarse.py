@@ -158,7 +158,7 @@ def check_covers(product: Product, domain: xr.DataArray | xr.Dataset) -> None:
 
 
 def onto_level(product: Product, level: xr.Dataset, finest: xr.Dataset, domain: xr.DataArray) -> xr.Dataset:
-    """``level`` with the precipitation of the product, on the grid of the level and the days of the product. Lazy.
+    """``level`` with the precipitation of the product, on the grid of the level; their days are the same. Lazy.
 
     By conservative means, as `xdeepsd.regrid` makes them without further arguments. Level cells that the product covers
     only in part take that part. ``finest`` is the finest level, ``domain`` the part of its grid that must be covered.
@@ -169,11 +169,8 @@ def onto_level(product: Product, level: xr.Dataset, finest: xr.Dataset, domain: 
     _say_if_finer(source, target)
     like = level["precipitation"]
     da = regrid(product.days, like, weights=weights)
-    coords = {"time": product.days["time"], "lat": like["lat"], "lon": like["lon"]}
-    da = xr.DataArray(
-        da.data, coords, like.dims, attrs=like.attrs | {COARSE_PRODUCT: product.days.attrs[COARSE_PRODUCT]}
-    )
-    return level.drop_vars(["precipitation", "time"]).assign(precipitation=da)[list(level.data_vars)]
+    attrs = like.attrs | {COARSE_PRODUCT: product.days.attrs[COARSE_PRODUCT]}
+    return level.assign(precipitation=xr.DataArray(da.data, like.coords, like.dims, attrs=attrs))
 
 
 def _check_cells(weights: Weights, domain: Grid) -> None:

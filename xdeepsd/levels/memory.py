@@ -259,9 +259,7 @@ def make_levels(
     ``land_fraction`` and ``mask``. Raises ValueError, before any work, for what does not fit.
     """
     factors = [int(f) for f in factors]
-    if coarse is not None and factors and factors[0] == 1 and min(factors[1:], default=2) >= 2:
-        pass  # from the product to the observations on the same grid
-    elif not factors or min(factors) < 2:
+    if not factors or factors[0] < (2 if coarse is None else 1) or min(factors[1:], default=2) < 2:
         raise ValueError(f"The factors are {factors}. Needed: whole numbers of 2 or more. Type factors=(2, 2, 2).")
     da = _daily_precipitation(fine, variable)
     product = None
