@@ -1343,6 +1343,34 @@ CASES["ladder"] = [
 ]  # fmt: skip
 
 
+def from_product(ds, coarse):
+    return xdeepsd.make_levels(ds, factors=(2, 2), coarse=coarse)
+
+
+def product(days=4):
+    """A coarse product of the days of FINE, on a grid around it."""
+    da = make_coarse(days=days, nlat=5, nlon=6, spacing=0.25)
+    return da.assign_coords(lat=45.25 - 0.25 * np.arange(5), lon=-120.25 + 0.25 * np.arange(6))
+
+
+CASES["coarse product"] = [
+    case("The coarse product has the calendar", from_product,
+         lambda tmp: {"ds": FINE, "coarse": product().convert_calendar("noleap", use_cftime=True)},
+         "coarse = coarse.convert_calendar('standard', use_cftime=False)"),
+    case("Select one of the others with coarse.isel", from_product,
+         lambda tmp: {"ds": FINE, "coarse": product().expand_dims(member=2)},
+         meaning("Select one of the others with coarse.isel", "coarse = coarse.isel(member=0)"),
+         meaning("coarse.expand_dims('time')", "coarse = product()")),
+    case("Select one of the others with coarse.isel", from_product,
+         lambda tmp: {"ds": FINE.isel(time=slice(1)), "coarse": product().isel(time=0)},
+         "coarse = coarse.expand_dims('time')"),
+    case("Needed: cells over all of it", from_product,
+         lambda tmp: {"ds": FINE, "coarse": product().isel(lon=slice(3))},
+         meaning("fine.sel(lat=slice(FIRST, LAST), lon=slice(FIRST, LAST))",
+                 "ds = ds.sel(lat=slice(45, 44.7), lon=slice(-120, -119.66))")),
+]  # fmt: skip
+
+
 def build_levels(ds, static, path, factors=(2,), **more):
     return xdeepsd.build_levels(ds, static, factors, path, **more)
 

@@ -103,6 +103,20 @@ def test_prism_days(real_data, tmp_path):
 
 
 @pytest.mark.realdata
+def test_reanalysis(real_data, tmp_path):
+    arguments = ("--data", real_data, "--out", tmp_path, "--steps", 2, "--seeds", 2)
+    output = run("reanalysis.py", *arguments, "--tries", "x2-x2, 5-5-5", "x1-x2-x2, 5-5-5")
+    assert "input: an independent product, pr of reanalysis_ncep_19deg.nc" in output
+    rmse = pd.read_csv(tmp_path / "errors.csv").set_index("method")["rmse"]
+    assert len(rmse) == 4 + 2 * 3, "two seeds and their mean"
+    assert np.isfinite(rmse).all()
+    # The baselines, against another program: numpy.polyfit and scipy's RegularGridInterpolator for two of them.
+    for name, value in (("training mean", 6.230), ("interpolated", 4.873), ("regression of each cell", 4.508)):
+        assert rmse[name] == pytest.approx(value, abs=1e-3), name
+    assert rmse["ridge regression on all 48 values"] == pytest.approx(4.158, abs=1e-3)
+
+
+@pytest.mark.realdata
 def test_skill(real_data, tmp_path):
     output = run("skill.py", "--data", real_data, "--out", tmp_path, "--steps", 2, "--seeds", 2)
     assert "iberia x2-x2, test days" in output

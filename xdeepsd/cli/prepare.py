@@ -39,6 +39,14 @@ def prepare(
     edges: Annotated[str, typer.Option(help="If the factors do not divide the grid: pad, crop or error.")] = "pad",
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Accept missing days.")] = False,
     chunk_mb: Annotated[float, typer.Option(help="Size of a chunk of the finest level, MB.", min=0.01)] = 64.0,
+    coarse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Independent coarse product of the same days (reanalysis): the first stage's input. NetCDF "
+            "(may be repeated) or a Zarr store."
+        ),
+    ] = None,
+    coarse_variable: Annotated[str | None, typer.Option(help="Name of the precipitation in it.")] = None,
 ) -> None:
     """Write the resolution ladder that training reads; run it again to resume, or with later days to append."""
     import xarray as xr
@@ -57,12 +65,14 @@ def prepare(
         elif "elevation" not in maps and "elevation" in ds:
             maps["elevation"] = ds["elevation"]
         given = None if climatology is None else _open(climatology)
+        product = _open_days(coarse, coarse_variable, chunk_mb) if coarse else None
         with bar(console, "days") as progress:
             levels = build_levels(
                 ds, maps if maps.data_vars else None, numbers, out, variable=variable,
                 climatology=slice(*climatology_years) if climatology_years else given,
                 edges=edges,  # type: ignore[arg-type]
                 allow_missing=allow_missing, chunk_mb=chunk_mb, progress=progress,
+                coarse=product, coarse_variable=coarse_variable,
             )  # fmt: skip
     sizes = ", ".join(f"{level.sizes['lat']} x {level.sizes['lon']}" for level in levels)
     console.print(f"{out}: {levels[0].sizes['time']} days in {len(levels)} levels of {sizes} cells.", markup=False)

@@ -15,6 +15,8 @@ from typing import Any
 import xarray as xr
 from pydantic import TypeAdapter, ValidationError
 
+from xdeepsd.cli.inputs import open_file
+from xdeepsd.levels.coarse import in_chunks, with_coarse
 from xdeepsd.levels.disk import open_levels
 from xdeepsd.levels.pairs import factor_between
 from xdeepsd.training.config import TrainConfig
@@ -40,7 +42,12 @@ class Data:
     years: tuple[int, int] | None = None
     """First and last year, both included. None: all days of the levels."""
     factors: tuple[int, ...] | None = None
-    """Factor of each stage, the coarsest first; must be those of the levels. None: whatever they are."""
+    """Factor of each stage, the coarsest first; must be those of the levels. None: whatever they are. With ``coarse`` a
+    1 may come first: a stage that corrects the product on its own grid."""
+    coarse: Path | None = None
+    """NetCDF file or Zarr store of an independent coarse product, which the first stage learns from."""
+    coarse_variable: str | None = None
+    """Name of its precipitation."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,8 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
     folder = path.absolute().parent  # a worker may run elsewhere
     absolute = Paths(**{name: folder / value for name, value in vars(paths).items()})
     data = _checked(Data, content.get("data", {}), f"{path}, [data]")
+    if data.coarse is not None:
+        data = data.model_copy(update={"coarse": folder / data.coarse})
     if data.years is not None and data.years[0] > data.years[1]:
         raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")
     training = _training(content.get("training", {}), preset, f"{path}, [training]")
@@ -194,11 +203,17 @@ def _message(error: ValidationError, where: str) -> str:
 
 
 def read_levels(config: Config) -> list[xr.Dataset]:
-    """The levels that a file names, lazily, cut to its years, coarsest first.
+    """The levels that a file names, lazily, cut to its years, coarsest first; with its coarse product, if any.
 
-    Raises ValueError if there are no levels, if their factors differ from the file's, or if no day is left.
+    Raises ValueError if there are no levels, if their factors differ from the file's, if no day is left, or if the
+    product does not fit (see `with_coarse`).
     """
     levels = open_levels(config.paths.levels)
+    if config.data.coarse is not None:
+        if config.data.factors is not None and config.data.factors[0] == 1:
+            levels = [levels[0], *levels]
+        coarse = in_chunks(open_file(str(config.data.coarse)), config.data.coarse_variable)
+        levels = with_coarse(levels, coarse, config.data.coarse_variable)
     factors = tuple(factor_between(coarse, fine) for coarse, fine in pairwise(levels))
     if config.data.factors is not None and config.data.factors != factors:
         raise ValueError(

@@ -38,7 +38,7 @@ def train(
 
     from xdeepsd.cli.toml import load_config, read_levels
     from xdeepsd.models.files import check_model_folder, save_model
-    from xdeepsd.training.ladder import Ladder, check_levels
+    from xdeepsd.training.ladder import Ladder, check_levels, for_product
     from xdeepsd.training.stack import train_stacks
     from xdeepsd.training.stage import train_stage
 
@@ -63,9 +63,10 @@ def train(
             for name in names:
                 check_model_folder(model_path / name, overwrite=True)  # now, not after the training
         if stage is not None:
-            pair = Ladder.of(check_levels(levels), [configs[stage]]).stage_levels(stage, configs[stage])
+            chosen = for_product(configs[stage], levels[stage], stage)
+            pair = Ladder.of(check_levels(levels), [chosen]).stage_levels(stage, chosen)
             trained = train_stage(
-                *pair, configs[stage], index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
+                *pair, chosen, index=stage, checkpoint_dir=folder / f"stage_{stage}", resume=resume,
                 progress=console.is_terminal,
             )  # fmt: skip
             summaries = [trained.summary]

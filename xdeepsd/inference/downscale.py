@@ -23,6 +23,7 @@ from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.conserve import check as check_conserve
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import copied
+from xdeepsd.models.static import COARSE_PRODUCT
 from xdeepsd.models.variable import FILL_ATTRIBUTES
 
 PRECISIONS = ("float32", "bfloat16", "float64")
@@ -77,7 +78,8 @@ def downscale(
     conserve
         "multiplicative" or "additive": after each stage the fine cells are adjusted so that their area-weighted mean,
         over the cells of the mask, is the value of their coarse cell, whether or not the model was trained that way.
-        A bias of the input is passed on. None: as the model was trained.
+        A bias of the input is passed on; so the first stage of a model that takes an independent product is left as it
+        is. None: as the model was trained.
     members
         Number of members from each model that takes noise (``TrainConfig(loss="crps", noise=2)``), needed for these
         and for these only.
@@ -225,8 +227,10 @@ def _copied(model: StackedSRCNN, conserve: str | None) -> StackedSRCNN:
 
     A copy: the user may continue training before the graph is computed.
     """
-    stages = [copied(stage, conserve) for stage in model.stages]
-    return replace(model, stages=stages, static=None, mask=None, training={})
+    product = {key: model.training[key] for key in (COARSE_PRODUCT,) if key in model.training}
+    # The means of an independent product may be biased: its stage does not keep them.
+    stages = [copied(stage, None if product and i == 0 else conserve) for i, stage in enumerate(model.stages)]
+    return replace(model, stages=stages, static=None, mask=None, training=product)
 
 
 def _check_options(

@@ -12,7 +12,7 @@ from xdeepsd.grids.blocks import block_mean
 from xdeepsd.levels.days import name_days, name_span
 from xdeepsd.levels.pairs import factor_between
 from xdeepsd.levels.splits import Split, within
-from xdeepsd.models.static import CLIMATOLOGY
+from xdeepsd.models.static import CLIMATOLOGY, climatology_channel, fill
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,20 @@ def with_climatology(
         field = np.asarray(fine[CLIMATOLOGY].transpose("lat", "lon").compute(scheduler="threads"))
         coarse = coarse.assign({CLIMATOLOGY: (("lat", "lon"), block_mean(field, factor_between(coarse, fine)))})
     return coarse, fine
+
+
+def coarse_bias(coarse: xr.Dataset, fine: xr.Dataset, split: Split) -> np.ndarray:
+    """What an independent coarse product gets wrong in the mean: `climatology_channel` of the training days' means.
+
+    ``(lat, lon)`` on the grid of ``fine``, from the observations there and the product in ``coarse``, of the same
+    days. Reads the training days of both.
+    """
+    means = [
+        level["precipitation"].isel(time=split.train).mean("time", dtype=np.float64).compute(scheduler="threads")
+        for level in (fine, coarse)
+    ]
+    above, below = (fill(mean.transpose("lat", "lon").values) for mean in means)
+    return climatology_channel(above, below, factor_between(coarse, fine))
 
 
 def _check_climatology(fine: xr.Dataset, split: Split) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import zarr
 from xdeepsd.grids import axes
 from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import block_weights
+from xdeepsd.levels.coarse import in_chunks, product_of
 from xdeepsd.levels.days import calendar_days, each_once, empty_days, missing_days, name_days, newer_and_same, releases
 from xdeepsd.levels.memory import UNITS, Edges, level_mean, make_levels, training_years, with_cf_coordinates
 from xdeepsd.levels.splits import within
@@ -47,25 +49,26 @@ _MOST_WORKERS = 8
 
 def _by_chunk(
     root: zarr.Group,
-    finest: xr.DataArray,
+    arrays: Sequence[xr.DataArray],
     where: np.ndarray,
     wanted: np.ndarray,
-    task: Callable[[np.ndarray, Any], Any],
+    task: Callable[..., Any],
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """``(days, result of task(days, values))`` for each chunk of the store that holds wanted days.
+    """``(days, result of task(days, values of each array))`` for each chunk of the store that holds wanted days.
 
-    ``where`` is the position in ``finest`` of each day of the store (-1: not there). All days of a chunk are one task:
-    two that write to the same chunk would undo each other's days. A few chunks are computed at a time.
+    ``where`` is the position in ``arrays``, which have the same days, of each day of the store (-1: not there). All
+    days of a chunk are one task: two that write to the same chunk would undo each other's days. A few chunks are
+    computed at a time.
     """
     per_chunk = get_array(root, "done").chunks[0]
     index = np.flatnonzero(wanted & (where >= 0))
     chunks = [days for days in np.split(index, np.flatnonzero(np.diff(index // per_chunk)) + 1) if days.size]
     # A chunk of the fine data that reaches into several chunks of the store is read once for all of them.
-    batch = max(_workers(), -(-max(finest.chunksizes["time"]) // per_chunk))
+    batch = max(_workers(), -(-max(arrays[0].chunksizes["time"]) // per_chunk))
     for i in range(0, len(chunks), batch):
         some = chunks[i : i + batch]
-        # The graph of a task holds only its own finest days: a graph of all days would be searched for each task.
-        tasks = [task(days, finest.isel(time=as_run(where[days])).data) for days in some]
+        # The graph of a task holds only its own days: a graph of all days would be searched for each task.
+        tasks = [task(days, *(da.isel(time=as_run(where[days])).data for da in arrays)) for days in some]
         yield from zip(some, dask.compute(*tasks), strict=True)
 
 
@@ -80,12 +83,13 @@ def _workers() -> int:
 
 
 def _renewed(
-    root: zarr.Group, path: PathLike, finest: xr.DataArray, where: np.ndarray, announced: np.ndarray
+    root: zarr.Group, path: PathLike, given: Mapping[int, xr.DataArray], where: np.ndarray, announced: np.ndarray
 ) -> np.ndarray:
-    """Bool ``(where.size,)``, True for the days that are done and have a newer release in ``finest``.
+    """Bool ``(where.size,)``, True for the days that are done and have a newer release in the data ``given``.
 
+    ``given`` is the precipitation of the finest level, and of the coarsest if that is a product of its own, by number.
     All other days that are in both must be the same. Days of the same release are assumed to be, except the first and
-    the last; the others are read and compared, and the store takes over what ``finest`` knows of their releases. Raises
+    the last; the others are read and compared, and the store takes over what is known of their releases. Raises
     ValueError naming the days that differ.
     """
     done, new, old = done_days(root), announced[where], held_releases(root)
@@ -100,12 +104,13 @@ def _renewed(
             "they have changed.", compared.sum(), path,
         )  # fmt: skip
     task = dask.delayed(how_far, pure=False)
-    level = len(root.attrs["factors"])  # type: ignore[arg-type]
     far = np.zeros(where.size)
-    for days, found in _by_chunk(root, finest, where, compared, lambda d, values: task(str(path), d, values, level)):
-        far[days] = found
+    for level, da in given.items():
+        compare = partial(task, str(path), level)
+        for days, found in _by_chunk(root, [da], where, compared, compare):
+            far[days] = np.maximum(far[days], found)
     if far.any():
-        names = calendar_days(finest)[where[far > 0]]
+        names = calendar_days(next(iter(given.values())))[where[far > 0]]
         apart = (
             f"up to {far.max():.4g} {UNITS} apart" if np.isfinite(far).all() else "values are missing in one of them"
         )
@@ -172,6 +177,8 @@ def build_levels(
     allow_missing: bool = False,
     chunk_mb: float = 64.0,
     progress: Callable[[int, int], None] | None = None,
+    coarse: xr.DataArray | xr.Dataset | None = None,
+    coarse_variable: str | None = None,
 ) -> list[xr.Dataset]:
     """Write the levels of ``fine`` to a Zarr store: the groups ``level_0`` (coarsest) to ``level_N`` (finest).
 
@@ -196,6 +203,9 @@ def build_levels(
         the same days at every level.
     progress
         Called with (days done, days wanted) after each chunk.
+    coarse, coarse_variable
+        As in `make_levels`: an independent product of the same days, as the coarsest level. The same product, with more
+        days perhaps, must be given when the call is repeated. Days that it does not have count as missing.
 
     Returns
     -------
@@ -207,15 +217,24 @@ def build_levels(
     _check_apart(da, path)
     years = _years(climatology)
     given = None if isinstance(climatology, slice) else climatology
-    wanted = make_levels(da, static, factors, climatology=given, mask=mask, edges=edges)
+    if coarse is not None:
+        coarse = in_chunks(coarse, coarse_variable, _days_in_chunk(da, chunk_mb))
+    wanted = make_levels(
+        da, static, factors, climatology=given, mask=mask, edges=edges, coarse=coarse, coarse_variable=coarse_variable
+    )
     if years is not None:  # computed at the end, from the store
         wanted = [level.drop_vars(CLIMATOLOGY, errors="ignore") for level in wanted]
     finest = wanted[-1]["precipitation"]
+    product = None if coarse is None else wanted[0]["precipitation"]
+    if product is not None:
+        _check_apart(product, path)
+        announced = announced[calendar_days(da).isin(calendar_days(finest))]
     described: dict[str, Any] = {
         "factors": [int(f) for f in factors],
         "edges": edges,
         "variable": None if da.name is None else str(da.name),
         "climatology_years": years,
+        "coarse": None if coarse is None else _grid_of(coarse),
     }
     root = find_store(path, "r+")
     if root is not None:
@@ -231,7 +250,8 @@ def build_levels(
         sizes = {"fine_size": [da.sizes["lat"], da.sizes["lon"]], "size": [finest.sizes["lat"], finest.sizes["lon"]]}
         root = create(path, wanted, _days_in_chunk(finest, chunk_mb), described | sizes)
     else:
-        renewed = _renewed(root, path, finest, where, announced)
+        both = {len(factors): finest} | ({} if product is None else {0: product})
+        renewed = _renewed(root, path, both, where, announced)
         grow(root, path, time, len(wanted))  # before attributes change, which drops the metadata from the root
         _announce(root, time, renewed)
     _fill(root, path, wanted, where, renewed, announced, progress)
@@ -255,6 +275,12 @@ def _years(climatology: Any) -> str | None:
             "climatology=slice('1981', '2005')."
         )
     return f"{climatology.start}/{climatology.stop}"
+
+
+def _grid_of(coarse: xr.DataArray | xr.Dataset) -> str:
+    """The grid of a coarse product in words, by which a later call is recognised."""
+    grid = read_grid(coarse)
+    return f"{' x '.join(map(str, grid.shape))} cells, {grid.spans}"
 
 
 def _days_in_chunk(da: xr.DataArray, chunk_mb: float) -> int:
@@ -335,11 +361,13 @@ def _fill(
     logger.info("%d days to write, %d are done; %d days in a chunk.", count, done, get_array(root, "done").chunks[0])
     finest = wanted[-1]["precipitation"]
     grid = read_grid(finest)
-    blocks = [block_weights(grid, grid.shape[0] // level.sizes["lat"]) for level in wanted[:-1]]
+    arrays = [finest] if product_of(wanted[0]) is None else [finest, wanted[0]["precipitation"]]
+    coarsened = wanted[len(arrays) - 1 : -1]
+    blocks = [block_weights(grid, grid.shape[0] // level.sizes["lat"]) for level in coarsened]
     write = dask.delayed(write_days, pure=False)
     total = done + count
     for days, _ in _by_chunk(
-        root, finest, where, todo, lambda d, values: write(str(path), d, values, announced[where[d]], blocks)
+        root, arrays, where, todo, lambda d, *values: write(str(path), d, announced[where[d]], blocks, *values)
     ):
         done += days.size
         if progress is not None:

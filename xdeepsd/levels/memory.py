@@ -15,6 +15,7 @@ from xdeepsd.grids.blocks import block_mean
 from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import coarsen
 from xdeepsd.grids.units import precipitation_factor
+from xdeepsd.levels.coarse import check_covers, on_same_days, onto_level, read_product
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.models.variable import PRECIPITATION, Values, clean, find_variable, without_fills
 
@@ -216,6 +217,8 @@ def make_levels(
     climatology: slice | xr.DataArray | xr.Dataset | None = None,
     mask: xr.DataArray | None = None,
     edges: Edges = "pad",
+    coarse: xr.DataArray | xr.Dataset | None = None,
+    coarse_variable: str | None = None,
 ) -> list[xr.Dataset]:
     """The levels of ``fine``, from the coarsest to the finest. Lazy where ``fine`` is.
 
@@ -228,7 +231,8 @@ def make_levels(
         Maps on the finest grid: ``elevation`` (m), and optionally ``climatology`` (mm day-1), ``land_fraction`` (0 to
         1) and others. They may cover a larger area than ``fine``.
     factors
-        Fine cells per coarse cell of each stage, the coarsest stage first.
+        Fine cells per coarse cell of each stage, the coarsest stage first. With ``coarse`` the first may be 1: a stage
+        that corrects the product on its own grid.
     variable
         Name of the precipitation in a Dataset of several variables.
     climatology
@@ -238,6 +242,14 @@ def make_levels(
         True where values are wanted, on the finest grid. None: wherever anything is observed in the first 30 days.
     edges
         What to do where the sizes do not divide by the product of the factors: see `fit_edges`.
+    coarse
+        An independent product of the same days, such as a reanalysis: daily precipitation on any grid that covers
+        ``fine``, in any units of precipitation. It becomes the input of the first stage: the precipitation of the
+        coarsest level, by conservative means (as ``xdeepsd.regrid(coarse, levels[0])`` makes them), with its name in
+        the attribute ``coarse_product``. Days are matched by date, whatever the hour; the others are left out, and the
+        log names them. Round-off below 0 counts as 0. None: the coarsest level is the mean of ``fine``.
+    coarse_variable
+        Name of the precipitation in ``coarse``, if it is a Dataset of several variables.
 
     Returns
     -------
@@ -246,11 +258,19 @@ def make_levels(
     ``land_fraction`` and ``mask``. Raises ValueError, before any work, for what does not fit.
     """
     factors = [int(f) for f in factors]
-    if not factors or min(factors) < 2:
+    if not factors or factors[0] < (2 if coarse is None else 1) or min(factors[1:], default=2) < 2:
         raise ValueError(f"The factors are {factors}. Needed: whole numbers of 2 or more. Type factors=(2, 2, 2).")
-    finest = _with_maps(_daily_precipitation(fine, variable), static, climatology, mask)
-    finest = fit_edges(finest, math.prod(factors), edges)
+    da = _daily_precipitation(fine, variable)
+    product = None
+    if coarse is not None:
+        product = read_product(coarse, coarse_variable)
+        check_covers(product, da)
+        product, common = on_same_days(product, da)
+        da = da if common.all() else da.isel(time=common)
+    finest = fit_edges(_with_maps(da, static, climatology, mask), math.prod(factors), edges)
     levels = [_coarser(finest, math.prod(factors[k:])) for k in range(len(factors) + 1)]
+    if product is not None:
+        levels[0] = onto_level(product, levels[0], finest, da)
     return [level.assign_attrs(level=k, factors=factors, edges=edges) for k, level in enumerate(levels)]
 
 

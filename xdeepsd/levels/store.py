@@ -128,7 +128,7 @@ def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[
         ):
             group.create_array(
                 name, shape=size, chunks=chunks, dtype="float32", compressors=(COMPRESSOR,), fill_value=np.nan,
-                dimension_names=dims, attributes=dict(ATTRS[name]),
+                dimension_names=dims, attributes=dict(level[name].attrs if name in level else ATTRS[name]),
             )  # fmt: skip
     root.create_array("done", shape=(wanted[0].sizes["time"],), chunks=(days,), dtype="bool", fill_value=False)
     fit_releases(root)
@@ -208,7 +208,7 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
 def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], described: dict[str, Any]) -> None:
     """ValueError where the store holds another grid, variable, factors or static fields than those given."""
     new = f"Needed: the same as in the store. Type another path for a new store; {path} is left as it is."
-    keys = ("factors", "edges", "variable", "climatology_years")
+    keys = ("factors", "edges", "variable", "climatology_years", "coarse")
     free = ("climatology_years",) if described["climatology_years"] is None else ()
     different = changed_fields({key: root.attrs.get(key) for key in keys}, {key: described[key] for key in keys}, free)
     if different:
@@ -235,28 +235,35 @@ def as_run(days: np.ndarray) -> slice | np.ndarray:
 
 
 def write_days(
-    path: PathLike, days: np.ndarray, finest: np.ndarray, announced: np.ndarray, blocks: Sequence[Weights]
+    path: PathLike,
+    days: np.ndarray,
+    announced: np.ndarray,
+    blocks: Sequence[Weights],
+    finest: np.ndarray,
+    product: np.ndarray | None = None,
 ) -> None:
     """Coarsen days of one chunk, write them to all levels, then mark them: days marked done are on disk in every level.
 
-    While a day is rewritten, it does not count as done. Nor does a day without any value: it is missing, and may come
-    later.
+    ``product`` is what the coarsest level holds if that is not coarsened. While a day is rewritten, it does not count
+    as done. Nor does a day without any value: it is missing, and may come later.
     """
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     levels = [apply(finest, weights, skipna=True, na_thres=1.0, unmapped_to_nan=True) for weights in blocks]
+    levels = [*([] if product is None else [product]), *levels, finest]
     done, place = get_array(root, "done"), as_run(days)
     done.oindex[place] = False
-    for k, values in enumerate([*levels, finest]):
+    for k, values in enumerate(levels):
         get_array(root, f"level_{k}/precipitation").oindex[place] = values
     get_array(root, "releases").oindex[place] = announced
-    done.oindex[place] = np.isfinite(levels[0]).any(axis=(1, 2))
+    observed = [np.isfinite(values).any(axis=(1, 2)) for values in (levels[0], levels[-1])]
+    done.oindex[place] = observed[0] & observed[1]
 
 
-def how_far(path: PathLike, days: np.ndarray, finest: np.ndarray, level: int) -> list[float]:
+def how_far(path: PathLike, level: int, days: np.ndarray, given: np.ndarray) -> list[float]:
     """Largest difference of each day from the store, mm day-1: 0 within rounding, infinite if only one has a value."""
     held = get_array(zarr.open_group(path, mode="r", use_consolidated=False), f"level_{level}/precipitation")
     far = []
-    for new, old in zip(finest, np.asarray(held.oindex[as_run(days)]), strict=True):
+    for new, old in zip(given, np.asarray(held.oindex[as_run(days)]), strict=True):
         if np.array_equal(new, old, equal_nan=True) or np.allclose(new, old, rtol=1e-5, atol=1e-4, equal_nan=True):
             far.append(0.0)
         else:

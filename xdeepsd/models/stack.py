@@ -15,7 +15,7 @@ import xarray as xr
 from xdeepsd.grids.axes import spacing
 from xdeepsd.models.srcnn import HEADS
 from xdeepsd.models.stage import Stage
-from xdeepsd.models.static import REGRESSION, is_learned
+from xdeepsd.models.static import COARSE_PRODUCT, REGRESSION, is_learned
 from xdeepsd.models.variable import PRECIPITATION, Variable
 
 
@@ -37,7 +37,8 @@ class StackedSRCNN:
     mask
         ``(lat, lon)`` bool on the same grid, True where values are wanted; None: everywhere.
     training
-        Facts worth knowing about the training: years, errors, seed.
+        Facts worth knowing about the training: years, errors, seed; under ``coarse_product`` the name of the
+        independent product that the first stage takes, whose means are never kept.
     kind
         Properties of the variable: `xdeepsd.models.variable.PRECIPITATION`, so far the only one.
     """
@@ -145,7 +146,7 @@ def describe(model: StackedSRCNN) -> dict[str, Any]:
             }
             for stage in model.stages
         ],
-    }
+    } | {key: model.training[key] for key in (COARSE_PRODUCT,) if key in model.training}
 
 
 def level_grids(model: StackedSRCNN) -> list[dict[str, Any]]:
@@ -179,6 +180,8 @@ def _lines(model: StackedSRCNN) -> Iterator[str]:
         spans = (f"{grid[dim]['size']} {dim} from {first:.6g} to {last:.6g}" for dim, (first, last) in ends.items())
         yield f"  {name} grid: {', '.join(spans)}"
     mask = "no mask" if model.mask is None else "a mask of where values are wanted"
+    if COARSE_PRODUCT in model.training:
+        yield f"  input: an independent product, {model.training[COARSE_PRODUCT]}"
     fields = [*model.static_names, *[REGRESSION] * bool(model.learned_names)]
     yield f"  static fields: {', '.join(fields) or 'none'}; {mask}"
     summaries = [*model.training.get("stages", ()), *[{}] * len(model.stages)]

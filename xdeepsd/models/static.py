@@ -13,6 +13,10 @@ from scipy import ndimage
 from xdeepsd.grids.interpolate import upsample
 
 CLIMATOLOGY = "climatology"
+# Log ratio of the observed mean to that of an independent coarse product, see `xdeepsd.levels.climatology.coarse_bias`.
+COARSE_BIAS = "coarse_bias"
+# The name of that product: an attribute of a level's precipitation, and among the facts of a model's training.
+COARSE_PRODUCT = "coarse_product"
 # Stands for five fields that each stage learns on its own grid before its network, see `xdeepsd.levels.regression`.
 REGRESSION = "regression"
 REGRESSION_TERMS = ("value", "rows", "columns", "laplacian", "constant")

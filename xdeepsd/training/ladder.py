@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xdeepsd.grids.blocks import block_mean
-from xdeepsd.levels.climatology import with_climatology
+from xdeepsd.levels.climatology import coarse_bias, with_climatology
+from xdeepsd.levels.coarse import product_of
 from xdeepsd.levels.disk import open_levels
 from xdeepsd.levels.pairs import check_fields, factor_between
-from xdeepsd.models.static import CLIMATOLOGY
+from xdeepsd.models.static import CLIMATOLOGY, COARSE_BIAS
 from xdeepsd.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 # What users may pass; `check_levels` makes it a list.
 Levels = str | os.PathLike[str] | Sequence[xr.Dataset]
@@ -66,7 +70,7 @@ class Ladder:
     def of(cls, levels: Sequence[xr.Dataset], configs: Iterable[TrainConfig]) -> Ladder:
         """The ladder for stages that are trained with ``configs``; reads the static fields of all of them."""
         kinds = {static_key(config): config for config in configs}
-        return cls(levels, {key: _static_fields(levels[-1], config) for key, config in kinds.items()})
+        return cls(levels, {key: _static_fields(levels, config) for key, config in kinds.items()})
 
     @property
     def units(self) -> str:
@@ -95,18 +99,41 @@ class Ladder:
         return coarse, fine
 
 
+def for_product(config: TrainConfig, coarse: xr.Dataset, index: int = 0) -> TrainConfig:
+    """The configuration of a stage, changed where its ``coarse`` level is an independent product.
+
+    The means of the product are not kept, since its bias is what the stage is to correct; ``climatology`` becomes
+    `COARSE_BIAS`, the ratio of the observed mean to the product's.
+    """
+    if product_of(coarse) is None:
+        return config
+    static = tuple(dict.fromkeys(COARSE_BIAS if name == CLIMATOLOGY else name for name in config.static))
+    if config.conserve is not None:
+        logger.info(
+            "Stage %d learns from an independent product (%s): its coarse means are not kept, they may be biased.",
+            index, product_of(coarse),
+        )  # fmt: skip
+    return replace(config, static=static, conserve=None)
+
+
 def static_key(config: TrainConfig) -> tuple[Any, ...]:
     """What the static fields depend on."""
     return config.given_static, config.train, config.validation, config.test
 
 
-def _static_fields(finest: xr.Dataset, config: TrainConfig) -> xr.Dataset:
+def _static_fields(levels: Sequence[xr.Dataset], config: TrainConfig) -> xr.Dataset:
     """Static fields of ``config`` and the mask of the finest level, in memory.
 
     A climatology that is asked for but not given is the mean of the finest level's training days; see
-    `with_climatology` for a given one.
+    `with_climatology` for a given one. The bias of a product is that of the first stage.
     """
+    finest = levels[-1]
+    split = config.split(finest["time"])
+    if COARSE_BIAS in config.static and COARSE_BIAS not in finest and product_of(levels[0]) is not None:
+        bias = coarse_bias(levels[0], levels[1], split)
+        side = factor_between(levels[1], finest)  # constant inside the cells of the stage's output
+        finest = finest.assign({COARSE_BIAS: (("lat", "lon"), bias.repeat(side, axis=0).repeat(side, axis=1))})
     check_fields(finest, config.given_static, "finest", later=[CLIMATOLOGY])
-    _, finest = with_climatology(finest, finest, config.given_static, config.split(finest["time"]))
+    _, finest = with_climatology(finest, finest, config.given_static, split)
     fields = finest[[*config.given_static, "mask"]].transpose("lat", "lon")
     return fields.drop_vars([name for name in fields.coords if name not in fields.dims]).compute(scheduler="threads")

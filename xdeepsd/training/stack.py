@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xdeepsd.levels.coarse import product_of
 from xdeepsd.losses.dense_weight import DenseWeight
 from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.models.static import CLIMATOLOGY
+from xdeepsd.models.static import CLIMATOLOGY, COARSE_PRODUCT
 from xdeepsd.training.config import TrainConfig
-from xdeepsd.training.ladder import Ladder, Levels, check_levels, static_key
+from xdeepsd.training.ladder import Ladder, Levels, check_levels, for_product, static_key
 from xdeepsd.training.stage import TrainedStage, check_folder, fit_density, stage_pair, train_pair
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def train_stacks(
     for plan in plans:
         if len(plan) != count:
             raise ValueError(f"{len(plan)} configurations for {count} stages. Needed: one, or one for each stage.")
+        plan[0] = for_product(plan[0], levels[0])
     if checkpoint_dirs is not None and len(checkpoint_dirs) != len(plans):
         raise ValueError(f"{len(checkpoint_dirs)} checkpoint folders for {len(plans)} stacks. Needed: one for each.")
     folders = [None] * len(plans) if checkpoint_dirs is None else [Path(folder) for folder in checkpoint_dirs]
@@ -260,9 +262,15 @@ def _finish_job(ladder: Ladder, stages: Sequence[_Stage], then: Then | None, *tr
             for name, field in stage.fields.items()
         }
         maps = maps.assign(repeated)
-    training = {"stages": [stage.summary for stage in trained], "config": [asdict(config) for config in configs]}
+    training: dict[str, Any] = {
+        "stages": [stage.summary for stage in trained],
+        "config": [asdict(config) for config in configs],
+    }
     if CLIMATOLOGY in maps:
         training["climatology"] = maps[CLIMATOLOGY].attrs["origin"]
+    product = product_of(ladder.levels[0])
+    if product is not None:
+        training[COARSE_PRODUCT] = product
     stack = StackedSRCNN(
         [stage.stage for stage in trained], ladder.units, "precipitation", maps.drop_vars("mask"),
         maps["mask"].astype(bool), training,

@@ -18,7 +18,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from xdeepsd.levels.climatology import with_climatology
+from xdeepsd.levels.climatology import coarse_bias, with_climatology
+from xdeepsd.levels.coarse import product_of
 from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
 from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs, values_of
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
@@ -32,12 +33,13 @@ from xdeepsd.losses.masked import masked_huber, masked_mae, masked_mse, masked_p
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
-from xdeepsd.models.static import REGRESSION, regression_names
+from xdeepsd.models.static import COARSE_BIAS, REGRESSION, regression_names
 from xdeepsd.models.threads import torch_threads
 from xdeepsd.models.variable import clean
 from xdeepsd.stores.begun import changed_fields
 from xdeepsd.training.checkpoints import METRICS, checkpoints, read_checkpoint
 from xdeepsd.training.config import FREE, IN_MM, LATER, TrainConfig
+from xdeepsd.training.ladder import for_product
 from xdeepsd.training.loop import Run, State, learn
 from xdeepsd.training.validation import LossFunction, Validation
 from xdeepsd.training.watch import Watch
@@ -115,7 +117,8 @@ def train_stage(
     coarse, fine
         Levels as in docs/conventions.md, lazy or in memory: ``precipitation (time, lat, lon)``, ``mask`` and the
         static fields of ``config``, on the same days. If ``climatology`` is asked for but missing, it is the mean of
-        the training days (see `with_climatology`).
+        the training days (see `with_climatology`). Where ``coarse`` is an independent product (see `make_levels`), its
+        means are not kept, and ``climatology`` enters as the ratio of the observed mean to the product's.
     config
         `TrainConfig()` if None.
     index
@@ -144,10 +147,13 @@ def train_stage(
     OSError
         A checkpoint could not be written. The one before it stays.
     """
-    config = config or TrainConfig()
+    config = for_product(config or TrainConfig(), coarse, index)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     check_folder(folder, resume, config)
-    coarse, fine = with_climatology(coarse, fine, config.given_static, config.split(fine["time"]))
+    split = config.split(fine["time"])
+    coarse, fine = with_climatology(coarse, fine, config.given_static, split)
+    if COARSE_BIAS in config.static and COARSE_BIAS not in fine and product_of(coarse) is not None:
+        fine = fine.assign({COARSE_BIAS: (("lat", "lon"), coarse_bias(coarse, fine, split))})
     return train_pair(*stage_pair(coarse, fine, config), config, index, folder, resume, progress)
 
 
@@ -284,8 +290,8 @@ def scale_noise(stage: Stage, validation: Validation) -> dict[str, float]:
     def scaled(scale: float) -> tuple[float, float]:
         with torch.no_grad():
             weight[:, -noise:] = trained * scale
-        loss = loss_function(None, weight.device, members=True)
-        return validation.spread_skill(stage), validation.loss(stage, loss)
+        crps = validation.loss(stage, lambda members, target, mask, values: masked_crps(members, target, mask))
+        return validation.spread_skill(stage), crps
 
     low, high = 1.0, 3.0
     ratio, score = scaled(low)
