@@ -82,7 +82,7 @@ def test_where_they_are_asked(case, dim, share, holds, tmp_path):
         return None
 
     off = share * LIES_ON * fine_step
-    outcome(lambda: coarse.deepsd.downscale(bare, moved(static, off)), "does not lie on the input's grid")
+    outcome(lambda: coarse.deepsd.downscale(bare, moved(static, off)), "does not cover the model's domain")
     mask = static["elevation"] > 0
     outcome(lambda: coarse.deepsd.downscale(bare, static, mask=moved(mask, off)), "does not lie on the target grid")
     fine = make_coarse(days=2, nlat=12, nlon=16, spacing=fine_step)
@@ -99,7 +99,7 @@ def test_where_they_are_asked(case, dim, share, holds, tmp_path):
     stretched = 1 + share * SAME_STEP
     wide = {d: (d, coarse[d][0].item() + (coarse[d] - coarse[d][0]).values * stretched) for d in ("lat", "lon")}
     larger = coarse.assign_coords(wide)
-    outcome(lambda: larger.deepsd.downscale(model, make_static(larger, 2)), "the model was trained on 1")
+    outcome(lambda: larger.deepsd.downscale(model, make_static(larger, 2)), "the model was trained on 0.5")
     part = xdeepsd.StackedSRCNN(bare.stages, static=static, mask=moved(mask, off))
     taken = coarse.deepsd.downscale(part, static)
     if holds:

@@ -111,10 +111,10 @@ def lies_on(da: xr.DataArray, fields: xr.Dataset, scale: int) -> bool:
     return True
 
 
-def _cut(da: xr.DataArray, target: xr.Dataset) -> dict[str, Any] | None:
+def _cut(da: xr.DataArray, target: xr.Dataset, fields: xr.Dataset) -> dict[str, Any] | None:
     """Positions of the cells of ``target`` among those of ``da`` where its grid goes on beyond; None if it is another.
 
-    Coarse cells are one within `align.LIES_ON` of a cell, and only if their neighbours are as well.
+    They must lie on the blocks of ``fields`` as in `lies_on`, and their neighbours as well.
     """
     if axes.two_dimensional(da) is not None:
         return None
@@ -124,6 +124,8 @@ def _cut(da: xr.DataArray, target: xr.Dataset) -> dict[str, Any] | None:
         steps = np.diff(at)
         around = steps % da[name].size if dim == "lon" else steps
         if (at < 0).any() or not (np.isin(around, (1, da[name].size - 1)).all() or (np.abs(steps) == 1).all()):
+            return None
+        if not align.off_blocks(fields[dim], da[name].values[at], dim) <= align.LIES_ON:
             return None
         if at.size == 1 and da[name].size > 1:  # its neighbours are not in the target: compare the sizes of the cells
             edges = np.asarray(target[f"{dim}_bnds"]).ravel()
@@ -147,7 +149,7 @@ def to_grid(
     if lies_on(da, fields, scale):
         return adapted
     target = coarse_grid(fields, scale)
-    where = _cut(da, target)
+    where = _cut(da, target, fields)
     if where is not None:
         logger.info("%r is cut to the model's domain.", da.name)
         return replace(adapted, da=da.isel(where))
