@@ -259,3 +259,44 @@ def test_heads_that_cannot_be():
         distribution(3, make_stack(1, **HEAD))
     with dask.config.set(scheduler="synchronous"), pytest.raises(TypeError, match="model is a str"):
         distribution(make_coarse(), "model")
+
+
+def test_members_of_a_stack_that_ends_in_a_distribution():
+    """A first stage that takes noise, then one with a head: each member is the expectation of its own distribution."""
+    coarse = make_coarse()
+    noisy, chances = make_stack(1, noise=1, static=()), make_stack(1, gain=1.0, **HEAD)
+    model = xdeepsd.StackedSRCNN([*noisy.stages, *chances.stages])
+    static = make_static(coarse, 4)["elevation"]
+    members = downscale(coarse, model, static, members=3, seed=5)
+    first = downscale(coarse, noisy, make_static(coarse, 2), members=3, seed=5)
+    for number in range(3):
+        whole = distribution(first.sel(member=number, drop=True), chances, static)
+        xr.testing.assert_allclose(members.sel(member=number, drop=True), expectation(whole), rtol=1e-5, atol=1e-5)
+    chunked = downscale(coarse.chunk(time=2, lat=3), model, static, members=3, seed=5)
+    xr.testing.assert_allclose(chunked.compute(), members, rtol=1e-5, atol=1e-5)
+    both = downscale(coarse.chunk(time=2, lat=3), model, static, members=3, seed=5, statistics=True)
+    xr.testing.assert_allclose(both["pr"].compute(), members.mean("member"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_list_of_stacks_that_end_in_distributions_is_an_ensemble(case):
+    model, coarse, static = case
+    other = make_stack(2, seed=3, gain=1.0, **HEAD)
+    members = downscale(coarse, [model, other], static)
+    for number, one in enumerate((model, other)):
+        xr.testing.assert_allclose(
+            members.sel(member=number, drop=True), expectation(distribution(coarse, one, static)), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_where_members_and_a_distribution_do_not_go_together(case):
+    model, coarse, static = case
+    with pytest.raises(ValueError, match="model is a list of 2, and each model gives a distribution of its own"):
+        distribution(coarse, [model, model], static)
+    with pytest.raises(ValueError, match=r"noise=2 and head='bernoulli_gamma'.*Type noise=0"):
+        make_stack(1, noise=2, **HEAD)
+    for bad in ({"loss": "bernoulli_gamma", "noise": 2}, {"loss": "crps", "noise": 2, "head": "bernoulli_gamma"}):
+        with pytest.raises(ValueError, match="the spread is either that of members"):
+            xdeepsd.TrainConfig(**bad)
+    noisy = make_stack(1, noise=1, static=(), factor=1)
+    with pytest.raises(ValueError, match="A stage of the model takes noise, and each noise gives another distribution"):
+        distribution(coarse, xdeepsd.StackedSRCNN([*noisy.stages, *model.stages]), static)

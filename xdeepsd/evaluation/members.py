@@ -109,7 +109,7 @@ def _checked(members: xr.DataArray, observed: xr.DataArray, dim: str) -> tuple[x
     except ValueError as error:
         raise ValueError(
             f"The coordinates of the members are not those of the observed values: {error}. Needed: the same cells and "
-            "days. Where they differ by rounding only, type members.assign_coords(observed.coords)."
+            "days. If they differ only by rounding, type members.assign_coords(observed.coords)."
         ) from error
     if members.chunks is not None:
         members = members.chunk({dim: -1})
