@@ -135,7 +135,7 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
     absolute = Paths(**{name: folder / value for name, value in vars(paths).items()})
     data = _checked(Data, content.get("data", {}), f"{path}, [data]")
     if data.coarse is not None:
-        data = data.model_copy(update={"coarse": folder / data.coarse})
+        data = dataclasses.replace(data, coarse=folder / data.coarse)
     if data.years is not None and data.years[0] > data.years[1]:
         raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")
     training = _training(content.get("training", {}), preset, f"{path}, [training]")
