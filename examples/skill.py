@@ -40,6 +40,7 @@ TRIES: dict[str, dict[str, Any]] = {
     "4000 steps": {"steps": 4000},
     "9-3-5": {"kernels": (9, 3, 5)},
     "128-64 channels": {"channels": (128, 64)},
+    "regression": {"static": ("regression",)},  # besides those of the region
 }
 
 
@@ -63,7 +64,7 @@ def load_iberia(data: Path) -> Region:
     rain = xr.open_dataset(data / "iberia" / "obs_eobs_05deg.nc")["rr"].load()
     levels = xdeepsd.make_levels(rain, factors=(2, 2), mask=rain.notnull().any("time"), edges="pad")
     config = xdeepsd.TrainConfig(
-        static=("climatology", "regression"),
+        static=("climatology",),
         validation=("1993-12-01/1994-02-28",),
         test=("1994-12-01/1997-02-28",),
         threads=1,
@@ -105,7 +106,11 @@ def train(
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
         for name, region in regions.items():
             configs = {
-                f"{tried}, seed {seed}": dataclasses.replace(region.config, seed=seed, **changes)
+                f"{tried}, seed {seed}": dataclasses.replace(
+                    region.config,
+                    seed=seed,
+                    **changes | {"static": (*region.config.static, *changes.get("static", ()))},
+                )
                 for tried, changes in tries.items()
                 for seed in range(seeds)
             }

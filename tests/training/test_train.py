@@ -503,7 +503,7 @@ def test_presets():
     assert paper.static == ("elevation",)
     default = TrainConfig(seed=5)
     assert default.residual
-    assert default.static == ("elevation", "climatology", "regression")
+    assert default.static == ("elevation", "climatology")
     assert (default.learning_rate, default.schedule, default.seed) == (3e-3, "cosine", 5)
     assert default.target_transform == "sqrt"
     assert paper.target_transform is None

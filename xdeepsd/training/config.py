@@ -88,7 +88,7 @@ class TrainConfig:
     # Network
     channels: tuple[int, ...] = (64, 32)
     kernels: tuple[int, ...] = (9, 1, 5)
-    static: tuple[str, ...] = ("elevation", "climatology", "regression")
+    static: tuple[str, ...] = ("elevation", "climatology")
     residual: bool = True
     target_transform: str | None = "sqrt"
     conserve: str | None = "multiplicative"
