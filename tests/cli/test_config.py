@@ -191,6 +191,13 @@ def test_whole_and_broken_headers_give_the_same(tmp_path, header):
     assert "The old code had no validation days" in text
 
 
+def test_characters_that_toml_does_not_take_as_they_are(tmp_path):
+    text = OLD.format(header="[Model-3]").replace("data/prism", "data\x0f\U0001f327\x7f")
+    converted, _ = convert_ini(write(tmp_path, text, "config.ini"))
+    assert "\x0f" not in converted
+    parse_config(tomllib.loads(converted), tmp_path / "config.toml")
+
+
 def test_what_cannot_be_kept_is_said(tmp_path):
     text = OLD.format(header="[Model-3]").replace(
         "dropout_prob: 0.0", "dropout_prob: 0.5\nweighted_loss: False\nalpha: 2.0\nverbose: 1"

@@ -342,7 +342,7 @@ def test_train_many_seeds(project, climate):
     folder = project.parent
     refused = invoke("train", project, "--seeds", 2, "--stage", 0)
     assert refused.exit_code == 1
-    assert "--stage and --seeds exclude each other" in refused.output
+    assert "--stage and --seeds cannot be combined" in refused.output
     result = invoke("train", project, "--seeds", 2)
     assert result.exit_code in (0, 2), result.output
     models = xdeepsd.load_models(folder / "model")

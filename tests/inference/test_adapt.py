@@ -310,7 +310,7 @@ def test_units_that_are_missing_or_wrong(model, rain):
         xdeepsd.downscale(rain, model)
     one = rain.isel(time=[0])
     one["pr"].attrs["units"] = "inches"
-    with pytest.raises(ValueError, match=r"nothing tells the period.*units='mm day-1'"):
+    with pytest.raises(ValueError, match=r"its period is unknown.*units='mm day-1'"):
         xdeepsd.downscale(one, model)
     fine = xdeepsd.downscale(one, model, units="inch day-1")["pr"]
     assert fine.attrs["units"] == "inch day-1"

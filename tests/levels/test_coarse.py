@@ -271,7 +271,7 @@ def test_another_product_in_the_store_is_refused(tmp_path):
         xdeepsd.build_levels(observed(), **given)
     with pytest.raises(ValueError, match="coarse was"):
         xdeepsd.build_levels(observed(), coarse=reanalysis(west=-12.0), **given)
-    with pytest.raises(ValueError, match=r"12 days are in .* with different data"):
+    with pytest.raises(ValueError, match=r"12 days are already in .* with different data"):
         xdeepsd.build_levels(observed(), coarse=reanalysis(seed=2), **given)
     xdeepsd.build_levels(observed(), factors=(2, 2), path=tmp_path / "alone.zarr")
     with pytest.raises(ValueError, match="coarse was None, is '4 x 5 cells"):
@@ -285,7 +285,7 @@ def test_days_that_the_product_lacks(tmp_path):
     assert xdeepsd.build_levels(observed(), allow_missing=True, **given)[0].sizes["time"] == 10
     empty = reanalysis()
     empty["pr"][3] = np.nan
-    with pytest.raises(ValueError, match="1 days hold no value at all: 2000-01-04"):
+    with pytest.raises(ValueError, match="1 days have no values at all: 2000-01-04"):
         xdeepsd.build_levels(observed(), factors=(2, 2), path=tmp_path / "gap.zarr", coarse=empty)
 
 
@@ -320,7 +320,7 @@ def test_what_the_product_is_called(tmp_path):
     with xr.open_dataset(tmp_path / "ncep.nc") as file:
         assert name(file) == "pr of ncep.nc"
     two = ds.assign(tp=ds["pr"] * 2)
-    with pytest.raises(ValueError, match="The coarse product: Two candidates"):
+    with pytest.raises(ValueError, match="The coarse product: Several candidates"):
         name(two)
     levels = xdeepsd.make_levels(observed(), factors=(2, 2), coarse=two, coarse_variable="pr")
     assert product_of(levels[0]) == "a reanalysis"

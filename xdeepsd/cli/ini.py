@@ -281,9 +281,14 @@ def _network(old: _Old, training: dict[str, Any]) -> None:
 def _toml(
     source: str, levels: str, paths: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]
 ) -> str:
+    # Comments may not hold control characters, which a damaged file may.
+    source, levels = (
+        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in t) for t in (source, levels)
+    )
     lines = [f"# Converted from {source} by xdeepsd config from-ini. Paths are relative to this file.", ""]
     lines += ["# Make the levels first:", f"# {levels}", "", 'preset = "paper"', ""]
     for name, table in (("paths", paths), ("data", data), ("training", training)):
-        # Strings, numbers and lists of them look the same in TOML and JSON.
-        lines += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in table.items() if v is not None), ""]
+        # Strings, numbers and lists of them look the same in TOML and JSON, but for DEL and escaped surrogates.
+        values = {k: json.dumps(v, ensure_ascii=False) for k, v in table.items() if v is not None}
+        lines += [f"[{name}]", *(f"{k} = {v}".replace("\x7f", "\\u007f") for k, v in values.items()), ""]
     return "\n".join(lines)
