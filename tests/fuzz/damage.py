@@ -388,8 +388,7 @@ def look(name, place, how, hurt, before):
         if "cannot reshape array" in text:
             return  # as below: Zarr's own error about a chunk of another size, when a lazy value is computed
         # Errors about values name the coordinate or variable of the input, not the file.
-        named = "of the input" in text or "NaN among its" in text
-        if str(place) not in text and not named and not any(path.name in text for path in hurt):
+        if str(place) not in text and "of the input" not in text and not any(path.name in text for path in hurt):
             raise Wrong(f"{story}: {type(error).__name__} names no file: {text[:300]}") from error
         return
     except Exception as error:

@@ -159,7 +159,10 @@ def to_grid(
     extent = ", ".join(f"{n} {float(source[n].min()):.6g}..{float(source[n].max()):.6g}" for n in names)
     if curvilinear is not None:
         source = _around(source, *curvilinear, target)
-    grid = read_grid(source)
+    try:
+        grid = read_grid(source)
+    except ValueError as error:
+        raise ValueError(f"The grid of the input: {error}") from error
     _not_twice(grid)
     if curvilinear is None:  # in the order and with the longitudes of the input
         backwards = slice(None, None, -1)
