@@ -299,6 +299,8 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
             name = ".zgroup" if zarr_format == 2 else "zarr.json"
             key = name if parent == Path() else f"{parent.as_posix()}/{name}"
             if not await target.exists(key):
+                if isinstance(target, zarr.storage.LocalStore):  # of a call that was killed while it wrote this
+                    clear_zarr_partials(target.root / parent, [])
                 await target.set(key, prototype.buffer.from_bytes(json.dumps(parents).encode()))
         await target.set(root, prototype.buffer.from_bytes(json.dumps(mark).encode()))
         for name in await list_keys(target.list_dir(prefix)):
