@@ -6,6 +6,7 @@ Everything runs on generated levels in a Zarr store; ratios are medians of inter
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import statistics
@@ -98,7 +99,9 @@ def xbatcher_batches(levels: list[xr.Dataset], days: int) -> Iterator[torch.Tens
 
     sizes = {"time": days, "lat": PATCH, "lon": PATCH}
     overlap = {"lat": PATCH - STRIDE, "lon": PATCH - STRIDE}
-    items = iter(xbatcher.BatchGenerator(levels[1][["precipitation"]], input_dims=sizes, input_overlap=overlap))
+    given = levels[1][["precipitation"]]
+    epochs = (xbatcher.BatchGenerator(given, input_dims=sizes, input_overlap=overlap) for _ in itertools.count())
+    items = itertools.chain.from_iterable(epochs)  # a fast machine reads the days more than once
     while True:
         batch = [torch.from_numpy(next(items)["precipitation"].values) for _ in range(BATCH // days)]
         yield torch.cat(batch)
