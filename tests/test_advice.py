@@ -50,7 +50,7 @@ from xdeepsd.cli.toml import load_config, read_levels
 from xdeepsd.evaluation import sweep
 from xdeepsd.evaluation.errors import bin_edges, compare
 from xdeepsd.grids.blocks import block_mean
-from xdeepsd.inference import windows
+from xdeepsd.inference import forward
 from xdeepsd.inference.fast import compiled, fused
 from xdeepsd.levels.pairs import make_pair
 from xdeepsd.losses.crps import fair_crps
@@ -963,7 +963,7 @@ def with_bfloat16(patch):
 def without_numba(patch):
     """A machine without the packages the fast forward needs."""
     patch.setitem(sys.modules, "xdeepsd.inference.fast", None)
-    windows._import_fast.cache_clear()
+    forward._import_fast.cache_clear()
 
 
 def laid_out(ds, **given):
@@ -979,7 +979,7 @@ def computed_elsewhere(ds, **given):
         try:
             return fine.compute()
         finally:
-            windows._import_fast.cache_clear()
+            forward._import_fast.cache_clear()
 
 
 SHALLOW = make_stack(1, channels=(), kernels=(3,))
@@ -1059,7 +1059,7 @@ CASES["inference"] = [
          meaning("xdeepsd.distribution(ds, model)",
                  "distribution = xdeepsd.distribution(rain(), OF_CHANCE, STATIC)")),
     case("The fast forward is not available", strictly(xdeepsd.downscale), lambda tmp: to_downscale(),
-         meaning("pip install xdeepsd[fast]", "patch.undo(); windows._import_fast.cache_clear()"),
+         meaning("pip install xdeepsd[fast]", "patch.undo(); forward._import_fast.cache_clear()"),
          machine=without_numba),
     case("cannot be computed on this worker", computed_elsewhere, lambda tmp: to_downscale(precision="bfloat16"),
          "precision='float32'", machine=with_bfloat16),

@@ -59,7 +59,7 @@ USE = {
     "cli": "import sys; sys.argv = ['xdeepsd', '--help']; from xdeepsd.cli import app; app(standalone_mode=False)",
     "fast": """
 import numpy as np, xdeepsd
-from xdeepsd.inference.windows import fast_forward
+from xdeepsd.inference.forward import fast_forward
 xdeepsd.DenseWeight().fit(np.arange(100.0))
 assert fast_forward() is not None
 """,

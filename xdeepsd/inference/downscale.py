@@ -16,9 +16,10 @@ from xdeepsd._version import __version__
 from xdeepsd.grids import axes
 from xdeepsd.inference.digests import digest
 from xdeepsd.inference.fast import NO_BFLOAT16, why_not
+from xdeepsd.inference.forward import Options, has_bfloat16
 from xdeepsd.inference.inputs import Prepared, prepare
 from xdeepsd.inference.members import MEMBER, check_alike, check_count, check_no_members, days_of, origin_of
-from xdeepsd.inference.windows import Job, Options, apply, has_bfloat16
+from xdeepsd.inference.windows import Job, apply
 from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.conserve import check as check_conserve
 from xdeepsd.models.stack import StackedSRCNN

@@ -230,15 +230,19 @@ def turned(coarse: xr.DataArray, fields: xr.Dataset) -> tuple[xr.DataArray, dict
     return coarse, turn
 
 
+def _cells_of(own: xr.Dataset | xr.DataArray, fields: xr.Dataset) -> dict[str, np.ndarray] | None:
+    """Positions of the target grid's cells on another grid, which has all of them; otherwise None."""
+    picked = {dim: align.cells_at(own[dim], fields[dim], dim) for dim in ("lat", "lon")}
+    return None if any((index < 0).any() for index in picked.values()) else picked
+
+
 def learned_fields(model: StackedSRCNN, fields: xr.Dataset) -> dict[str, np.ndarray]:
     """The static fields that the stages learned, on the target grid, which has to be part of the model's."""
     if not model.learned_names:
         return {}
     own = model.static
-    if own is not None:
-        picked = {dim: align.cells_at(own[dim], fields[dim], dim) for dim in ("lat", "lon")}
-        if not any((index < 0).any() for index in picked.values()):
-            return {name: own[name].transpose("lat", "lon").isel(picked).values.copy() for name in model.learned_names}
+    if own is not None and (picked := _cells_of(own, fields)) is not None:
+        return {name: own[name].transpose("lat", "lon").isel(picked).values.copy() for name in model.learned_names}
     raise ValueError(
         "The stages learned a regression for each cell of the model's grid, and the target grid is not part of it. "
         "Needed: cells of the model's grid. Leave static out to downscale its whole domain, or train a model for use "
@@ -261,11 +265,8 @@ def target_mask(model: StackedSRCNN, mask: xr.DataArray | None, fields: xr.Datas
         )
     da, _ = axes.standardize(axes.as_map(mask))
     if da.dims == ("lat", "lon"):
-        sizes = {dim: da.sizes[dim] for dim in da.dims}
-        picked = {dim: align.cells_at(da[dim], fields[dim], dim) for dim in ("lat", "lon")}
-        if not any((index < 0).any() for index in picked.values()) and (
-            not given or sizes == {dim: index.size for dim, index in picked.items()}
-        ):
+        picked = _cells_of(da, fields)
+        if picked is not None and (not given or dict(da.sizes) == {dim: i.size for dim, i in picked.items()}):
             return da.isel(picked)
     if given:
         raise ValueError(
