@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import mutation
+
 PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 # Each folder may import earlier ones and, within itself, anything that makes no cycle. Members of a set do not import
 # each other.
@@ -158,3 +160,10 @@ def test_what_an_import_costs(code, absent):
     check = f"{code}; import sys; print([m for m in {absent!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
+
+
+def test_every_mutant_is_a_change_of_the_code_as_it_is():
+    """Not in a file that the mutants run: it would fail for each of them."""
+    for mutant in mutation.MUTANTS:
+        mutation.find(mutation.ROOT, mutant)
+        assert "test_layering" not in mutant.tests
