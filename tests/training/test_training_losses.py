@@ -28,7 +28,8 @@ from xdeepsd.training import loop
 from xdeepsd.training import stage as stage_module
 from xdeepsd.training.checkpoints import checkpoints
 from xdeepsd.training.config import LATER
-from xdeepsd.training.stage import loss_function, stage_pair
+from xdeepsd.training.losses import loss_function
+from xdeepsd.training.stage import stage_pair
 from xdeepsd.training.validation import Validation
 
 BESIDE = {

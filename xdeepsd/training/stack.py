@@ -23,7 +23,8 @@ from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.static import CLIMATOLOGY, COARSE_PRODUCT
 from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.ladder import Ladder, Levels, check_levels, for_product, static_key
-from xdeepsd.training.stage import TrainedStage, check_folder, fit_density, stage_pair, train_pair
+from xdeepsd.training.losses import fit_density
+from xdeepsd.training.stage import TrainedStage, check_folder, stage_pair, train_pair
 
 logger = logging.getLogger(__name__)
 

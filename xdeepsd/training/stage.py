@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,37 +16,31 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from torch import Tensor
 
 from xdeepsd.levels.climatology import coarse_bias, with_climatology
 from xdeepsd.levels.coarse import product_of
 from xdeepsd.levels.normalizers import Normalizers, fit_normalizers
-from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs, values_of
+from xdeepsd.levels.pairs import Pair, factor_between, make_pair, slabs
 from xdeepsd.levels.patches import MIB, PatchLoader, bytes_per_day, patch_origins
 from xdeepsd.levels.regression import fit_regression, with_fields
 from xdeepsd.levels.splits import Split
-from xdeepsd.losses.bernoulli_gamma import bernoulli_gamma
-from xdeepsd.losses.crps import masked_crps
-from xdeepsd.losses.dense_loss import DenseLoss
 from xdeepsd.losses.dense_weight import DenseWeight
-from xdeepsd.losses.masked import masked_huber, masked_mae, masked_mse, masked_pinball, masked_tweedie
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.static import COARSE_BIAS, REGRESSION, regression_names
 from xdeepsd.models.threads import torch_threads
-from xdeepsd.models.variable import clean
 from xdeepsd.stores.begun import changed_fields
 from xdeepsd.training.checkpoints import METRICS, checkpoints, read_checkpoint
 from xdeepsd.training.config import FREE, IN_MM, LATER, TrainConfig
 from xdeepsd.training.ladder import for_product
 from xdeepsd.training.loop import Run, State, learn
-from xdeepsd.training.validation import LossFunction, Validation
+from xdeepsd.training.losses import fit_density, loss_function
+from xdeepsd.training.spread import scale_noise
+from xdeepsd.training.validation import Validation
 from xdeepsd.training.watch import Watch
 
 logger = logging.getLogger(__name__)
-
-MORE_CRPS = 0.02  # how much the score of members may rise, as a fraction, for a spread that is as large as their error
 
 
 class TrainedStage(NamedTuple):
@@ -74,30 +68,6 @@ def initialize(net: SRCNN, seed: Sequence[int]) -> None:
             if parameter.ndim == 4:
                 fan_in = parameter[0].numel()
             parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
-
-
-def fit_density(config: TrainConfig, pair: Pair, days: np.ndarray) -> DenseWeight:
-    """`DenseWeight` fitted to the wanted fine values of the training ``days``, chunk by chunk."""
-    observed = clean(pair.fine.isel(time=days), values_of(pair.fine))
-    wanted = observed.where(xr.DataArray(pair.mask, dims=("lat", "lon")))
-    return config.dense_weight().fit(wanted, scheduler="threads")  # this may run inside a task of a cluster
-
-
-def loss_function(config: TrainConfig, density: DenseWeight | None, device: torch.device) -> LossFunction:
-    """The loss of the configuration; DenseLoss has the weights of ``density``."""
-    if config.loss == "denseloss":
-        assert density is not None
-        return DenseLoss(density).to(device)
-    if config.loss == "bernoulli_gamma":
-        return lambda pred, target, mask, values: bernoulli_gamma(pred, target, mask)
-    if config.loss == "tweedie":
-        return lambda pred, target, mask, values: masked_tweedie(pred, target, mask, config.tweedie_power)
-    if config.loss == "pinball":
-        return lambda pred, target, mask, values: masked_pinball(pred, target, mask, config.quantile)
-    simple: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-        "mse": masked_mse, "mae": masked_mae, "huber": masked_huber, "crps": masked_crps
-    }  # fmt: skip
-    return lambda pred, target, mask, values: simple[config.loss](pred, target, mask)
 
 
 def train_stage(
@@ -271,38 +241,6 @@ def _best(stage: Stage, state: State, validation: Validation | None) -> tuple[St
     net.to("cpu")
     net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return dataclasses.replace(stage, net=net.eval()), found
-
-
-def scale_noise(stage: Stage, validation: Validation) -> dict[str, float]:
-    """Widen the noise of a trained stage until its members differ as much as their mean errs on the validation days.
-
-    Trained members differ too little, above all where it rains hard. The scale is a factor on the first layer's weights
-    of the noise, from 1 to 3, found by bisection; none raises the CRPS on the validation days by more than 2 %.
-
-    Returns
-    -------
-    ``noise_scale``; with it, ``spread_skill``, the ratio, and ``crps``, both in normalised space.
-    """
-    weight, noise = stage.net.layers[0].weight, stage.config.noise
-    assert isinstance(weight, torch.Tensor)
-    trained = weight.detach()[:, -noise:].clone()
-
-    def scaled(scale: float) -> tuple[float, float]:
-        with torch.no_grad():
-            weight[:, -noise:] = trained * scale
-        crps = validation.loss(stage, lambda members, target, mask, values: masked_crps(members, target, mask))
-        return validation.spread_skill(stage), crps
-
-    low, high = 1.0, 3.0
-    ratio, score = scaled(low)
-    limit = score * (1 + MORE_CRPS)
-    for _ in range(6 if ratio < 1 else 0):
-        middle = math.sqrt(low * high)
-        ratio, score = scaled(middle)
-        low, high = (middle, high) if ratio < 1 and score <= limit else (low, middle)
-    ratio, score = scaled(low)
-    logger.info("The noise is scaled by %.3g: spread over error %.3g on the validation days.", low, ratio)
-    return {"noise_scale": low, "spread_skill": ratio, "crps": score}
 
 
 def _device(config: TrainConfig) -> torch.device:
