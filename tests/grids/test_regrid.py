@@ -1,4 +1,5 @@
 import itertools
+import logging
 import pickle
 import re
 import sys
@@ -915,6 +916,15 @@ def test_advice_of_coarsen_leads_on(factor, text):
             eval(typed, scope)
         typed = str(info.value).split("Type ")[1].rstrip(".")
     assert coarsen(eval(typed, scope), 2).v.shape == (2, 3)
+
+
+def test_weights_that_are_replaced_are_said(tmp_path, caplog):
+    made = regrid_weights(grid([40.0, 41.0], [0.0, 1.0]), grid([40.5, 41.0], [0.5, 1.0]))
+    with caplog.at_level(logging.INFO):
+        made.save(tmp_path / "weights.npz")
+        assert not caplog.text
+        made.save(tmp_path / "weights.npz")
+    assert f"The weights at {tmp_path / 'weights.npz'} are replaced." in caplog.text
 
 
 def test_damaged_weights_are_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_saving_is_whole_or_not(tmp_path, monkeypatch, stop_at):
         assert sorted(p.name for p in place.iterdir()) == ["model.json", "model.safetensors"]
 
 
-def test_only_a_model_is_replaced(tmp_path):
+def test_only_a_model_is_replaced(tmp_path, caplog):
     model = make_stack(1, channels=(4, 3))
     thesis = tmp_path / "thesis"
     thesis.mkdir()
@@ -152,7 +153,9 @@ def test_only_a_model_is_replaced(tmp_path):
     (path / "checkpoints" / "stage_0").mkdir(parents=True)
     (path / "checkpoints" / "stage_0" / "step-000000001.pt").write_bytes(b"weights")
     other = make_stack(1, seed=5, channels=(4, 3))
-    xdeepsd.save_model(other, path, overwrite=True)
+    with caplog.at_level(logging.INFO):
+        xdeepsd.save_model(other, path, overwrite=True)
+    assert f"The model at {path} is replaced." in caplog.text
     assert xdeepsd.load_model(path).fingerprint() == other.fingerprint()
     assert (path / "notes.md").read_text() == "what I tried"
     assert (path / "checkpoints" / "stage_0" / "step-000000001.pt").read_bytes() == b"weights"

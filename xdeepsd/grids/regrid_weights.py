@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 import zlib
@@ -19,6 +20,8 @@ from xdeepsd.grids import align
 from xdeepsd.grids.cells import Grid, unit_vectors
 from xdeepsd.grids.great_circles import bilinear, csr, intersections
 from xdeepsd.stores.whole import write_whole
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("conservative", "conservative_normed", "bilinear", "nearest")
 
@@ -79,6 +82,8 @@ class Weights:
             raise FileExistsError(
                 f"{os.fspath(path)} exists, but holds no weights. It is left alone: type another path."
             )
+        if Path(path).exists():
+            logger.info("The weights at %s are replaced.", os.fspath(path))
         file = BytesIO()
         np.savez_compressed(file, **content)  # type: ignore[arg-type]
         write_whole(Path(path), file.getvalue())

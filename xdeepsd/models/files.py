@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from xdeepsd.models.stack import StackedSRCNN, describe, level_grids, weights
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.variable import PRECIPITATION, VARIABLES
 from xdeepsd.stores.whole import partial_of, write_whole
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1  # increase it when an older xdeepsd can no longer read the files
 _JSON, _TENSORS, _NEW_TENSORS = "model.json", "model.safetensors", "model.safetensors.new"
@@ -88,6 +91,8 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
         "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
     }
     path.mkdir(parents=True, exist_ok=True)
+    if (path / _JSON).exists():
+        logger.info("The model at %s is replaced.", path)
     # First write the new tensors beside the old ones; then the description, which from then on refers to the new ones;
     # then rename the new tensors over the old ones.
     write_whole(path / _NEW_TENSORS, tensors)
