@@ -1,13 +1,17 @@
 """The demo's honest end: where the model does not beat every baseline, it says so and the command fails."""
 
 import dataclasses
+import shutil
 
+import numpy as np
 import pytest
 import xarray as xr
+import zarr
+from rich.console import Console
 from typer.testing import CliRunner
 
 import xdeepsd.cli.demo_run
-from xdeepsd.cli import app
+from xdeepsd.cli import app, demo_run
 from xdeepsd.training.stack import train_stack
 
 
@@ -46,3 +50,19 @@ def test_a_folder_of_the_user_is_left_alone(tmp_path, name):
     result = CliRunner().invoke(app, ["demo", "--out", str(file)])
     assert result.exit_code == 1
     assert "is a file" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["fine.zarr/thesis", "levels.zarr/level_0/thesis", "fine.zarr/precipitation/mine"])
+def test_zarr_of_the_user_in_an_earlier_demo_is_left_alone(tmp_path, name):
+    out, console = tmp_path / "demo", Console(quiet=True)
+    demo_run._make_room(out, console)
+    ds = xr.Dataset({"precipitation": ("n", [1.0, 2.0])})
+    ds.to_zarr(out / "fine.zarr")
+    ds.to_zarr(out / "levels.zarr", group="level_0")
+    zarr.save_array(out / name, np.arange(3))
+    with pytest.raises(FileExistsError, match=f"{name.rpartition('/')[2]} was not made by the demo"):
+        demo_run._make_room(out, console)
+    assert zarr.open_array(out / name)[2] == 2
+    shutil.rmtree(out / name)
+    demo_run._make_room(out, console)
+    assert not (out / "fine.zarr").exists()

@@ -207,8 +207,8 @@ def demo(rng, place):
     if chance(rng, 0.5):
         demo_run._make_room(path, Console(quiet=True))
         xdeepsd.save_model(model(), path / "model")
-        xdeepsd.to_zarr(lazy(), path / "fine.zarr")
-        yield [path, path / "model", path / "fine.zarr", path / "fine.zarr" / "pr"], False
+        xdeepsd.to_zarr(lazy("precipitation"), path / "fine.zarr")
+        yield [path, path / "model", path / "fine.zarr", path / "fine.zarr" / "precipitation"], False
         demo_run._make_room(path, Console(quiet=True))
         return
     (path / pick(rng, ["levels.zarr", "model", "fine.zarr", "coarse.zarr", "downscaled.zarr"])).mkdir()

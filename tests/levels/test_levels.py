@@ -355,6 +355,22 @@ def test_files_of_the_user_among_levels_half_made_stay(tmp_path, name, caplog):
     assert f"Creating {path} was interrupted: it is created again." in caplog.text
 
 
+@pytest.mark.parametrize("name", ["thesis", "level_0/thesis", "level_0/precipitation/mine", "done/c/mine"])
+@pytest.mark.parametrize("kind", ["array", "group"])
+def test_zarr_of_the_user_among_levels_half_made_stays(tmp_path, name, kind):
+    path = tmp_path / "l.zarr"
+    build_levels(fine(3), path=path)
+    zarr.open_group(path, mode="r+").attrs["ready"] = False
+    if kind == "array":
+        zarr.save_array(path / name, np.arange(3))
+    else:
+        xr.Dataset({"mine": ("n", [1.0, 2.0])}).to_zarr(path / name)
+    before = contents(path)
+    with pytest.raises(ValueError, match=f"holds .*{name}.*, which build_levels did not write"):
+        build_levels(fine(3), path=path)
+    assert contents(path) == before
+
+
 @pytest.mark.parametrize("renewed", [[], [1]])
 @pytest.mark.parametrize("step", ["resize", "write", "consolidate"])
 def test_interrupted_while_grown(tmp_path, monkeypatch, step, renewed):

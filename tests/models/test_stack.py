@@ -206,7 +206,10 @@ def test_models_that_are_not_whole(tmp_path):
     description.write_text(json.dumps(newer))
     with pytest.raises(ValueError, match=r"written by a newer xdeepsd 9\.0.*pip install -U xdeepsd"):
         xdeepsd.load_model(path)
-    compact = json.dumps(json.loads(text))
+    older = {key: value for key, value in json.loads(text).items() if key != "sha256"} | {"format": 1}
+    compact = json.dumps(older)
+    description.write_text(compact)
+    assert xdeepsd.load_model(path).fingerprint() == make_stack(1, channels=(4, 3)).fingerprint()
     for right, wrong in (('"stages"', '"steps"'), ('["elevation"]', '["elefation"]'), ('"kernels"', '"kerneln"')):
         assert right in compact
         description.write_text(compact.replace(right, wrong))
@@ -216,6 +219,27 @@ def test_models_that_are_not_whole(tmp_path):
     tensors.unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         xdeepsd.load_model(path)
+
+
+def test_a_changed_description_is_refused_and_never_another_model(tmp_path):
+    model, rng = make_stack(1, channels=(4, 3)), np.random.default_rng(0)
+    xdeepsd.save_model(model, tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    whole = file.read_bytes()
+    refused = 0
+    for at in rng.choice(len(whole), 150, replace=False):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << int(rng.integers(8))
+        file.write_bytes(bytes(changed))
+        try:
+            assert xdeepsd.load_model(file.parent).fingerprint() == model.fingerprint()
+        except ValueError as error:
+            assert str(file.parent) in str(error)
+            refused += 1
+    assert refused > 75
+    file.write_bytes(whole.replace(b'"mean": ', b'"mean": 1'))
+    with pytest.raises(ValueError, match=r"model\.json is changed: its checksum does not match"):
+        xdeepsd.load_model(file.parent)
 
 
 def test_the_fingerprint_follows_the_weights():
@@ -229,7 +253,8 @@ def test_a_model_carries_what_holds_for_its_variable(tmp_path):
     path = tmp_path / "model" / "model.json"
     described = json.loads(path.read_text())
     assert described.pop("kind") == "precipitation"
-    path.write_text(json.dumps(described))  # as written by an earlier xdeepsd
+    del described["sha256"]
+    path.write_text(json.dumps(described | {"format": 1}))  # as written by an earlier xdeepsd
     loaded = xdeepsd.load_model(tmp_path / "model")
     assert loaded.kind is model.kind is PRECIPITATION
     assert loaded.fingerprint() == model.fingerprint()

@@ -21,15 +21,18 @@ from xdeepsd.inference.downscale import downscale
 from xdeepsd.levels.climate import make_climate
 from xdeepsd.levels.disk import build_levels, open_levels
 from xdeepsd.models.files import load_model, save_model
-from xdeepsd.stores.target import not_zarr
+from xdeepsd.stores.target import not_ours
 from xdeepsd.stores.whole import partial_of
 from xdeepsd.stores.write import to_zarr
 from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.stack import train_stack
 
 FACTORS = (2, 2, 2)
-# Everything the demo writes, and the file that marks a folder as made by the demo.
+# Everything the demo writes, the arrays in its Zarr stores, and the file that marks a folder as made by the demo.
 _MADE = ("fine.zarr", "levels.zarr", "model", "coarse.zarr", "downscaled.zarr", "maps.png")
+_ARRAYS = (
+    "precipitation", "elevation", "mask", "land_fraction", "climatology", "lat", "lon", "time", "done", "releases",
+)  # fmt: skip
 _MARK = ".made-by-xdeepsd-demo"
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}
 
@@ -84,7 +87,8 @@ def _make_room(out: Path, console: Console) -> None:
             "alone. Type --out NAME for a new folder."
         )
     old = [out / name for name in _MADE if (out / name).exists()]
-    others = [file for path in old if path.suffix == ".zarr" for file in not_zarr(path)]
+    levels = [f"level_{k}" for k in range(len(FACTORS) + 1)]
+    others = [file for path in old if path.suffix == ".zarr" for file in not_ours(path, _ARRAYS, levels)]
     files = ("model.json", "model.safetensors", "model.safetensors.new")
     others += [file for file in out.glob("model/*") if (partial_of(file.name) or file.name) not in files]
     if others:

@@ -26,7 +26,7 @@ from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.stores.begun import changed_fields
-from xdeepsd.stores.target import consolidate, not_zarr
+from xdeepsd.stores.target import consolidate, not_ours
 from xdeepsd.stores.whole import is_zarr_partial
 
 logger = logging.getLogger(__name__)
@@ -87,12 +87,10 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         )
     if root.attrs.get("ready"):
         return root
-    names = re.compile(r"zarr\.json|done|releases|level_\d+")
-    own = [p for p in folder.iterdir() if names.fullmatch(p.name) or is_zarr_partial(p.name)]
-    foreign = [p.name for p in folder.iterdir() if p not in own]
     arrays: Any = root.attrs.get("arrays", ())
-    foreign += [p.relative_to(folder).as_posix() for part in own for p in not_zarr(part, arrays)]
-    if foreign := sorted(foreign):
+    groups = [file.name for file in folder.iterdir() if re.fullmatch(r"level_\d+", file.name)]
+    foreign = [p.relative_to(folder).as_posix() for p in not_ours(folder, (*arrays, "done", "releases"), groups)]
+    if foreign:
         raise ValueError(
             f"Creating {path} was interrupted, so it would be created again, but it holds {foreign}, which "
             "build_levels did not write. Needed: no other files inside. Move them, or type another path."
@@ -103,7 +101,7 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
 
 def create(path: PathLike, wanted: list[xr.Dataset], days: int, described: dict[str, Any]) -> zarr.Group:
     """A new store with everything but the precipitation. It is complete only once its attribute ``ready`` says so."""
-    arrays = [*wanted[-1].variables, CLIMATOLOGY]
+    arrays = sorted({str(name) for level in wanted for name in level.variables} | {CLIMATOLOGY})
     about = described | {"xdeepsd_levels": _FORMAT, "ready": False, "days_per_chunk": days, "arrays": arrays}
     for part in Path(path).glob("*/"):  # of a call that was killed; `find_store` has looked through them
         shutil.rmtree(part)

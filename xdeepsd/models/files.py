@@ -27,7 +27,8 @@ from xdeepsd.stores.whole import partial_of, write_whole
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # increase it when an older xdeepsd can no longer read the files
+# Increase it when an older xdeepsd can no longer read the files. Format 1 had no checksum of the description.
+FORMAT = 2
 _JSON, _TENSORS, _NEW_TENSORS = "model.json", "model.safetensors", "model.safetensors.new"
 
 
@@ -44,6 +45,12 @@ def _arrays(model: StackedSRCNN) -> dict[str, np.ndarray]:
             for variable in data.data_vars:
                 arrays[f"static.{variable}"] = np.asarray(data[variable].transpose("lat", "lon"))
     return arrays
+
+
+def _checksum(description: Mapping[str, Any]) -> str:
+    """A digest of what ``model.json`` says, its own checksum apart, however the JSON is laid out."""
+    said = {key: value for key, value in description.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _static_attrs(model: StackedSRCNN) -> dict[str, dict[str, Any]]:
@@ -90,13 +97,15 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
         "training": dict(model.training),
         "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
     }
+    description = json.loads(json.dumps(description, default=str))  # as it will be read, keys as text
+    text = json.dumps(description | {"sha256": _checksum(description)}, indent=2)
     path.mkdir(parents=True, exist_ok=True)
     if (path / _JSON).exists():
         logger.info("The model at %s is replaced.", path)
     # First write the new tensors beside the old ones; then the description, which from then on refers to the new ones;
     # then rename the new tensors over the old ones.
     write_whole(path / _NEW_TENSORS, tensors)
-    write_whole(path / _JSON, (json.dumps(description, indent=2, default=str) + "\n").encode())
+    write_whole(path / _JSON, f"{text}\n".encode())
     (path / _NEW_TENSORS).replace(path / _TENSORS)
 
 
@@ -128,6 +137,8 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
             f"{path} has format {found}, written by a newer xdeepsd {description.get('xdeepsd_version')}; this "
             f"xdeepsd {__version__} reads up to format {FORMAT}. Type pip install -U xdeepsd."
         )
+    if found < 1 or (found > 1 and description.get("sha256") != _checksum(description)):
+        raise ValueError(f"{path / _JSON} is changed: its checksum does not match what it says. {again}")
     content, wanted = tensors.read_bytes(), description.get("tensors_sha256")
     if hashlib.sha256(content).hexdigest() != wanted and new.exists():
         content = new.read_bytes()

@@ -109,9 +109,7 @@ def _check_replaceable(
             _check_replaceable(target, f"{prefix}{file.name}/", where)
             continue
         known = kind == "array" or (folder and file.name in half)
-        foreign = [file]
-        if known:
-            foreign = [f for f in file.iterdir() if not _of_an_array(f.name)] or _foreign_files(file)
+        foreign = _not_of_an_array(file) if known else [file]
         if foreign:
             raise FileExistsError(
                 f"{where} also holds something that is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or "
@@ -119,26 +117,35 @@ def _check_replaceable(
             )
 
 
-def _of_an_array(file_name: str) -> bool:
-    return file_name in _METADATA or is_zarr_partial(file_name) or _CHUNKS.fullmatch(file_name) is not None
+def not_ours(group: Path, arrays: Collection[str], groups: Collection[str] = ()) -> list[Path]:
+    """What we did not write in a Zarr group of ours at ``group``.
 
-
-def not_zarr(path: Path, arrays: Collection[str] | None = None) -> list[Path]:
-    """`_foreign_files`, and empty folders below the path.
-
-    ``arrays``: names of arrays that a killed call may have begun to write or delete here. Empty folders with these
-    names, or with those of chunks, are then its own.
+    Ours are its metadata and the arrays and groups with these names, and in an array its metadata and chunks; a link
+    never is. Names decide, because a kill may have left an array without metadata.
     """
-    empty = [folder for folder in path.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
-    if arrays is not None:
-        empty = [folder for folder in empty if folder.name not in arrays and not _CHUNKS.fullmatch(folder.name)]
-    return sorted({*_foreign_files(path), *empty})
+    found = []
+    for file in group.iterdir():
+        if file.is_symlink() or not (file.name in {*arrays, *groups} or _is_metadata(file)):
+            found.append(file)
+        elif file.is_dir():
+            found += not_ours(file, arrays) if file.name in groups else _not_of_an_array(file)
+        elif not _is_metadata(file):
+            found.append(file)
+    return sorted(found)
 
 
-def _foreign_files(path: Path) -> list[Path]:
-    """Links, and files with names that Zarr does not use, at a path and anywhere below it."""
-    files = [file for file in (path, *path.rglob("*")) if file.is_symlink() or not file.is_dir()]
-    return [file for file in files if file.is_symlink() or not _of_an_array(file.name)]
+def _not_of_an_array(array: Path) -> list[Path]:
+    """Links and everything with a name that Zarr does not give to a chunk or its folder, anywhere in an array."""
+
+    def ours(file: Path) -> bool:
+        metadata = _is_metadata(file) and (file.parent == array or is_zarr_partial(file.name))
+        return not file.is_symlink() and (metadata or _CHUNKS.fullmatch(file.name) is not None)
+
+    return [file for file in array.rglob("*") if not ours(file)]
+
+
+def _is_metadata(file: Path) -> bool:
+    return file.is_file() and (file.name in _METADATA or is_zarr_partial(file.name))
 
 
 def _node_type(folder: Path) -> str | None:
