@@ -232,10 +232,11 @@ def test_a_changed_description_is_refused_and_never_another_model(tmp_path):
         changed[at] ^= 1 << int(rng.integers(8))
         file.write_bytes(bytes(changed))
         try:
-            assert xdeepsd.load_model(file.parent).fingerprint() == model.fingerprint()
-        except ValueError as error:
-            assert str(file.parent) in str(error)
+            found = xdeepsd.load_model(file.parent)
+        except ValueError:
             refused += 1
+        else:
+            assert found.fingerprint() == model.fingerprint()
     assert refused > 75
     file.write_bytes(whole.replace(b'"mean": ', b'"mean": 1'))
     with pytest.raises(ValueError, match=r"model\.json is changed: its checksum does not match"):

@@ -279,9 +279,9 @@ def _not_covered(extent: str, covered: xr.DataArray, short: np.ndarray, target: 
         edges = np.asarray(target[f"{dim}_bnds"])[index]
         ranges.append(f"{dim} {edges.min():.6g} to {edges.max():.6g}")
     return (
-        f"The grid of the input ({extent}) does not cover the model's domain: {int(short.sum())} of its {covered.size} coarse "
-        f"cells are missing, within {' and '.join(ranges)}. Needed: all of it. Type allow_partial=True to have NaN "
-        "there, or static=model.static.sel(lat=slice(...), lon=slice(...)) for a part of it."
+        f"The grid of the input ({extent}) does not cover the model's domain: {int(short.sum())} of its {covered.size} "
+        f"coarse cells are missing, within {' and '.join(ranges)}. Needed: all of it. Type allow_partial=True to have "
+        "NaN there, or static=model.static.sel(lat=slice(...), lon=slice(...)) for a part of it."
     )
 
 
