@@ -1,9 +1,11 @@
-"""Which loss for what: x2 stages trained with each loss on the same days, gridMET over Oregon and E-OBS over Iberia.
+"""Which loss for what: a stage trained with each loss on the same days, gridMET over Oregon and E-OBS over Iberia.
 
     python examples/losses.py --data FOLDER                                       # both regions, ten seeds: hours
     python examples/losses.py --data FOLDER --regions iberia --seeds 3 --steps 600 --small
+    python examples/losses.py --regions generated --factor 8
 
-FOLDER holds gridmet_oregon/ and iberia/; days and levels are those of examples/skill.py. Coarse means are not kept
+FOLDER holds gridmet_oregon/ and iberia/; days and levels are those of examples/skill.py. "generated" is 24 years of a
+generated climate with storms of heavy tails, of which the last four are tested. Coarse means are not kept
 (unless --conserve says so): keeping them undoes part of what a loss does. On the test days, for each loss: RMSE and
 MAE, RMSE in bins of the observed value (rank 1 is the rarest), and what becomes of heavy values, those above the 99th
 percentile of all observed ones: the share that is missed, the share of the predicted ones that are false alarms, and
@@ -17,7 +19,7 @@ import argparse
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,25 @@ LOSSES: dict[str, dict[str, Any]] = {
     "pinball 0.7": {"loss": "pinball", "quantile": 0.7},
     "Tweedie 1.5": {"loss": "tweedie", "tweedie_power": 1.5},
     "DenseLoss 0.5": {"loss": "denseloss", "alpha": 0.5},
+    "DenseLoss 1": {"loss": "denseloss", "alpha": 1.0},
+    "DenseLoss 1, capped, annealed": {"loss": "denseloss", "alpha": 1.0, "weight_cap": 3.0, "anneal": 0.5},
     "DenseLoss 1, wet, log1p": {
         "loss": "denseloss", "alpha": 1.0, "wet_threshold": 0.1, "density_transform": "log1p", "weight_cap": 3.0,
         "anneal": 0.5,
     },
     "Bernoulli-gamma": {"loss": "bernoulli_gamma"},
 }  # fmt: skip
+
+
+def load_generated(data: Path) -> skill.Region:
+    """Four levels of 24 years with 27,000 storms; 48 by 64 cells, so that the rare is not rare for want of days."""
+    climate = xdeepsd.make_climate(years=24, shape=(48, 64), storms=10, seasons=1, shadow=1)
+    config = xdeepsd.TrainConfig(validation=("2019-01-01/2020-12-31",), test=("2021-01-01/2024-12-31",), threads=1)
+    levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], (2, 2, 2), mask=climate["mask"])
+    return skill.Region([level.load() for level in levels], config)
+
+
+REGIONS: dict[str, Callable[[Path], skill.Region]] = skill.REGIONS | {"generated": load_generated}
 
 
 def judge(region: skill.Region, models: Mapping[str, xdeepsd.StackedSRCNN]) -> pd.DataFrame:
@@ -82,11 +97,21 @@ def heavy_days(field: xr.DataArray, truth: xr.DataArray, limit: float) -> tuple[
 
 
 def measure(
-    data: Path, names: Sequence[str], losses: Mapping[str, Mapping[str, Any]], seeds: int, console: Console
+    data: Path,
+    names: Sequence[str],
+    losses: Mapping[str, Mapping[str, Any]],
+    seeds: int,
+    console: Console,
+    factor: int = 2,
 ) -> pd.DataFrame:
-    """`judge` for each region: one row for each loss and seed."""
-    regions = {name: skill.REGIONS[name](data) for name in names}
-    regions = {name: dataclasses.replace(region, levels=region.levels[-2:]) for name, region in regions.items()}
+    """`judge` for each region, of a single stage by ``factor``: one row for each loss and seed."""
+    regions = {name: REGIONS[name](data) for name in names}
+    for name, region in regions.items():
+        finest = region.levels[-1]
+        coarser = [level for level in region.levels if finest.sizes["lat"] == factor * level.sizes["lat"]]
+        if not coarser:
+            raise SystemExit(f"{name} has no level that is {factor} times coarser than its finest one.")
+        regions[name] = dataclasses.replace(region, levels=[coarser[0], finest])
     models = skill.train(regions, losses, seeds, console)
     tables = {name: judge(region, models[name]) for name, region in regions.items()}
     rows = pd.concat(tables, names=["region", "loss"]).reset_index()
@@ -112,15 +137,15 @@ def against_mse(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def show(table: pd.DataFrame, console: Console) -> None:
+def show(table: pd.DataFrame, factor: int, console: Console) -> None:
     """Print the table of `against_mse`; * marks a difference from MSE beyond chance."""
     columns = {"rmse": "RMSE", "mae": "MAE", "bias": "bias"}
     columns |= {name: name for name in table if name.startswith("rank")}
     columns |= {"misses": "misses", "false_alarms": "false alarms", "heavy": "heavy days"}
     for region, part in table.groupby("region", sort=False):
         counts = [f"{int(part[name].iloc[0]):,}" for name in part if name.startswith("count")]
-        title = f"{region} x2, test days, RMSE in mm day-1; values in the bins from the rarest: {', '.join(counts)}"
-        shown = Table(title=title, title_justify="left")
+        heading = f"{region} x{factor}, test days, RMSE in mm day-1; values in the bins from the rarest: "
+        shown = Table(title=heading + ", ".join(counts), title_justify="left")
         for head in ("", *columns.values()):
             shown.add_column(head, justify="right" if head else "left", overflow="fold")
         for (_, loss), row in part.iterrows():
@@ -138,7 +163,8 @@ def main() -> int:
     arguments.add_argument("--data", type=Path, default=default, help="folder of gridmet_oregon/ and iberia/")
     arguments.add_argument("--out", type=Path, default=Path("losses"), help="folder for the tables")
     arguments.add_argument("--losses", nargs="+", choices=LOSSES, default=[*LOSSES])
-    arguments.add_argument("--regions", nargs="+", choices=skill.REGIONS, default=[*skill.REGIONS])
+    arguments.add_argument("--regions", nargs="+", choices=REGIONS, default=[*skill.REGIONS])
+    arguments.add_argument("--factor", type=int, choices=(2, 4, 8), default=2, help="of the one stage")
     arguments.add_argument("--conserve", choices=["multiplicative", "additive"], help="keep coarse means")
     arguments.add_argument("--small", action="store_true", help="a network with a sixth of the multiplications")
     arguments.add_argument("--seeds", type=int, default=10)
@@ -151,12 +177,12 @@ def main() -> int:
     common: dict[str, Any] = {"steps": chosen.steps, "conserve": chosen.conserve}
     common |= {"channels": (32, 16), "kernels": (5, 1, 3)} if chosen.small else {}
     losses = {name: LOSSES[name] | common for name in dict.fromkeys([REFERENCE, *chosen.losses])}
-    rows = measure(chosen.data, chosen.regions, losses, chosen.seeds, console)
+    rows = measure(chosen.data, chosen.regions, losses, chosen.seeds, console, chosen.factor)
     chosen.out.mkdir(parents=True, exist_ok=True)
     rows.to_csv(chosen.out / "seeds.csv", index=False)
     table = against_mse(rows)
     table.to_csv(chosen.out / "losses.csv")
-    show(table, console)
+    show(table, chosen.factor, console)
     console.print(f"{time.perf_counter() - started:.0f} s", highlight=False)
     return 0
 

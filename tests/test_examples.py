@@ -147,3 +147,11 @@ def test_losses(real_data, tmp_path):
         np.testing.assert_allclose(table.loc["MAE", name], rows[name][rows["loss"] == "MAE"].mean())
     assert (table.filter(like="p ").drop("MSE") <= 1).all().all()
     assert table.filter(like="count").iloc[0].is_monotonic_increasing
+
+
+def test_losses_of_rare_values_at_a_large_factor(tmp_path):
+    output = run("losses.py", "--regions", "generated", "--factor", 8, "--steps", 2, "--seeds", 1, "--out", tmp_path,
+                 "--losses", "MSE", "DenseLoss 1, capped, annealed", "--small")  # fmt: skip
+    assert "generated x8, test days" in output
+    rows = pd.read_csv(tmp_path / "seeds.csv")
+    assert np.isfinite(rows[["rmse", *(f"rank {rank}" for rank in range(1, 6)), "misses"]]).all().all()
