@@ -18,9 +18,10 @@ import torch
 import xarray as xr
 
 from xdeepsd._version import __version__
+from xdeepsd.models.card import level_grids
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
-from xdeepsd.models.stack import StackedSRCNN, describe, level_grids, weights
+from xdeepsd.models.stack import StackedSRCNN, describe, weights
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.variable import PRECIPITATION, VARIABLES
 from xdeepsd.stores.whole import partial_of, write_whole
