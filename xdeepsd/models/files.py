@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 # Increase it when an older xdeepsd can no longer read the files. Format 1 had no checksum of the description.
 FORMAT = 2
 _JSON, _TENSORS, _NEW_TENSORS = "model.json", "model.safetensors", "model.safetensors.new"
+# A model that comes with the package, made by ci/demo_model.py.
+DEMO_NAME = "demo"
+DEMO = Path(__file__).with_name("demo_model")
 
 
 def _arrays(model: StackedSRCNN) -> dict[str, np.ndarray]:
@@ -111,12 +114,16 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
 
 
 def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
-    """Read a model written by `save_model`.
+    """Read a model written by `save_model`, or "demo", a small one that comes with xdeepsd.
+
+    The demo model was trained on two years of `xdeepsd.make_climate` and downscales those maps by 8.
+    A model of yours in a folder named ``demo`` comes first: then "demo" is that folder, as ``Path("demo")`` and "./demo"
+    are in any case. The log says which of the two is loaded.
 
     Raises FileNotFoundError if the folder or one of its two files is missing, and ValueError if a file is truncated or
     changed, or comes from a newer version of xdeepsd.
     """
-    path = Path(path)
+    path = _demo_or_folder() if isinstance(path, str) and path == DEMO_NAME else Path(path)
     if (inside := len(model_folders(path))) and not is_model(path):
         raise FileNotFoundError(f"{path} holds {inside} models, an ensemble. Type xdeepsd.load_models(path).")
     new = path / _NEW_TENSORS  # left if `save_model` was interrupted, before or after it wrote the description
@@ -153,6 +160,16 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
         return _build(description, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is not a complete model: {error}. {again}") from error
+
+
+def _demo_or_folder() -> Path:
+    """Where the model named "demo" is. A folder counts that holds any file of a model, for one that is not whole."""
+    folder = Path(DEMO_NAME)
+    if any((folder / name).exists() for name in (_JSON, _TENSORS, _NEW_TENSORS)):
+        logger.info("Loading your model in the folder %s, not the demo model of xdeepsd.", folder.absolute())
+        return folder
+    logger.info("Loading the demo model that comes with xdeepsd.")
+    return DEMO
 
 
 def load_models(path: str | os.PathLike[str]) -> list[StackedSRCNN]:
