@@ -1,4 +1,4 @@
-"""What a model and its settings show in a notebook: the facts of their ``repr`` as tables, escaped."""
+"""What a model says of itself: the facts of its ``repr`` as tables in a notebook, and its card in Markdown; escaped."""
 
 import dataclasses
 import html
@@ -6,9 +6,11 @@ import re
 
 import numpy as np
 from builders import make_coarse, make_stack, make_static
+from typer.testing import CliRunner
 
 import xdeepsd
 from xdeepsd import DenseWeight, SRCNNConfig, StackedSRCNN, TrainConfig
+from xdeepsd.cli import app
 
 SUMMARY = {
     "first_day": "1981-01-01", "last_day": "2005-12-31", "days": {"train": 9131}, "rmse": 1.25,
@@ -50,6 +52,82 @@ def test_text_of_the_user_is_escaped():
     for shown in (model._repr_html_(), SRCNNConfig(static=(bad,))._repr_html_()):
         assert "<script" not in shown
         assert html.escape(bad)[:20] in shown
+
+
+def rows_of(text, section):
+    """The rows of the Markdown tables below a heading."""
+    part = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+def test_the_card_says_what_the_model_knows(no_compute):
+    errors = {"xdeepsd": {"rmse": 1.0, "bias": -0.01}, "bilinear": {"rmse": 2.0, "bias": 0.0}}
+    noted = {"data": "PRISM", "licence": "see the PRISM terms", "day_boundary": "12 UTC", "errors_on": "2006"}
+    worse = SUMMARY | {"rmse": 2.0}
+    model = trained(training={"stages": [SUMMARY, worse], "errors": errors, **noted})
+    with no_compute():
+        text = model.card()
+    title, *lines = repr(model).splitlines()
+    assert text.startswith(f"# Model card: {title}\n")
+    for line in lines[:3]:
+        name, fact = line.strip().split(": ", 1)
+        assert f"| {name} | {fact} |" in text
+    assert [f"  {name}: {', '.join(words)}" for name, *words in rows_of(text, "Stages")[1:]] == lines[3:]
+    assert dict(rows_of(text, "Data")[1:]) == {
+        "data": "PRISM", "licence": "see the PRISM terms", "day boundary": "12 UTC", "days, stage 0": "9131 train",
+        "days, stage 1": "9131 train",
+    }  # fmt: skip
+    assert rows_of(text, "Errors")[1:] == [["xdeepsd", "1.000", "-0.010"], ["bilinear", "2.000", "0.000"]]
+    assert "Days: 2006." in text
+    assert "**Stage 1 does not beat interpolation**" in text
+    assert "Stage 0 does not" not in text
+    assert model.fingerprint() in text
+
+
+def test_the_card_of_a_model_of_unknown_origin_invents_nothing():
+    text = make_stack(1).card()
+    data = dict(rows_of(text, "Data")[1:])
+    assert data == dict.fromkeys(("data", "licence", "day boundary"), "not recorded")
+    assert "Of the stack: not recorded." in text
+    assert "The error of stage 0: not recorded." in text
+    assert rows_of(text, "Stages")[1][2:] == ["not recorded", "not recorded"]
+
+
+def test_the_limits_follow_from_the_model():
+    assert "bias of the coarse input goes through" in make_stack(1, conserve="additive").card()
+    assert "bias of the coarse input" not in make_stack(1).card()
+    assert "extremes are damped" in make_stack(1).card()
+    assert "extremes are damped" not in make_stack(1, noise=1).card()
+
+
+def test_text_of_the_user_cannot_break_the_card():
+    noted = {"data": "a|b\n# <script>x</script>", "n|ame": "&"}
+    data = rows_of(trained(training=noted).card(), "Data")
+    assert ["data", "a\\|b # &lt;script>x&lt;/script>"] in data
+    assert ["n\\|ame", "&amp;"] in data
+
+
+def test_the_command_prints_the_card_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    xdeepsd.save_model(trained(), "model")
+    (tmp_path / "model" / "README.md").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+
+    def said(*arguments):
+        result = CliRunner().invoke(app, ["card", *arguments])
+        return result.exit_code, result.output
+
+    assert said("model") == (0, trained().card())
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "model" / "README.md").read_text() == "mine"
+    code, text = said("nothing")
+    assert code == 1
+    assert "No model at nothing" in text
+    for seed in range(2):
+        xdeepsd.save_model(make_stack(1, seed), f"seeds/seed_{seed}")
+    assert said("seeds") == (0, "\n".join(make_stack(1, seed).card() for seed in range(2)))
+    assert said("demo") == (0, xdeepsd.load_model("demo").card())
 
 
 def test_settings_show_first_what_is_not_at_its_default():

@@ -15,6 +15,7 @@ from xdeepsd.models.static import COARSE_PRODUCT, REGRESSION
 if TYPE_CHECKING:
     from xdeepsd.models.stack import StackedSRCNN
 
+UNKNOWN = "not recorded"
 STAGE_COLUMNS = ("stage", "network", "trained on", "error")
 
 
@@ -96,3 +97,80 @@ def as_text(model: StackedSRCNN) -> str:
 def as_html(model: StackedSRCNN) -> str:
     """Two small tables, for a notebook."""
     return html.heading(title(model)) + html.table(facts(model).items()) + html.table(stage_facts(model), STAGE_COLUMNS)
+
+
+def as_markdown(model: StackedSRCNN) -> str:
+    """The model card, see `StackedSRCNN.card`."""
+    splits = [
+        (name, summary.get("days", {}))
+        for (name, *_), summary in zip(stage_facts(model), _summaries(model), strict=True)
+    ]
+    numbers = {
+        f"days, {name}": ", ".join(f"{number} {part}" for part, number in days.items()) for name, days in splits if days
+    }
+    noted = {
+        str(name).replace("_", " "): str(fact)
+        for name, fact in model.training.items()
+        if isinstance(fact, str | int | float) and name != "errors_on"
+    }
+    unknown = dict.fromkeys(("data", "licence", "day boundary"), UNKNOWN)
+    stages = [tuple(cell or UNKNOWN for cell in row) for row in stage_facts(model)]
+    parts = [
+        f"# Model card: {_escaped(title(model))}",
+        _table([("", ""), *facts(model).items(), ("fingerprint", model.fingerprint())]),
+        "## Stages",
+        _table([STAGE_COLUMNS, *stages]),
+        "## Data",
+        _table([("", ""), *(unknown | noted | numbers).items()]),
+        "## Errors",
+        *_errors(model),
+        "## Limits",
+        "\n".join(f"* {limit}" for limit in _limits(model)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _errors(model: StackedSRCNN) -> Iterator[str]:
+    """Paragraphs and a table: what is known of the errors of the whole stack."""
+    errors = model.training.get("errors")
+    if not errors:
+        yield f"Of the stack: {UNKNOWN}."
+    else:
+        on = model.training.get("errors_on", UNKNOWN)
+        yield f"Of the stack, in {_escaped(model.units)}. Days: {_escaped(str(on))}."
+        columns = list(next(iter(errors.values())))
+        rows = [(name, *(f"{float(row[column]):.3f}" for column in columns)) for name, row in errors.items()]
+        yield _table([("", *columns), *rows])
+    yield "Those of the stages (above) are for observed input of each stage, one by one, on the validation days."
+
+
+def _limits(model: StackedSRCNN) -> Iterator[str]:
+    """What the model cannot do, as far as it follows from what it is."""
+    if model.learned_names:
+        yield "Serves its own grid, or a part of it: the regression was fitted at each cell."
+    elif model.static is not None:
+        yield "Trained on this grid; other regions need their static fields and a test of their own."
+    if not all("first_day" in summary for summary in _summaries(model)):
+        yield f"Training days of some stages: {UNKNOWN}."
+    for (name, *_), summary in zip(stage_facts(model), _summaries(model), strict=True):
+        if "rmse" not in summary:
+            yield f"The error of {name}: {UNKNOWN}."
+        elif not summary["rmse"] < summary["rmse_interpolation"]:
+            yield f"**{name.capitalize()} does not beat interpolation** on its validation days."
+    if all(stage.config.conserve for stage in model.stages) and COARSE_PRODUCT not in model.training:
+        yield "Coarse means are kept, so a bias of the coarse input goes through to the output."
+    if not model.noise and all(stage.config.head == "value" for stage in model.stages):
+        yield "Gives one field, near the mean of what is possible: extremes are damped, its uncertainty is not known."
+    yield "Learned from the days named above: a climate unlike theirs is extrapolation."
+    yield "Days of the input have to end at the hour at which the days of the training data end."
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def _escaped(text: str) -> str:
+    """``text`` on one line, without what Markdown would take for a cell's end or for HTML."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -116,9 +116,9 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
 def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
     """Read a model written by `save_model`, or "demo", a small one that comes with xdeepsd.
 
-    The demo model was trained on two years of `xdeepsd.make_climate` and downscales those maps by 8.
-    A model of yours in a folder named ``demo`` comes first: then "demo" is that folder, as ``Path("demo")`` and "./demo"
-    are in any case. The log says which of the two is loaded.
+    The demo model was trained on two years of `xdeepsd.make_climate` and downscales those maps by 8. A model of yours
+    in a folder named ``demo`` comes first: "demo" is then that folder, as ``Path("demo")`` and "./demo" always are. The
+    log says which of the two is loaded.
 
     Raises FileNotFoundError if the folder or one of its two files is missing, and ValueError if a file is truncated or
     changed, or comes from a newer version of xdeepsd.

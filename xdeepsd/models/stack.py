@@ -119,6 +119,16 @@ class StackedSRCNN:
         """The same as tables, in a notebook."""
         return card.as_html(self)
 
+    def card(self) -> str:
+        """A model card in Markdown: what the model is, its data, its errors beside the baselines', its limits.
+
+        It says what the model knows, and "not recorded" of the rest. Plain facts of ``training`` are listed under their
+        names: ``dataclasses.replace(model, training={**model.training, "data": "PRISM", "licence": ..., "day_boundary":
+        "12 UTC"})``. So are, as a table, ``errors`` of the whole stack, such as ``compare(...).to_dict("index")``, with
+        the days they are for as ``errors_on``. Lazy static fields are not computed.
+        """
+        return card.as_markdown(self)
+
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change if any weight or normaliser, the units or the variable change.
 
