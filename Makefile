@@ -4,9 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 JSON_DIR ?= bench-results
 
-.PHONY: demo test fuzz mutants lint types bench install install-bench clean
+# A target's line ends in "## what it does" for `make help`.
+.PHONY: help packages demo test fuzz mutants lint types bench install install-bench clean
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed  ## .venv with everything the tests need
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 $(VENV)/.installed: pyproject.toml ci/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, {sys.version} found: make PYTHON=python3.11"'
@@ -18,34 +22,38 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ci/constraints.txt -e '.[all,test,bench]'
 	touch $@
 
-demo: install
+demo: install  ## the whole path on a small generated climate
 	$(BIN)/xdeepsd demo --out demo
 
-test: install
+test: install  ## all tests and doctests
 	$(BIN)/python -m pytest
 
 # Random cases for an hour, or so many SECONDS; each prints how to repeat it
 SECONDS ?= 3600
-fuzz: install
+fuzz: install  ## random cases: make fuzz SECONDS=60
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 # Changes of tolerances, mask checks and threads that the tests have to notice; some minutes
-mutants: install
+mutants: install  ## changes of the code that the tests have to notice
 	$(BIN)/python -m tests.mutation
 
-lint: install
+lint: install  ## ruff and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
-types: install
+types: install  ## mypy
 	$(BIN)/mypy
 
 # Every file of figures: a table on the screen and JSON in $(JSON_DIR)
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-bench  ## the figures, to bench-results/
 	mkdir -p $(JSON_DIR)
 	for file in benchmarks/[!_]*.py; do \
 	  name=$$(basename $$file .py); $(BIN)/python $$file --json $(JSON_DIR)/$$name.json || exit 1; \
 	done
 
-clean:
+packages: install  ## build wheel and sdist, use them in clean environments
+	ci/packages.sh
+
+clean:  ## remove .venv and what demo and bench wrote
 	rm -rf $(VENV) demo build bench-results

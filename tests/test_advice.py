@@ -9,6 +9,7 @@ import ast
 import contextlib
 import errno
 import functools
+import hashlib
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import types
+import urllib.request
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ import fsspec  # noqa: F401  (its registry)
 import icechunk
 import numpy as np
 import pandas as pd
+import pooch
 import pytest
 import torch
 import typer.main
@@ -37,6 +40,7 @@ import xarray as xr
 import zarr
 from builders import make_coarse, make_stack, make_static
 from distributed import Client
+from model_server import ModelServer
 from prism_server import PrismServer, day_zip, map_of
 from rich.console import Console
 from typer.testing import CliRunner
@@ -1118,6 +1122,20 @@ def cut(tmp):
     path.write_bytes(path.read_bytes()[:-9])
     return tmp / "model"
 
+
+def at_an_address(tmp):
+    """A model on a server, and what the user knows of it."""
+    xdeepsd.save_model(MODEL, tmp / "rain")
+    return {"path": f"{ModelServer(tmp).url}/rain"}
+
+
+CASES["hub"] = [
+    case("from somebody you trust", xdeepsd.load_model, at_an_address,
+         meaning("load_model(address, sha256='...')",
+                 "sha256 = hashlib.sha256(urllib.request.urlopen(path + '/model.json').read()).hexdigest()"),
+         has={"hashlib": hashlib, "urllib": urllib},
+         machine=lambda patch: patch.setattr(pooch, "os_cache", lambda name: Path(tempfile.mkdtemp()))),
+]  # fmt: skip
 
 CASES["stack"] = [
     case("exists. Type save_model(model, path, overwrite=True)", xdeepsd.save_model,

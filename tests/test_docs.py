@@ -194,6 +194,17 @@ def test_the_page_on_climate_models_runs(files):
     assert xr.open_zarr("fine.zarr", consolidated=False).attrs["xdeepsd_adapted"].startswith("regridded")
 
 
+def test_the_first_lines_of_the_readme_run_with_nothing_at_hand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(next(iter(blocks(ROOT / "README.md").values())), names)
+    truth = names["climate"]["precipitation"].sel(time="2003")
+    assert names["fine"].sizes == truth.sizes
+    table = xdeepsd.compare({"fine": names["fine"], "bilinear": xdeepsd.interpolate(names["coarse"], truth)}, truth)
+    assert table.loc["fine", "rmse"] < table.loc["bilinear", "rmse"] / 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_quickstart_runs(files, monkeypatch):
     """Without a cluster."""
     as_prism(files, monkeypatch)

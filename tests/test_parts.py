@@ -63,6 +63,13 @@ from xdeepsd.inference.forward import fast_forward
 xdeepsd.DenseWeight().fit(np.arange(100.0))
 assert fast_forward() is not None
 """,
+    "hub": """
+from xdeepsd import load_model
+try:
+    load_model("http://127.0.0.1:1/rain", sha256=64 * "0")
+except OSError as error:
+    assert "was not fetched" in str(error)
+""",
     "plot": """
 import numpy as np, xarray as xr
 from xdeepsd.evaluation.plot import plot_maps

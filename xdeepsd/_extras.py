@@ -5,6 +5,7 @@ from importlib.util import find_spec
 PACKAGES = {
     "cli": ("typer", "pydantic", "distributed"),
     "fast": ("numba",),
+    "hub": ("pooch",),
     "plot": ("matplotlib",),
     "prism": ("filelock", "h5netcdf", "httpx", "rasterio", "rioxarray", "tenacity"),
     "regrid": ("spherely",),

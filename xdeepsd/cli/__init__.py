@@ -18,11 +18,11 @@ except ImportError as error:
 
 import typer
 
-from xdeepsd.cli import config, demo, downscale, fetch, prepare, sweep, train
+from xdeepsd.cli import card, config, demo, downscale, fetch, prepare, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Statistical downscaling with stacked SRCNNs (DeepSD)."
 )
-for _command in (demo.demo, fetch.fetch, downscale.downscale, prepare.prepare, train.train, sweep.sweep):
+for _command in (demo.demo, fetch.fetch, downscale.downscale, prepare.prepare, train.train, sweep.sweep, card.card):
     app.command()(_command)
 app.add_typer(config.app, name="config")

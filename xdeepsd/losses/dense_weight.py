@@ -20,6 +20,7 @@ from scipy.optimize import brentq
 
 from xdeepsd.losses.density import Histogram, checked_array, fit_histogram
 from xdeepsd.losses.histogram import look_up
+from xdeepsd.models import html
 from xdeepsd.models.transform import Transform, check, invert
 
 
@@ -261,6 +262,11 @@ class DenseWeight:
         if self.wet_threshold is not None:
             summary["dry_weight"] = self.top / self.mean
         return summary
+
+    def _repr_html_(self) -> str:
+        """The same as ``repr``, and of a fit its `summary` without the weights, as a table in a notebook."""
+        fit = {} if self.histogram is None else self.summary()
+        return html.settings(self, {f"fit: {name}": f"{value:.6g}" for name, value in fit.items() if name != "weights"})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, text and lists (JSON) from which `from_dict` restores the object."""

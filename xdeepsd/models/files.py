@@ -18,9 +18,11 @@ import torch
 import xarray as xr
 
 from xdeepsd._version import __version__
+from xdeepsd.models import hub
+from xdeepsd.models.card import level_grids
 from xdeepsd.models.normalize import Normalizer
 from xdeepsd.models.srcnn import SRCNN, SRCNNConfig
-from xdeepsd.models.stack import StackedSRCNN, describe, level_grids, weights
+from xdeepsd.models.stack import StackedSRCNN, describe, weights
 from xdeepsd.models.stage import Stage
 from xdeepsd.models.variable import PRECIPITATION, VARIABLES
 from xdeepsd.stores.whole import partial_of, write_whole
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 # Increase it when an older xdeepsd can no longer read the files. Format 1 had no checksum of the description.
 FORMAT = 2
 _JSON, _TENSORS, _NEW_TENSORS = "model.json", "model.safetensors", "model.safetensors.new"
+# A model that comes with the package, made by ci/demo_model.py.
+DEMO_NAME = "demo"
+DEMO = Path(__file__).with_name("demo_model")
 
 
 def _arrays(model: StackedSRCNN) -> dict[str, np.ndarray]:
@@ -109,13 +114,26 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
     (path / _NEW_TENSORS).replace(path / _TENSORS)
 
 
-def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
-    """Read a model written by `save_model`.
+def load_model(path: str | os.PathLike[str], *, sha256: str | None = None) -> StackedSRCNN:
+    """Read a model written by `save_model`: from a folder, from an address, or "demo", which comes with xdeepsd.
+
+    The demo model was trained on two years of `xdeepsd.make_climate` and downscales those maps by 8. A model of yours
+    in a folder named ``demo`` comes first: "demo" is then that folder, as ``Path("demo")`` and "./demo" always are. The
+    log says which of the two is loaded.
+
+    An address, ``https://HOST/FOLDER`` or ``hf://OWNER/NAME@REVISION/FOLDER``, holds the two files of a model;
+    ``sha256`` is that of its ``model.json``, which pins the other file too. What was fetched stays in the user's cache
+    (``pooch.os_cache("xdeepsd")``) and needs no connection again. Addresses need the extra ``hub``.
 
     Raises FileNotFoundError if the folder or one of its two files is missing, and ValueError if a file is truncated or
-    changed, or comes from a newer version of xdeepsd.
+    changed, or comes from a newer version of xdeepsd. For an address also ValueError if a file is not the pinned one,
+    and OSError if it cannot be fetched; neither leaves anything behind.
     """
-    path = Path(path)
+    if isinstance(path, str) and path.startswith(hub.SCHEMES):
+        path = hub.fetch(path, sha256)
+    elif sha256 is not None:
+        raise ValueError(f"{path} is a folder, but sha256 is given. Needed: sha256 for addresses only.")
+    path = _demo_or_folder() if isinstance(path, str) and path == DEMO_NAME else Path(path)
     if (inside := len(model_folders(path))) and not is_model(path):
         raise FileNotFoundError(f"{path} holds {inside} models, an ensemble. Type xdeepsd.load_models(path).")
     new = path / _NEW_TENSORS  # left if `save_model` was interrupted, before or after it wrote the description
@@ -152,6 +170,16 @@ def load_model(path: str | os.PathLike[str]) -> StackedSRCNN:
         return _build(description, arrays)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is not a complete model: {error}. {again}") from error
+
+
+def _demo_or_folder() -> Path:
+    """Where the model named "demo" is. A folder counts that holds any file of a model, for one that is not whole."""
+    folder = Path(DEMO_NAME)
+    if any((folder / name).exists() for name in (_JSON, _TENSORS, _NEW_TENSORS)):
+        logger.info("Loading your model in the folder %s, not the demo model of xdeepsd.", folder.absolute())
+        return folder
+    logger.info("Loading the demo model that comes with xdeepsd.")
+    return DEMO
 
 
 def load_models(path: str | os.PathLike[str]) -> list[StackedSRCNN]:

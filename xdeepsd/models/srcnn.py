@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xdeepsd.models import html
 from xdeepsd.models.conserve import check as check_conserve
 
 # What a stage gives for each fine cell, and the number of the network's outputs it takes.
@@ -94,6 +95,11 @@ class SRCNNConfig:
                 f"noise={self.noise} and head={self.head!r}: the spread is either that of members, one for each "
                 "noise, or that of a distribution. Needed: only one of the two. Type noise=0."
             )
+
+    def _repr_html_(self) -> str:
+        """The same as ``repr``, and what follows from it, as a table in a notebook."""
+        reach = {"radius": f"{self.radius} fine cells", "halo": f"{self.halo} coarse cells"}
+        return html.settings(self, reach)
 
     @property
     def radius(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.grids.axes import spacing
-from xdeepsd.models.srcnn import HEADS
+from xdeepsd.models import card
 from xdeepsd.models.stage import Stage
-from xdeepsd.models.static import COARSE_PRODUCT, REGRESSION, is_learned
+from xdeepsd.models.static import COARSE_PRODUCT, is_learned
 from xdeepsd.models.variable import PRECIPITATION, Variable
 
 
@@ -113,7 +113,21 @@ class StackedSRCNN:
 
     def __repr__(self) -> str:
         """A few lines: stages, grids, units, and what is known about the training."""
-        return "\n".join(_lines(self))
+        return card.as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The same as tables, in a notebook."""
+        return card.as_html(self)
+
+    def card(self) -> str:
+        """A model card in Markdown: what the model is, its data, its errors beside the baselines', its limits.
+
+        It says what the model knows, and "not recorded" of the rest. Plain facts of ``training`` are listed under their
+        names: ``dataclasses.replace(model, training={**model.training, "data": "PRISM", "licence": ..., "day_boundary":
+        "12 UTC"})``. So are, as a table, ``errors`` of the whole stack, such as ``compare(...).to_dict("index")``, with
+        the days they are for as ``errors_on``. Lazy static fields are not computed.
+        """
+        return card.as_markdown(self)
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change if any weight or normaliser, the units or the variable change.
@@ -147,61 +161,6 @@ def describe(model: StackedSRCNN) -> dict[str, Any]:
             for stage in model.stages
         ],
     } | {key: model.training[key] for key in (COARSE_PRODUCT,) if key in model.training}
-
-
-def level_grids(model: StackedSRCNN) -> list[dict[str, Any]]:
-    """Shape, first centre and step of every level, coarsest first, for humans to read."""
-    if model.static is None:
-        return []
-    grids, scale = [], model.scale
-    for factor in (1, *model.factors):
-        scale //= factor
-        grid: dict[str, Any] = {}
-        for name in ("lat", "lon"):
-            values = np.asarray(model.static[name], np.float64)
-            step = spacing(values, name)
-            first = values[0] + (scale - 1) / 2 * step
-            grid[name] = {
-                "size": values.size // scale,
-                "first": round(first, 9),
-                "step": round(step * scale, 9),
-            }
-        grids.append(grid)
-    return grids
-
-
-def _lines(model: StackedSRCNN) -> Iterator[str]:
-    """The model in words. Reads no maps."""
-    factors = " x ".join(map(str, model.factors))
-    yield f"StackedSRCNN of factor {factors} = {model.scale}, {model.variable or model.kind.name} in {model.units}"
-    grids = level_grids(model)
-    for name, grid in (("coarse", grids[0]), ("fine", grids[-1])) if grids else ():
-        ends = {dim: (axis["first"], axis["first"] + axis["step"] * (axis["size"] - 1)) for dim, axis in grid.items()}
-        spans = (f"{grid[dim]['size']} {dim} from {first:.6g} to {last:.6g}" for dim, (first, last) in ends.items())
-        yield f"  {name} grid: {', '.join(spans)}"
-    mask = "no mask" if model.mask is None else "a mask of where values are wanted"
-    if COARSE_PRODUCT in model.training:
-        yield f"  input: an independent product, {model.training[COARSE_PRODUCT]}"
-    fields = [*model.static_names, *[REGRESSION] * bool(model.learned_names)]
-    yield f"  static fields: {', '.join(fields) or 'none'}; {mask}"
-    summaries = [*model.training.get("stages", ()), *[{}] * len(model.stages)]
-    for i, (stage, summary) in enumerate(zip(model.stages, summaries, strict=False)):
-        config = stage.config
-        words = [
-            "-".join(map(str, config.kernels)) + " kernels",
-            "-".join(map(str, (*config.channels, HEADS[config.head]))) + " channels",
-        ]
-        words += ["residual"] * config.residual + ([stage.transform] if stage.transform else [])
-        words += [f"coarse means kept ({config.conserve})"] if config.conserve else []
-        words += [f"{config.noise} channels of noise"] if config.noise else []
-        words += ["Bernoulli-gamma distribution"] if config.head == "bernoulli_gamma" else []
-        if "first_day" in summary:
-            words.append(f"{summary['days']['train']} training days, {summary['first_day']} to {summary['last_day']}")
-        if "rmse" in summary:
-            words.append(
-                f"validation RMSE {summary['rmse']:.4g} ({summary['rmse_interpolation']:.4g} by interpolation)"
-            )
-        yield f"  stage {i}: {', '.join(words)}"
 
 
 def weights(model: StackedSRCNN) -> dict[str, np.ndarray]:

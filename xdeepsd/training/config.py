@@ -11,6 +11,7 @@ import xarray as xr
 
 from xdeepsd.levels.splits import Split, split_days
 from xdeepsd.losses.dense_weight import DenseWeight
+from xdeepsd.models import html
 from xdeepsd.models.srcnn import HEADS, SRCNNConfig
 from xdeepsd.models.static import REGRESSION
 from xdeepsd.models.transform import check
@@ -197,6 +198,10 @@ class TrainConfig:
             "learning_rate": 1e-4, "last_layer_rate": 0.1, "schedule": "constant", "clip_gradient": None,
         }  # fmt: skip
         return cls(**published | changes)
+
+    def _repr_html_(self) -> str:
+        """The same as ``repr``, as a table in a notebook: first what differs from the defaults."""
+        return html.settings(self)
 
     @property
     def given_static(self) -> tuple[str, ...]:
