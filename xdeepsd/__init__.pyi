@@ -2,6 +2,7 @@ from ._version import __version__ as __version__
 from .climate.audit import Audit, audit
 from .evaluation.baselines import baselines, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
+from .evaluation.evaluate import evaluate
 from .evaluation.members import crps, rank_histogram, spread_skill
 from .evaluation.significance import significance
 from .evaluation.sweep import run_sweep
@@ -55,6 +56,7 @@ __all__ = [
     "crps",
     "distribution",
     "downscale",
+    "evaluate",
     "expectation",
     "fetch_prism",
     "interpolate",

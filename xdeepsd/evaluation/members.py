@@ -60,15 +60,34 @@ def rank_histogram(members: xr.DataArray, observed: xr.DataArray, dim: str = "me
 
     def ranks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         known = np.isfinite(y) & np.isfinite(x).all(-1)
-        x, y = x[known], y[known][..., None]
-        below, equal = (x < y).sum(-1), (x == y).sum(-1)
-        part = np.zeros(count + 2)
-        np.add.at(part, below, 1 / (equal + 1))
-        np.add.at(part, below + equal + 1, -1 / (equal + 1))
+        below, part = _below_and_equal(x[known], y[known]), np.zeros(count + 2)
+        np.add.at(part, below[0], 1 / (below[1] + 1))
+        np.add.at(part, below[0] + below[1] + 1, -1 / (below[1] + 1))
         return part.cumsum()[:-1]
 
     blocks = _blocks(ranks, members, observed, dim)
     return xr.DataArray(sum(dask.compute(*blocks)), {"rank": np.arange(count + 1)}, "rank", name="rank_histogram")
+
+
+def rank_parts(members: xr.DataArray, observed: xr.DataArray, dim: str = "member") -> xr.DataArray:
+    """``(..., rank)``: the part that each cell and day has in `rank_histogram`; 0 where anything is missing. Lazy."""
+    members, observed = _checked(members, observed, dim)
+    count = members.sizes[dim]
+
+    def parts(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        below, equal = (field[..., None] for field in _below_and_equal(x, y))
+        known, rank = np.isfinite(y) & np.isfinite(x).all(-1), np.arange(count + 1)
+        return np.where((rank >= below) & (rank <= below + equal), 1 / (equal + 1), 0.0) * known[..., None]
+
+    return xr.apply_ufunc(
+        parts, members, observed, input_core_dims=[[dim], []], output_core_dims=[["rank"]], dask="parallelized",
+        output_dtypes=[np.float64], dask_gufunc_kwargs={"output_sizes": {"rank": count + 1}},
+    ).assign_coords(rank=np.arange(count + 1))  # fmt: skip
+
+
+def _below_and_equal(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the members ``(..., member)`` are less than the observation ``(...)``, and how many equal it."""
+    return (x < y[..., None]).sum(-1), (x == y[..., None]).sum(-1)
 
 
 def spread_skill(members: xr.DataArray, observed: xr.DataArray, dim: str = "member") -> dict[str, float]:
