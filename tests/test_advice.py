@@ -796,6 +796,10 @@ CASES["evaluate"] = [
          lambda tmp: {"prediction": COARSE.isel(time=slice(1, None)), "truth": COARSE},
          "truth = truth.sel(time=prediction['time'])",
          meaning("select the days that both have", "truth = truth.isel(time=slice(1, None))")),
+    case("from which the years", xdeepsd.climate_indices,
+         lambda tmp: {"precipitation": COARSE.to_dataset().assign_coords(time=np.arange(COARSE.sizes["time"]))},
+         filled("precipitation = ds.assign_coords(time=xr.date_range('2001-01-01', periods=ds.sizes['time']))"),
+         has={"ds": COARSE.to_dataset()}),
     case("Give days with rain", bin_edges, lambda tmp: {"observed": COARSE * 0},
          meaning("Give days with rain", "observed = COARSE")),
 ]  # fmt: skip

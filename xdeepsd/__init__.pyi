@@ -3,6 +3,7 @@ from .climate.audit import Audit, audit
 from .evaluation.baselines import baselines, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
 from .evaluation.evaluate import evaluate
+from .evaluation.indices import climate_indices, compare_changes, compare_indices
 from .evaluation.members import crps, rank_histogram, spread_skill
 from .evaluation.significance import significance
 from .evaluation.sweep import run_sweep
@@ -50,9 +51,12 @@ __all__ = [
     "bin_errors",
     "build_levels",
     "chance_above",
+    "climate_indices",
     "climatology_ratio",
     "coarsen",
     "compare",
+    "compare_changes",
+    "compare_indices",
     "crps",
     "distribution",
     "downscale",
