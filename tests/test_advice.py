@@ -800,6 +800,8 @@ CASES["evaluate"] = [
          lambda tmp: {"precipitation": COARSE.to_dataset().assign_coords(time=np.arange(COARSE.sizes["time"]))},
          filled("precipitation = ds.assign_coords(time=xr.date_range('2001-01-01', periods=ds.sizes['time']))"),
          has={"ds": COARSE.to_dataset()}),
+    case("Needed: those over all days", lambda by: xdeepsd.differences(xdeepsd.evaluate(COARSE, COARSE, by=by)),
+         lambda tmp: {"by": "season"}, "by=None"),
     case("Give days with rain", bin_edges, lambda tmp: {"observed": COARSE * 0},
          meaning("Give days with rain", "observed = COARSE")),
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from .evaluation.errors import bin_edges, bin_errors, compare
 from .evaluation.evaluate import evaluate
 from .evaluation.indices import climate_indices, compare_changes, compare_indices
 from .evaluation.members import crps, rank_histogram, spread_skill
-from .evaluation.significance import significance
+from .evaluation.significance import differences, significance
 from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
 from .grids.regrid import coarsen, regrid, regrid_weights
@@ -58,6 +58,7 @@ __all__ = [
     "compare_changes",
     "compare_indices",
     "crps",
+    "differences",
     "distribution",
     "downscale",
     "evaluate",

@@ -131,6 +131,7 @@ def test_a_dry_year_has_no_amount_of_wet_days():
 
 
 @pytest.mark.parametrize("chunks", [{"time": 50}, {"time": 10}, {"time": 400, "lat": 3, "lon": 2}])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_chunks_change_nothing(chunks):
     eager = xdeepsd.climate_indices(maps())
     with dask.config.set(scheduler=lambda *a, **k: pytest.fail("computed")):

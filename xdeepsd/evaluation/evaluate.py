@@ -190,7 +190,7 @@ def on_grid(da: xr.DataArray, truth: xr.DataArray, name: str) -> xr.DataArray:
                 f"{need[0]:g} to {need[-1]:g}. Needed: the same cells. Type xdeepsd.regrid(prediction, truth), or give "
                 "a truth on this grid."
             )
-    have, need = _days(da), _days(truth)
+    have, need = days_of(da), days_of(truth)
     if not have.equals(need):
         common = have.intersection(need)
         raise ValueError(
@@ -200,7 +200,7 @@ def on_grid(da: xr.DataArray, truth: xr.DataArray, name: str) -> xr.DataArray:
     return da.assign_coords({dim: truth[dim] for dim in ("time", "lat", "lon")})
 
 
-def _days(da: xr.DataArray) -> Any:
+def days_of(da: xr.DataArray) -> Any:
     """The days as text without hours, so that calendars and hours do not matter; other times as they are."""
     index = da.indexes["time"]
     return index.strftime("%Y-%m-%d") if hasattr(index, "strftime") else index

@@ -166,32 +166,42 @@ def _indices(da: xr.DataArray) -> xr.Dataset:
     da = da.astype(np.float64)
     wet, known = da >= WET, da.notnull()
     days, wet_days = known.sum("time"), wet.sum("time")
-    days, some_wet = days.where(days > 0), wet_days.where(wet_days > 0)
     years, follows = da.groupby("time.year"), known & known.shift(time=1, fill_value=False)
     wet_before = wet.shift(time=1, fill_value=False)
     after_wet, after_dry = (follows & wet_before).sum("time"), (follows & ~wet_before).sum("time")
-    greatest, annual = years.max(), years.mean()
-    monthly = da.groupby("time.month").mean()
+    greatest, annual = years.max(), _ratio(years.sum(), years.count())
+    months = da.groupby("time.month")
+    monthly = _ratio(months.sum(), months.count())
     if monthly.sizes["month"] < 12:
         monthly = monthly * np.nan
     highest, above = _highest(da.where(wet), wet_days)
     five: Any = sum(da.shift(time=k) for k in range(5))
     found = {
-        "R01": wet_days / days, "SDII": da.where(wet).sum("time") / some_wet,
-        "R10": (da >= 10).sum("time") / days * YEAR, "R20": (da >= 20).sum("time") / days * YEAR,
-        "RX1day": greatest.mean("year"), "RX5day": five.groupby("time.year").max().mean("year"),
-        "P98Wet": highest, "P98WetAmount": above / days * YEAR,
-        "CDD": _longest(da < WET).where(years.count() > 0).mean("year"),
-        "CWD": _longest(wet).where(years.count() > 0).mean("year"),
-        "WW": (wet & follows & wet_before).sum("time") / after_wet.where(after_wet > 0),
-        "DW": (wet & follows & ~wet_before).sum("time") / after_dry.where(after_dry > 0),
+        "R01": _ratio(wet_days, days), "SDII": _ratio(da.where(wet).sum("time"), wet_days),
+        "R10": _ratio((da >= 10).sum("time") * YEAR, days), "R20": _ratio((da >= 20).sum("time") * YEAR, days),
+        "RX1day": _mean(greatest), "RX5day": _mean(five.groupby("time.year").max()),
+        "P98Wet": highest, "P98WetAmount": _ratio(above * YEAR, days),
+        "CDD": _mean(_longest(da < WET).where(years.count() > 0)),
+        "CWD": _mean(_longest(wet).where(years.count() > 0)),
+        "WW": _ratio((wet & follows & wet_before).sum("time"), after_wet),
+        "DW": _ratio((wet & follows & ~wet_before).sum("time"), after_dry),
         "AC1": _successive(da),
         "AnnualCycleAmp": monthly.max("month", skipna=False) - monthly.min("month", skipna=False),
-        "VarY": annual.std("year", ddof=1), "RV20": _return_value(greatest),
+        "VarY": _mean((annual - _mean(annual)) ** 2, 1) ** 0.5, "RV20": _return_value(greatest),
     }  # fmt: skip
     for name, field in found.items():
         found[name] = field.assign_attrs(long_name=LONG_NAMES[name], units=UNITS[name])
     return xr.Dataset(found)
+
+
+def _ratio(of: xr.DataArray, by: xr.DataArray) -> xr.DataArray:
+    """NaN, without the warnings of `mean`, where there is nothing to divide by."""
+    return of / by.where(by > 0)
+
+
+def _mean(of_years: xr.DataArray, fewer: int = 0) -> xr.DataArray:
+    """The sum over the years that have a value, over ``fewer`` than their number."""
+    return _ratio(of_years.sum("year"), of_years.notnull().sum("year") - fewer)
 
 
 def _successive(da: xr.DataArray) -> xr.DataArray:
@@ -199,7 +209,8 @@ def _successive(da: xr.DataArray) -> xr.DataArray:
     before = da.shift(time=1)
     both = da.notnull() & before.notnull()
     x, y, n = da.where(both, 0.0), before.where(both, 0.0), both.sum("time")
-    mean_x, mean_y = (v.sum("time") / n.where(n > 0) for v in (x, y))
+    n = n.where(n > 0)
+    mean_x, mean_y = (v.sum("time") / n for v in (x, y))
     spread = [(v**2).sum("time") / n - mean**2 for v, mean in ((x, mean_x), (y, mean_y))]
     spread = [v.where(v > 1e-12 * (v + mean**2)) for v, mean in zip(spread, (mean_x, mean_y), strict=True)]
     return ((x * y).sum("time") / n - mean_x * mean_y) / (spread[0] * spread[1]) ** 0.5
