@@ -4,8 +4,9 @@ from .evaluation.baselines import baselines, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
 from .evaluation.evaluate import evaluate
 from .evaluation.indices import climate_indices, compare_changes, compare_indices
-from .evaluation.members import crps, rank_histogram, spread_skill
+from .evaluation.members import crps, rank_histogram, reliability, spread_skill
 from .evaluation.significance import differences, significance
+from .evaluation.space import compare_spectra, fractions_skill
 from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
 from .grids.regrid import coarsen, regrid, regrid_weights
@@ -57,6 +58,7 @@ __all__ = [
     "compare",
     "compare_changes",
     "compare_indices",
+    "compare_spectra",
     "crps",
     "differences",
     "distribution",
@@ -64,6 +66,7 @@ __all__ = [
     "evaluate",
     "expectation",
     "fetch_prism",
+    "fractions_skill",
     "interpolate",
     "load_model",
     "load_models",
@@ -76,6 +79,7 @@ __all__ = [
     "rank_histogram",
     "regrid",
     "regrid_weights",
+    "reliability",
     "run_sweep",
     "sample",
     "save_model",

@@ -193,4 +193,5 @@ def _rows(title: str, da: xr.DataArray, console: Any, down: bool = False) -> Non
 
 def _number(value: Any, form: str = ".3f") -> str:
     value = float(value)
-    return "–" if value != value else f"{value:{form}}"
+    text = f"{value:{form}}"
+    return "–" if value != value else text.removeprefix("-") if float(text) == 0 else text

@@ -120,17 +120,9 @@ def evaluate(
     """
     if by not in (None, *GROUPS, "cell"):
         raise ValueError(f"by is {by!r}; needed: None, 'season', 'month' or 'cell'.")
-    observed = prepared(truth, "truth")
-    if "member" in observed.dims:
-        raise ValueError(
-            "The truth has members. Needed: one truth; members are for the prediction. Type truth.isel(member=0)."
-        )
-    given = {"prediction": prediction, **(beside or {})}
-    fields = {name: on_grid(prepared(field, name), observed, name) for name, field in given.items()}
+    observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
     _warn_of_training(observed, model, training_days)
-    means = {name: da.mean("member", skipna=False) if "member" in da.dims else da for name, da in fields.items()}
-    for mean in means.values():
-        observed = observed.where(np.isfinite(mean))
+    means = {name: _mean_of_members(da) for name, da in fields.items()}
     area = xr.DataArray(cell_weights(observed["lat"].values, observed.sizes["lon"]), dims=("lat", "lon"))
     members = {name: da for name, da in fields.items() if "member" in da.dims}
     if by == "cell":
@@ -153,9 +145,27 @@ def evaluate(
     whole = whole.assign_coords(name=list(parts))
     if "prediction" in ranks:
         whole["rank_histogram"] = ranks["prediction"]
-    for alike in {"count", "daily_weight", "amount"} & set(whole):
-        whole[alike] = whole[alike].isel(name=0)
+    for shared in {"count", "daily_weight", "amount"} & set(whole):
+        whole[shared] = whole[shared].isel(name=0)
     return _labelled(whole)
+
+
+def alike(truth: Any, given: Mapping[str, Any]) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
+    """The truth and the fields by name, as from `prepared`, on one grid, and missing where any of them is; lazily."""
+    observed = prepared(truth, "truth")
+    if "member" in observed.dims:
+        raise ValueError(
+            "The truth has members. Needed: one truth; members are for the prediction. Type truth.isel(member=0)."
+        )
+    fields = {name: on_grid(prepared(field, name), observed, name) for name, field in given.items()}
+    for da in fields.values():
+        observed = observed.where(np.isfinite(_mean_of_members(da)))
+    observed = observed.where(np.isfinite(observed))
+    return observed, {name: da.where(observed.notnull()) for name, da in fields.items()}
+
+
+def _mean_of_members(da: xr.DataArray) -> xr.DataArray:
+    return da.mean("member", skipna=False) if "member" in da.dims else da
 
 
 def prepared(field: xr.Dataset | xr.DataArray, name: str) -> xr.DataArray:

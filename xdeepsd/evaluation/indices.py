@@ -13,7 +13,7 @@ import dask.array
 import numpy as np
 import xarray as xr
 
-from xdeepsd.evaluation.evaluate import on_grid, prepared
+from xdeepsd.evaluation.evaluate import alike, prepared
 from xdeepsd.levels.days import missing_days
 from xdeepsd.models.conserve import cell_weights
 
@@ -87,9 +87,9 @@ def compare_indices(
     ``(name, index)``: the mean of the absolute bias over the mean of the index in the truth, both weighted by area.
     NaN where an index is undefined. Errors as in `xdeepsd.evaluate`.
     """
-    observed, fields = _alike(truth, {"prediction": prediction, **(beside or {})})
-    known = _indices(observed)
-    found = _joined({name: _indices(da) for name, da in fields.items()})
+    observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
+    known = _indices(_dated(observed))
+    found = _joined({name: _indices(_dated(da)) for name, da in fields.items()})
     return _summed_up(found - known, known)
 
 
@@ -110,19 +110,10 @@ def compare_changes(
     As `compare_indices`: maps of the change in the prediction less that in the truth, and ``relative_error``, the mean
     of its absolute value over that of the change in the truth. Errors as in `xdeepsd.evaluate`.
     """
-    periods = [_alike(y, {"prediction": p}) for p, y in zip(prediction, truth, strict=True)]
-    (before, after) = (_indices(observed) for observed, _ in periods)
-    found = [_joined({name: _indices(da) for name, da in fields.items()}) for _, fields in periods]
+    periods = [alike(y, {"prediction": p}) for p, y in zip(prediction, truth, strict=True)]
+    before, after = (_indices(_dated(observed)) for observed, _ in periods)
+    found = [_joined({name: _indices(_dated(da)) for name, da in fields.items()}) for _, fields in periods]
     return _summed_up((found[1] - found[0]) - (after - before), after - before)
-
-
-def _alike(truth: Any, given: Mapping[str, Any]) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
-    """The truth and the fields, missing wherever any of them is."""
-    observed = prepared(truth, "truth")
-    fields = {name: on_grid(prepared(field, name), observed, name) for name, field in given.items()}
-    for da in fields.values():
-        observed = observed.where(np.isfinite(da.mean("member", skipna=False) if "member" in da.dims else da))
-    return _dated(observed), {name: _dated(da.where(observed.notnull())) for name, da in fields.items()}
 
 
 def _dated(da: xr.DataArray) -> xr.DataArray:

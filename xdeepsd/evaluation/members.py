@@ -116,6 +116,37 @@ def spread_skill(members: xr.DataArray, observed: xr.DataArray, dim: str = "memb
     return found | {"ratio": found["spread"] / found["rmse"] if found["rmse"] else float("nan")}
 
 
+def reliability(members: xr.DataArray, observed: xr.DataArray, threshold: float, dim: str = "member") -> xr.Dataset:
+    """How often it rains as much as ``threshold`` when so many members have it; reliable if it is their share.
+
+    Murphy and Winkler (J. R. Stat. Soc. C 1977).
+
+    Parameters
+    ----------
+    members, observed, dim
+        As in `crps`.
+    threshold
+        In the units of the input: an event is as much or more.
+
+    Returns
+    -------
+    ``(probability,)``, lazy if the input is: ``observed_frequency`` (NaN where no cell had that probability) and
+    ``count``, the cells and days that had it; ``probability`` is the share of the members, 0 to 1. Errors as in `crps`.
+    """
+    members, observed = _checked(members, observed, dim)
+    count = members.sizes[dim]
+    known = observed.notnull() & members.notnull().all(dim)
+    share, event = (members >= threshold).sum(dim), observed >= threshold
+    number = xr.DataArray(np.arange(count + 1), dims="probability")
+    had = [(share == k) & known for k in range(count + 1)]
+    counts, events = (
+        xr.concat([field.sum() for field in fields], "probability") for fields in (had, [h & event for h in had])
+    )
+    frequency = events / counts.where(counts > 0)
+    found = xr.Dataset({"observed_frequency": frequency, "count": counts}).drop_vars(list(frequency.coords))
+    return found.assign_coords(probability=number / count)
+
+
 def _checked(members: xr.DataArray, observed: xr.DataArray, dim: str) -> tuple[xr.DataArray, xr.DataArray]:
     """Both with the members last and chunked alike; ValueError where they do not fit."""
     if members.sizes.get(dim, 0) < 2 or dim in observed.dims:
