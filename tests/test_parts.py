@@ -57,6 +57,14 @@ xdeepsd.regrid(written, climate.isel(lat=slice(0, 8)), "bilinear")
 """
 USE = {
     "cli": "import sys; sys.argv = ['xdeepsd', '--help']; from xdeepsd.cli import app; app(standalone_mode=False)",
+    "evaluate": """
+import xarray as xr, xdeepsd
+rain = xr.DataArray([[[0.0, 3.0]], [[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 9.0]]], dims=("time", "lat", "lon"), name="pr",
+                    coords={"time": xr.date_range("2001-01-01", periods=4), "lat": [50.0], "lon": [5.0, 6.0]},
+                    attrs={"units": "mm day-1"})
+found = xdeepsd.evaluate(rain + 1, rain, beside={"other": rain ** 2})
+assert 0 < xdeepsd.differences(found)["p"][0] < 1
+""",
     "fast": """
 import numpy as np, xdeepsd
 from xdeepsd.inference.forward import fast_forward

@@ -2,8 +2,11 @@ from ._version import __version__ as __version__
 from .climate.audit import Audit, audit
 from .evaluation.baselines import baselines, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
-from .evaluation.members import crps, rank_histogram, spread_skill
-from .evaluation.significance import significance
+from .evaluation.evaluate import evaluate
+from .evaluation.indices import climate_indices, compare_changes, compare_indices
+from .evaluation.members import crps, rank_histogram, reliability, spread_skill
+from .evaluation.significance import differences, significance
+from .evaluation.space import compare_spectra, fractions_skill
 from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
 from .grids.regrid import coarsen, regrid, regrid_weights
@@ -49,14 +52,21 @@ __all__ = [
     "bin_errors",
     "build_levels",
     "chance_above",
+    "climate_indices",
     "climatology_ratio",
     "coarsen",
     "compare",
+    "compare_changes",
+    "compare_indices",
+    "compare_spectra",
     "crps",
+    "differences",
     "distribution",
     "downscale",
+    "evaluate",
     "expectation",
     "fetch_prism",
+    "fractions_skill",
     "interpolate",
     "load_model",
     "load_models",
@@ -69,6 +79,7 @@ __all__ = [
     "rank_histogram",
     "regrid",
     "regrid_weights",
+    "reliability",
     "run_sweep",
     "sample",
     "save_model",

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 PACKAGES = {
     "cli": ("typer", "pydantic", "distributed"),
+    "evaluate": ("scores",),
     "fast": ("numba",),
     "hub": ("pooch",),
     "plot": ("matplotlib",),

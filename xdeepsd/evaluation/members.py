@@ -60,15 +60,34 @@ def rank_histogram(members: xr.DataArray, observed: xr.DataArray, dim: str = "me
 
     def ranks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         known = np.isfinite(y) & np.isfinite(x).all(-1)
-        x, y = x[known], y[known][..., None]
-        below, equal = (x < y).sum(-1), (x == y).sum(-1)
-        part = np.zeros(count + 2)
-        np.add.at(part, below, 1 / (equal + 1))
-        np.add.at(part, below + equal + 1, -1 / (equal + 1))
+        below, part = _below_and_equal(x[known], y[known]), np.zeros(count + 2)
+        np.add.at(part, below[0], 1 / (below[1] + 1))
+        np.add.at(part, below[0] + below[1] + 1, -1 / (below[1] + 1))
         return part.cumsum()[:-1]
 
     blocks = _blocks(ranks, members, observed, dim)
     return xr.DataArray(sum(dask.compute(*blocks)), {"rank": np.arange(count + 1)}, "rank", name="rank_histogram")
+
+
+def rank_parts(members: xr.DataArray, observed: xr.DataArray, dim: str = "member") -> xr.DataArray:
+    """``(..., rank)``: the part that each cell and day has in `rank_histogram`; 0 where anything is missing. Lazy."""
+    members, observed = _checked(members, observed, dim)
+    count = members.sizes[dim]
+
+    def parts(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        below, equal = (field[..., None] for field in _below_and_equal(x, y))
+        known, rank = np.isfinite(y) & np.isfinite(x).all(-1), np.arange(count + 1)
+        return np.where((rank >= below) & (rank <= below + equal), 1 / (equal + 1), 0.0) * known[..., None]
+
+    return xr.apply_ufunc(
+        parts, members, observed, input_core_dims=[[dim], []], output_core_dims=[["rank"]], dask="parallelized",
+        output_dtypes=[np.float64], dask_gufunc_kwargs={"output_sizes": {"rank": count + 1}},
+    ).assign_coords(rank=np.arange(count + 1))  # fmt: skip
+
+
+def _below_and_equal(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the members ``(..., member)`` are less than the observation ``(...)``, and how many equal it."""
+    return (x < y[..., None]).sum(-1), (x == y[..., None]).sum(-1)
 
 
 def spread_skill(members: xr.DataArray, observed: xr.DataArray, dim: str = "member") -> dict[str, float]:
@@ -95,6 +114,37 @@ def spread_skill(members: xr.DataArray, observed: xr.DataArray, dim: str = "memb
     found["spread"] = float(np.sqrt(found["spread"] * (1 + 1 / count)))
     found["rmse"] = float(np.sqrt(found["rmse"]))
     return found | {"ratio": found["spread"] / found["rmse"] if found["rmse"] else float("nan")}
+
+
+def reliability(members: xr.DataArray, observed: xr.DataArray, threshold: float, dim: str = "member") -> xr.Dataset:
+    """How often it rains as much as ``threshold`` when so many members have it; reliable if it is their share.
+
+    Murphy and Winkler (J. R. Stat. Soc. C 1977).
+
+    Parameters
+    ----------
+    members, observed, dim
+        As in `crps`.
+    threshold
+        In the units of the input: an event is as much or more.
+
+    Returns
+    -------
+    ``(probability,)``, lazy if the input is: ``observed_frequency`` (NaN where no cell had that probability) and
+    ``count``, the cells and days that had it; ``probability`` is the share of the members, 0 to 1. Errors as in `crps`.
+    """
+    members, observed = _checked(members, observed, dim)
+    count = members.sizes[dim]
+    known = observed.notnull() & members.notnull().all(dim)
+    share, event = (members >= threshold).sum(dim), observed >= threshold
+    number = xr.DataArray(np.arange(count + 1), dims="probability")
+    had = [(share == k) & known for k in range(count + 1)]
+    counts, events = (
+        xr.concat([field.sum() for field in fields], "probability") for fields in (had, [h & event for h in had])
+    )
+    frequency = events / counts.where(counts > 0)
+    found = xr.Dataset({"observed_frequency": frequency, "count": counts}).drop_vars(list(frequency.coords))
+    return found.assign_coords(probability=number / count)
 
 
 def _checked(members: xr.DataArray, observed: xr.DataArray, dim: str) -> tuple[xr.DataArray, xr.DataArray]:

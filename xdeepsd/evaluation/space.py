@@ -1,0 +1,148 @@
+"""Whether the maps of a prediction have the right structure: power by scale, and skill by scale; lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from scipy import fft
+
+from xdeepsd.evaluation.evaluate import alike
+
+TRUTH = "truth"
+
+
+def compare_spectra(
+    prediction: xr.Dataset | xr.DataArray,
+    truth: xr.Dataset | xr.DataArray,
+    *,
+    beside: Mapping[str, xr.Dataset | xr.DataArray] | None = None,
+) -> xr.Dataset:
+    """Radially averaged power spectra of the maps, and how far they are from that of the truth.
+
+    By the discrete cosine transform, for maps are not periodic (Denis et al., Mon. Weather Rev. 2002); distances are
+    counted in cells. Missing cells, the same in all, get the mean of the day's map.
+
+    Parameters
+    ----------
+    prediction, truth, beside
+        As in `xdeepsd.evaluate`, with whole maps in each chunk. Of members, the mean of their spectra is taken.
+
+    Returns
+    -------
+    Lazy if the input is: ``spectrum`` ``(name, wavenumber)``, mm2 day-2, float64, with "truth" as the last name: the
+    part of the variance of a map at that scale, the mean over the days with any value; their sum is the variance.
+    ``wavelength`` ``(wavenumber)``, in cells. ``log_distance`` ``(name)``, dB: the root mean square over the scales of
+    ``10 log10(spectrum / spectrum of the truth)``; NaN where a spectrum is 0 at some scale. Errors as in
+    `xdeepsd.evaluate`.
+    """
+    observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
+    shape = observed.sizes["lat"], observed.sizes["lon"]
+    bands, wavelength = _bands(shape)
+
+    def power(maps: np.ndarray) -> np.ndarray:
+        days = maps.reshape(-1, *shape).astype(np.float64)
+        known = np.isfinite(days)
+        number = known.sum((1, 2), keepdims=True)
+        mean = np.where(known, days, 0.0).sum((1, 2), keepdims=True) / np.maximum(number, 1)
+        squares = fft.dctn(np.where(known, days - mean, 0.0), axes=(1, 2), norm="ortho") ** 2 / np.prod(shape)
+        out = np.stack([np.bincount(bands.ravel(), day.ravel(), wavelength.size + 1)[1:] for day in squares])
+        return np.where(number[:, 0] > 0, out, np.nan).reshape(*maps.shape[:-2], -1)
+
+    spectra = []
+    for da in (*fields.values(), observed):
+        of_days = xr.apply_ufunc(
+            power, da, input_core_dims=[["lat", "lon"]], output_core_dims=[["wavenumber"]], dask="parallelized",
+            output_dtypes=[np.float64], dask_gufunc_kwargs={"output_sizes": {"wavenumber": wavelength.size}},
+        )  # fmt: skip
+        days = of_days.notnull().sum([dim for dim in of_days.dims if dim != "wavenumber"])
+        spectra.append(of_days.sum([dim for dim in of_days.dims if dim != "wavenumber"]) / days.where(days > 0))
+    spectrum = xr.concat(spectra, "name").assign_coords(
+        name=[*fields, TRUTH], wavenumber=np.arange(1, wavelength.size + 1)
+    )
+    ratio = spectrum.isel(name=slice(-1)) / spectrum.isel(name=-1, drop=True).where(lambda da: da > 0)
+    distance = (((10 * np.log10(ratio.where(ratio > 0))) ** 2).mean("wavenumber", skipna=False)) ** 0.5
+    distance = distance.reindex(name=[*fields, TRUTH])
+    return xr.Dataset(
+        {
+            "spectrum": spectrum.assign_attrs(long_name="power spectrum", units="mm2 day-2"),
+            "log_distance": distance.assign_attrs(long_name="distance of the spectra", units="dB"),
+        },
+        {"wavelength": ("wavenumber", wavelength, {"long_name": "wavelength in cells"})},
+    )
+
+
+def _bands(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The band of each coefficient ``(lat, lon)``, 0 for the mean, and the wavelength of each band from 1 on."""
+    rows, columns = (np.arange(size) / size for size in shape)
+    most = min(shape) if min(shape) > 1 else max(shape)
+    # A band holds the coefficients from its number on: 2 cells are the shortest wave.
+    bands = np.floor(np.hypot(rows[:, None], columns) * most + 1e-9).astype(int)
+    bands = np.clip(bands, 1, max(most - 1, 1))
+    bands[0, 0] = 0
+    numbers = np.arange(1, bands.max() + 1)
+    return bands, 2 * most / numbers
+
+
+def fractions_skill(
+    prediction: xr.Dataset | xr.DataArray,
+    truth: xr.Dataset | xr.DataArray,
+    *,
+    beside: Mapping[str, xr.Dataset | xr.DataArray] | None = None,
+    thresholds: Sequence[float] = (1.0, 10.0, 50.0),
+    windows: Sequence[int] = (1, 3, 5, 9, 17, 33),
+) -> xr.DataArray:
+    """Fractions skill score: whether as much of a neighbourhood gets heavy rain, by the size of the neighbourhood.
+
+    Roberts and Lean (Mon. Weather Rev. 2008), all days together, over the neighbourhoods that lie inside the map. The
+    numbers of `scores.spatial.fss_2d`, which can put days together only in memory.
+
+    Parameters
+    ----------
+    prediction, truth, beside
+        As in `xdeepsd.evaluate`, with whole maps in each chunk. Missing cells, the same in all, hold no event.
+    thresholds
+        mm day-1; an event is as much or more.
+    windows
+        Sides of the square neighbourhoods, in cells; those larger than the map are left out.
+
+    Returns
+    -------
+    ``(name, event, window)``, 0 to 1, float64, lazy if the input is; NaN where there is no event at all. The members
+    of an ensemble count as so many predictions. Errors as in `xdeepsd.evaluate`.
+    """
+    observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
+    sides = [side for side in windows if side <= min(observed.sizes["lat"], observed.sizes["lon"])]
+
+    sizes = {"event": len(thresholds), "window": len(sides), "part": 2}
+
+    def parts(p: np.ndarray, y: np.ndarray) -> np.ndarray:
+        out = np.zeros((*np.broadcast_shapes(p.shape[:-2], y.shape[:-2]), *sizes.values()))
+        for i, threshold in enumerate(thresholds):
+            for j, side in enumerate(sides):
+                predicted, known = (_fractions(field >= threshold, side) for field in (p, y))
+                out[..., i, j, 0] = ((predicted - known) ** 2).sum((-2, -1))
+                out[..., i, j, 1] = (predicted**2).sum((-2, -1)) + (known**2).sum((-2, -1))
+        return out
+
+    def score(da: xr.DataArray) -> xr.DataArray:
+        of_days = xr.apply_ufunc(
+            parts, da, observed, input_core_dims=[["lat", "lon"]] * 2, output_core_dims=[list(sizes)],
+            dask="parallelized", output_dtypes=[np.float64], dask_gufunc_kwargs={"output_sizes": sizes},
+        )  # fmt: skip
+        apart, most = (of_days.isel(part=k).sum([d for d in of_days.dims if d not in sizes]) for k in (0, 1))
+        return 1 - apart / most.where(most > 0)
+
+    by_name = [score(da) for da in fields.values()]
+    names = [f"{threshold:g} mm" for threshold in thresholds]
+    found = xr.concat(by_name, "name").assign_coords(name=list(fields), event=names, window=sides)
+    return found.rename("fractions_skill").assign_attrs(long_name="fractions skill score", units="1")
+
+
+def _fractions(events: np.ndarray, side: int) -> np.ndarray:
+    """Share of events in each square ``(..., lat, lon)`` of that side inside the map, by a summed-area table."""
+    table = np.zeros((*events.shape[:-2], events.shape[-2] + 1, events.shape[-1] + 1))
+    table[..., 1:, 1:] = events.cumsum(-2).cumsum(-1)
+    rows = table[..., side:, :] - table[..., :-side, :]
+    return (rows[..., side:] - rows[..., :-side]) / side**2
