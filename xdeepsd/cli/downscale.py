@@ -67,6 +67,14 @@ def downscale(
         bool,
         typer.Option("--allow-partial", help="NaN where INPUT does not cover the model's domain. Default: an error."),
     ] = False,
+    bias_correct: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Correct the bias of INPUT. Either a correction saved in Python, correction.save(FILE), or a file or "
+            "store of observed precipitation on the model's coarse grid: it is fitted on the days that both have.",
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Read INPUT and show what was found in it; write nothing.")
     ] = False,
@@ -91,7 +99,7 @@ def downscale(
 ) -> None:
     """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
-    from xdeepsd.cli.inputs import open_coarse, open_file, open_mask, open_static
+    from xdeepsd.cli.inputs import open_coarse, open_correction, open_file, open_mask, open_static
     from xdeepsd.grids.axes import find_time
     from xdeepsd.models.files import model_folders
 
@@ -115,6 +123,8 @@ def downscale(
         fields = None if static is None else open_static(static, models[0].static_names)
         land = None if mask is None else open_mask(mask)
         given: dict[str, Any] = {"variable": name, "mask": land, "units": units, "day_ends": day_ends}
+        if bias_correct is not None:
+            given["bias_correct"] = open_correction(bias_correct, coarse, name, units, day_ends)
         if check:
             seen = None if observed is None else open_file(observed, chunks={})
             _show(xdeepsd.audit(coarse, models[0], fields, observed=seen, allow_partial=True, **given), console)

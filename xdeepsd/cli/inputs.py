@@ -95,6 +95,20 @@ def open_file(path: str, **options: Any) -> Any:
             raise ValueError(f"{path} cannot be read: {why}") from error
 
 
+def open_correction(path: str, history: Any, name: str, units: str | None, day_ends: float | None) -> Any:
+    """A saved correction, or one fitted to the observations in a file or store on the days that ``history`` has too."""
+    from xdeepsd.climate.correction import fit_correction
+    from xdeepsd.inference.correction import is_correction, load_correction
+
+    if is_correction(path):
+        return load_correction(path)
+    observed = open_file(path, chunks={})
+    try:
+        return fit_correction(history, observed, variable=name, units=units, day_ends=day_ends)
+    except ValueError as error:
+        raise ValueError(f"--bias-correct {path}: {error}") from error
+
+
 def open_static(path: str, names: tuple[str, ...], kinds: str = "fiu") -> Any:
     """The named maps as a Dataset, or the only map whose dtype is of ``kinds`` as a DataArray; in memory."""
     ds = open_file(path).load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import xarray as xr
 from xdeepsd.grids import axes
 from xdeepsd.grids.days import period
 from xdeepsd.grids.units import precipitation_factor
+from xdeepsd.inference.correction import Correction, as_correction
 from xdeepsd.inference.inputs import Prepared, prepare
 from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.transform import transform
@@ -124,13 +126,14 @@ def audit(
     units: str | None = None,
     day_ends: float | None = None,
     allow_partial: bool = True,
+    bias_correct: Correction | str | os.PathLike[str] | None = None,
 ) -> Audit:
     """Look at the input of `xdeepsd.downscale` before it is used. Reads it all once, chunk by chunk.
 
     Parameters
     ----------
-    ds, model, static, variable, mask, units, day_ends
-        As in `xdeepsd.downscale`.
+    ds, model, static, variable, mask, units, day_ends, bias_correct
+        As in `xdeepsd.downscale`; with ``bias_correct`` what is looked at is corrected.
     observed
         Observed precipitation of some of the same dates, on any grid that overlaps the model's: the correlation with it
         is computed for shifts of up to two days. Means something for reanalyses, hindcasts and other products, not for
@@ -147,7 +150,8 @@ def audit(
     ValueError, TypeError
         As `xdeepsd.downscale`; and where the observed field shares no date with the input.
     """
-    ready = prepare(ds, model, static, variable, mask, units, day_ends, allow_partial)
+    correction = None if bias_correct is None else as_correction(bias_correct)
+    ready = prepare(ds, model, static, variable, mask, units, day_ends, allow_partial, correction)
     rain, wanted = _rain(ready, model), _wanted(ready, model.scale)
     found = _statistics(rain, wanted)
     given = ds if isinstance(ds, xr.DataArray) else axes.settle(ds)[ready.given.name]
