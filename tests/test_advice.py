@@ -43,7 +43,7 @@ from typer.testing import CliRunner
 
 import xdeepsd
 from xdeepsd import Normalizer, TrainConfig
-from xdeepsd.cli import app, demo_run
+from xdeepsd.cli import app, demo_run, inputs
 from xdeepsd.cli.inputs import open_file
 from xdeepsd.cli.terminal import check_writable
 from xdeepsd.cli.toml import load_config, read_levels
@@ -1944,12 +1944,26 @@ CASES["terminal"] = [
          machine=lambda patch: patch.setattr(os, "access", lambda *_: False)),
 ]  # fmt: skip
 
+
+def grib_file(tmp):
+    rain().to_netcdf(tmp / "rain.grib", engine="h5netcdf")
+    return {"path": str(tmp / "rain.grib")}
+
+
+def grib_is_netcdf(patch):
+    """Until the advice is followed, a file of GRIB on a machine without cfgrib; afterwards, one that can be read."""
+    patch.setattr(inputs, "_is_grib", lambda path: True)
+    patch.setattr(inputs, "find_spec", lambda name: None)
+
+
 CASES["cli"] = [
     case("has no group", command, lambda tmp: {"line": downscaled(tmp, "level_9")},
          meaning("--group NAME", "line = line.replace('level_9', 'level_0')")),
     case("needs a package that is not installed", lambda path: open_file(path), lambda tmp: {"path": "memory://b.zarr"},
          meaning("pip install s3fs for s3://, gcsfs for gs://, adlfs for az://",
                  "patch.undo(); xdeepsd.to_zarr(lazy(), path)"), machine=without_filesystems),
+    case("is a GRIB file, which needs cfgrib", lambda path: open_file(path), grib_file,
+         meaning("pip install 'xdeepsd[grib]'", "patch.undo()"), machine=grib_is_netcdf),
     case("Needed: whole numbers. Type --factors 2,2,2", command, lambda tmp: {"line": prepare(tmp, "two")},
          meaning("--factors 2,2,2", "line += ' --factors 2,2,2'")),
     case("Run the same command again to fetch what is missing", fetch_command, lambda tmp: {"tmp": tmp, "broken": True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from xdeepsd.inference.correction import Correction, as_correction
 from xdeepsd.inference.digests import digest
 from xdeepsd.inference.fast import NO_BFLOAT16, why_not
 from xdeepsd.inference.forward import Options, has_bfloat16
+from xdeepsd.inference.found import found, lines
 from xdeepsd.inference.inputs import Prepared, prepare
 from xdeepsd.inference.members import MEMBER, check_alike, check_count, check_no_members, days_of, origin_of
 from xdeepsd.inference.windows import Job, apply
@@ -28,6 +30,8 @@ from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import copied
 from xdeepsd.models.static import COARSE_PRODUCT
 from xdeepsd.models.variable import FILL_ATTRIBUTES
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 
@@ -177,6 +181,7 @@ def lay_out(
     which = _members(models, isinstance(model, StackedSRCNN), members, statistics)
     correction = None if bias_correct is None else as_correction(bias_correct)
     prepared = prepare(ds, models[0], static, variable, mask, units, day_ends, allow_partial, correction)
+    logger.info("%s", "; ".join(f"{what}: {text}" for what, text in lines(found(ds, prepared))))
     if which is not None:
         check_no_members(prepared.given.dims, "input", "ds")
     lat = np.asarray(prepared.grid["lat"], np.float64)
