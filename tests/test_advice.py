@@ -47,14 +47,14 @@ from typer.testing import CliRunner
 
 import xdeepsd
 from xdeepsd import Normalizer, TrainConfig
-from xdeepsd.cli import app, demo_run
+from xdeepsd.cli import app, demo_run, inputs
 from xdeepsd.cli.inputs import open_file
 from xdeepsd.cli.terminal import check_writable
 from xdeepsd.cli.toml import load_config, read_levels
 from xdeepsd.evaluation import sweep
 from xdeepsd.evaluation.errors import bin_edges, compare
 from xdeepsd.grids.blocks import block_mean
-from xdeepsd.inference import forward
+from xdeepsd.inference import correction, forward
 from xdeepsd.inference.fast import compiled, fused
 from xdeepsd.levels.pairs import make_pair
 from xdeepsd.losses.crps import fair_crps
@@ -316,6 +316,76 @@ CASES["axes"] = [
                                                 "ds = xdeepsd.regrid(ds.sortby('longitude'), COARSE)")),
     case("Needed: numbers in degrees", xdeepsd.downscale, lambda tmp: to_downscale(rain(lat=COARSE["lat"].astype(str))),
          "ds = ds.assign_coords(lat=ds['lat'].astype(float))"),
+]  # fmt: skip
+
+# --- correction -------------------------------------------------------------------------------------------------------
+
+SERIES = make_coarse(days=100, nlat=4, nlon=6)
+SEEN = make_coarse(days=100, nlat=4, nlon=6, seed=3)
+CORRECTION = xdeepsd.fit_correction(SERIES, SEEN, nquantiles=5)
+
+
+def to_fit(**changes):
+    return {"history": SERIES, "observed": SEEN, "nquantiles": 5, **changes}
+
+
+def to_save(tmp):
+    CORRECTION.save(tmp / "correction.nc")
+    return {"path": tmp / "correction.nc"}
+
+
+def newer_correction(tmp):
+    with pytest.MonkeyPatch.context() as later:
+        later.setattr(correction, "FORMAT", correction.FORMAT + 1)
+        return to_save(tmp)
+
+
+def to_correct(**changes):
+    return {"ds": SERIES, "model": MODEL, "static": STATIC, "bias_correct": CORRECTION, **changes}
+
+
+def by_day_of_year():
+    time = xr.date_range("2001-01-01", periods=100, calendar="360_day", use_cftime=True)
+    return to_fit(history=SERIES.assign_coords(time=time), nquantiles=1, group="time.dayofyear")
+
+
+CASES["correction"] = [
+    case("days in common", xdeepsd.fit_correction,
+         lambda tmp: to_fit(history=SERIES.isel(time=slice(60)), nquantiles=50), "nquantiles=1", "group='time'"),
+    case("Needed: a single series of days with dates on", xdeepsd.fit_correction,
+         lambda tmp: to_fit(history=SERIES.expand_dims(member=2)), "history = history.isel(member=0)"),
+    case("Needed: a single series of days with dates on", xdeepsd.fit_correction,
+         lambda tmp: to_fit(history=SERIES.to_dataset().assign_coords(
+             time=("time", np.arange(100), {"units": "days since 2001-01-01"}))),
+         filled("history = xr.decode_cf(ds)", ds="history")),
+    case("to make one.", xdeepsd.load_correction, lambda tmp: {"path": saved(tmp) / "model.json"},
+         meaning("xdeepsd.fit_correction(history, observed).save(path)",
+                 "path = path.with_name('c.nc'); xdeepsd.fit_correction(SERIES, SEEN, nquantiles=5).save(path)")),
+    case("written by a newer xdeepsd. Type pip", xdeepsd.load_correction, newer_correction,
+         meaning("pip install -U xdeepsd", "patch.setattr(correction, 'FORMAT', correction.FORMAT + 1)")),
+    case("exists. Type correction.save(path, overwrite=True)", CORRECTION.save, to_save,
+         meaning("correction.save(path, overwrite=True)", "overwrite=True")),
+    case("Check their missing values, and that they lie in the same region", lambda path, **given:
+         xdeepsd.fit_correction(**given).save(path), lambda tmp:
+         to_fit(history=SERIES.chunk().where(SERIES < 0), path=tmp / "c.nc"),
+         meaning("Check their missing values", "history = SERIES")),
+    case("needed: a Correction, or the path of one", xdeepsd.downscale,
+         lambda tmp: to_correct(bias_correct=3),
+         meaning("bias_correct=xdeepsd.fit_correction(history, observed)", "bias_correct = CORRECTION")),
+    case("by its quantiles over time. Needed: days with dates", xdeepsd.downscale,
+         lambda tmp: to_correct(ds=SERIES.isel(time=0, drop=True)),
+         meaning("Leave bias_correct out", "bias_correct = None")),
+    case("Needed: years of the same length", lambda ds, **given: xdeepsd.fit_correction(**given).apply(ds),
+         lambda tmp: {"ds": SERIES, **by_day_of_year()}, "group='time.month'"),
+    case("on which the correction was not fitted", lambda ds, **given: xdeepsd.fit_correction(**given).apply(ds),
+         lambda tmp: {"ds": make_coarse(days=300, nlat=4, nlon=6), **to_fit()}, "group='time'"),
+    case("The correction lies on another grid", xdeepsd.downscale,
+         lambda tmp: to_correct(bias_correct=xdeepsd.fit_correction(
+             SERIES, SEEN.assign_coords(lon=SEEN.lon + 0.5), nquantiles=5)),
+         meaning("fit_correction(history, observed)",
+                 "bias_correct = xdeepsd.fit_correction(SERIES, xdeepsd.regrid(SEEN, COARSE), nquantiles=5)"),
+         meaning("xdeepsd.regrid(observed, coarse)",
+                 "bias_correct = xdeepsd.fit_correction(SERIES, xdeepsd.regrid(SEEN, COARSE), nquantiles=5)")),
 ]  # fmt: skip
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -1912,12 +1982,26 @@ CASES["terminal"] = [
          machine=lambda patch: patch.setattr(os, "access", lambda *_: False)),
 ]  # fmt: skip
 
+
+def grib_file(tmp):
+    rain().to_netcdf(tmp / "rain.grib", engine="h5netcdf")
+    return {"path": str(tmp / "rain.grib")}
+
+
+def grib_is_netcdf(patch):
+    """Until the advice is followed, a file of GRIB on a machine without cfgrib; afterwards, one that can be read."""
+    patch.setattr(inputs, "_is_grib", lambda path: True)
+    patch.setattr(inputs, "find_spec", lambda name: None)
+
+
 CASES["cli"] = [
     case("has no group", command, lambda tmp: {"line": downscaled(tmp, "level_9")},
          meaning("--group NAME", "line = line.replace('level_9', 'level_0')")),
     case("needs a package that is not installed", lambda path: open_file(path), lambda tmp: {"path": "memory://b.zarr"},
          meaning("pip install s3fs for s3://, gcsfs for gs://, adlfs for az://",
                  "patch.undo(); xdeepsd.to_zarr(lazy(), path)"), machine=without_filesystems),
+    case("is a GRIB file, which needs cfgrib", lambda path: open_file(path), grib_file,
+         meaning("pip install 'xdeepsd[grib]'", "patch.undo()"), machine=grib_is_netcdf),
     case("Needed: whole numbers. Type --factors 2,2,2", command, lambda tmp: {"line": prepare(tmp, "two")},
          meaning("--factors 2,2,2", "line += ' --factors 2,2,2'")),
     case("Run the same command again to fetch what is missing", fetch_command, lambda tmp: {"tmp": tmp, "broken": True},

@@ -56,6 +56,11 @@ regular = xr.Dataset(coords={"lat": [48.0, 48.5], "lon": [-124.0, -123.5]})
 xdeepsd.regrid(written, climate.isel(lat=slice(0, 8)), "bilinear")
 """
 USE = {
+    "bias": """
+import xdeepsd
+rain = xdeepsd.make_climate(years=1, shape=(4, 4))["precipitation"].load()
+assert xdeepsd.fit_correction(rain, rain, nquantiles=5).apply(rain).equals(rain)
+""",
     "cli": "import sys; sys.argv = ['xdeepsd', '--help']; from xdeepsd.cli import app; app(standalone_mode=False)",
     "evaluate": """
 import xarray as xr, xdeepsd

@@ -1,5 +1,6 @@
 from ._version import __version__ as __version__
 from .climate.audit import Audit, audit
+from .climate.correction import fit_correction
 from .evaluation.baselines import baselines, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
 from .evaluation.evaluate import evaluate
@@ -11,6 +12,7 @@ from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
 from .grids.regrid import coarsen, regrid, regrid_weights
 from .grids.regrid_weights import Weights
+from .inference.correction import Correction, load_correction
 from .inference.distribution import chance_above, distribution, expectation, quantile
 from .inference.downscale import downscale
 from .inference.sample import sample
@@ -35,6 +37,7 @@ from .training.stage import TrainedStage, train_stage
 __all__ = [
     "SRCNN",
     "Audit",
+    "Correction",
     "DenseLoss",
     "DenseWeight",
     "FetchReport",
@@ -66,8 +69,10 @@ __all__ = [
     "evaluate",
     "expectation",
     "fetch_prism",
+    "fit_correction",
     "fractions_skill",
     "interpolate",
+    "load_correction",
     "load_model",
     "load_models",
     "make_climate",

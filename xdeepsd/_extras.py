@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 PACKAGES = {
+    "bias": ("xsdba",),
     "cli": ("typer", "pydantic", "distributed"),
     "evaluate": ("scores",),
     "fast": ("numba",),

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import xarray as xr
 
 if TYPE_CHECKING:
+    import os
+
     import torch
 
+    from xdeepsd.inference.correction import Correction
     from xdeepsd.models.stack import StackedSRCNN
     from xdeepsd.stores.target import StoreLike
 
@@ -39,6 +42,7 @@ class DeepSDAccessor:
         units: str | None = None,
         day_ends: float | None = None,
         allow_partial: bool = False,
+        bias_correct: Correction | str | os.PathLike[str] | None = None,
     ) -> xr.Dataset | xr.DataArray:
         """Same as ``xdeepsd.downscale(ds, model, static, ...)``, which documents the arguments."""
         from xdeepsd.inference.downscale import downscale
@@ -49,7 +53,7 @@ class DeepSDAccessor:
             "batch_size": batch_size,
             "conserve": conserve,
         }
-        given = {"units": units, "day_ends": day_ends, "allow_partial": allow_partial}
+        given = {"units": units, "day_ends": day_ends, "allow_partial": allow_partial, "bias_correct": bias_correct}
         options |= given | {"members": members, "seed": seed, "statistics": statistics}
         return downscale(self._obj, model, static, variable=variable, mask=mask, **options)
 

@@ -1,11 +1,14 @@
 """What `audit` says of input: against counts by hand, and on two products whose days are a day apart."""
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
 from builders import make_coarse, make_stack, make_static
+from typer.testing import CliRunner
 
 import xdeepsd
+from xdeepsd.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,66 @@ def test_a_shift_is_found(model, shift):
     assert ("fits better" in str(found)) == (shift != 0)
     with pytest.raises(ValueError, match="no date of the input"):
         xdeepsd.audit(ds, model, observed=observed.assign_coords(time=ds["time"] + np.timedelta64(900, "D")))
+
+
+def test_what_training_saw(tmp_path):
+    """The largest rain of the coarsest level, on the training days alone, goes with the model."""
+    climate = xdeepsd.make_climate(years=1, shape=(16, 16), start=2001).isel(time=slice(60)).load()
+    levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], (2,))
+    config = xdeepsd.TrainConfig(
+        channels=(4,), kernels=(3, 3), static=("elevation",), patch=10, stride=6, batch=4, steps=2, validate_every=2,
+        validation=0.5, threads=1, workers=1,
+    )  # fmt: skip
+    trained = xdeepsd.train_stack(levels, config, progress=False)
+    xdeepsd.save_model(trained, tmp_path / "model")
+    stack = xdeepsd.load_model(tmp_path / "model")
+    coarse = levels[0]["precipitation"].load()
+    days = config.split(coarse["time"]).train
+    largest = float(coarse.isel(time=days).max())
+    assert stack.training["largest"] == pytest.approx(largest, rel=1e-6)
+    found = xdeepsd.audit(coarse.isel(time=days), stack)
+    assert (found.largest_trained, found.above_trained) == (pytest.approx(largest), 0)
+    found = xdeepsd.audit(coarse * 1.5, stack)
+    assert found.above_trained == int((coarse * 1.5 > largest).sum())
+    assert f"{found.above_trained} values are larger than any of the training days" in str(found)
+    heights = stack.static["elevation"]
+    assert f"{float(heights.min()):.0f} to {float(heights.max()):.0f} m" in str(found)
+    old = xdeepsd.StackedSRCNN(stack.stages, static=stack.static)
+    assert xdeepsd.audit(coarse * 1.5, old).largest_trained is None
+    assert "of training" not in str(xdeepsd.audit(coarse * 1.5, old))
+
+
+def test_the_log_says_what_is_downscaled(model, caplog):
+    caplog.set_level("INFO")
+
+    def never(*args, **kwargs):
+        raise AssertionError("computed")
+
+    with dask.config.set(scheduler=never):
+        xdeepsd.downscale(make_coarse(days=4).isel(time=[0, 1, 3]).chunk(), model)
+    assert "'pr' in mm day-1, each value of 1 day (by its steps); days: 3, 2001-01-01 to 2001-01-04" in caplog.text
+    assert "dates that are not there: 1; elevation: -" in caplog.text
+
+
+def test_check_needs_no_output(model, tmp_path):
+    xdeepsd.save_model(model, tmp_path / "model")
+    for number, part in enumerate((slice(0, 3), slice(3, 6))):
+        make_coarse(days=6).isel(time=part).to_netcdf(tmp_path / f"{number}.nc", engine="h5netcdf")
+
+    def run(*arguments):
+        line = ["downscale", *map(str, arguments)]
+        return CliRunner().invoke(app, line, env={"COLUMNS": "200"})
+
+    files = [tmp_path / "0.nc", tmp_path / "1.nc"]
+    for given, days in [((files[0],), 3), (files, 6)]:
+        for out in ((), (tmp_path / "out.zarr",)):
+            result = run(*given, tmp_path / "model", *out, "--check")
+            assert result.exit_code == 0, result.output
+            assert f"{days}, 2001-01-01 to" in result.output
+    assert not (tmp_path / "out.zarr").exists()
+    (tmp_path / "rain.grib2").write_bytes(b"GRIB" + bytes(100))
+    assert "pip install 'xdeepsd[grib]'" in run(tmp_path / "rain.grib2", tmp_path / "model", "--check").output
+    assert "INPUT, MODEL or OUTPUT is missing" in " ".join(run(files[0], tmp_path / "model").output.split())
 
 
 @pytest.mark.realdata

@@ -18,12 +18,22 @@ if TYPE_CHECKING:
 def downscale(
     source: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT...", help="Coarse precipitation: Zarr store or NetCDF files, one after another."),
+        typer.Argument(
+            metavar="INPUT...",
+            default_factory=list,  # checked by _arguments, since OUTPUT may be left out
+            show_default=False,
+            help="Coarse precipitation: Zarr store or NetCDF files, one after another.",
+        ),
     ],
     model: Annotated[Path, typer.Argument(help="Folder of a model, or of an ensemble, that xdeepsd train wrote.")],
     out: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="Zarr store to write: a path, or a URL such as s3://...")
-    ],
+        str,
+        typer.Argument(
+            metavar="OUTPUT",
+            show_default=False,
+            help="Zarr store to write: a path, or a URL such as s3://.... Left out with --check.",
+        ),
+    ] = "",
     variable: Annotated[
         str | None, typer.Option(help="Name of the precipitation. Found automatically if left out.")
     ] = None,
@@ -67,6 +77,14 @@ def downscale(
         bool,
         typer.Option("--allow-partial", help="NaN where INPUT does not cover the model's domain. Default: an error."),
     ] = False,
+    bias_correct: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Correct the bias of INPUT. Either a correction saved in Python, correction.save(FILE), or a file or "
+            "store of observed precipitation on the model's coarse grid: it is fitted on the days that both have.",
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Read INPUT and show what was found in it; write nothing.")
     ] = False,
@@ -91,10 +109,11 @@ def downscale(
 ) -> None:
     """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
-    from xdeepsd.cli.inputs import open_coarse, open_file, open_mask, open_static
+    from xdeepsd.cli.inputs import open_coarse, open_correction, open_file, open_mask, open_static
     from xdeepsd.grids.axes import find_time
     from xdeepsd.models.files import model_folders
 
+    source, model, out = _arguments(source, model, out, check)
     console, errors = consoles()
     stops = (ValueError, TypeError, OSError, RuntimeError, ImportError)
     with (
@@ -108,13 +127,15 @@ def downscale(
             raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
         if scheduler is not None and workers:
             raise ValueError("--scheduler and --workers cannot be combined: --scheduler connects to a running cluster.")
-        if "://" not in out:
+        if out and "://" not in out:
             check_writable(Path(out))
         models = xdeepsd.load_models(model) if model_folders(model) else [xdeepsd.load_model(model)]
         coarse, name = open_coarse(source, group, models[0], variable, chunk_days)
         fields = None if static is None else open_static(static, models[0].static_names)
         land = None if mask is None else open_mask(mask)
         given: dict[str, Any] = {"variable": name, "mask": land, "units": units, "day_ends": day_ends}
+        if bias_correct is not None:
+            given["bias_correct"] = open_correction(bias_correct, coarse, name, units, day_ends)
         if check:
             seen = None if observed is None else open_file(observed, chunks={})
             _show(xdeepsd.audit(coarse, models[0], fields, observed=seen, allow_partial=True, **given), console)
@@ -138,6 +159,17 @@ def downscale(
             else f"{days} days, {(members or 1) * len(models)} members"
         )
         console.print(f"{out} is complete: {count}.", markup=False)
+
+
+def _arguments(source: list[str], model: Path, out: str, check: bool) -> tuple[list[str], Path, str]:
+    """INPUT, MODEL and OUTPUT, each in its place: with --check the last of them may be left out."""
+    from xdeepsd.models.files import is_model, model_folders
+
+    if check and out and not (is_model(model) or model_folders(model)):
+        source, model, out = [*source, str(model)], Path(out), ""
+    if not source:
+        raise typer.BadParameter("INPUT, MODEL or OUTPUT is missing. Only with --check OUTPUT may be left out.")
+    return source, model, out
 
 
 def _show(found: Audit, console: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,10 @@ def open_file(path: str, **options: Any) -> Any:
         path = str(Path(path).resolve())
     if "://" in path or Path(path).is_dir():
         options["engine"] = "zarr"
+    elif _is_grib(path):
+        if find_spec("cfgrib") is None:
+            raise ImportError(f"{path} is a GRIB file, which needs cfgrib. Type pip install 'xdeepsd[grib]'.")
+        options["engine"] = "cfgrib"
     if options.get("group") is None:
         options.pop("group", None)
     with warnings.catch_warnings():
@@ -93,6 +98,25 @@ def open_file(path: str, **options: Any) -> Any:
                 raise ValueError(f"{path} has no group {options['group']!r} ({error}). Type --group NAME.") from error
             why = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} cannot be read: {why}") from error
+
+
+def _is_grib(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        return b"GRIB" in file.read(64)  # some have a telegram's header before it
+
+
+def open_correction(path: str, history: Any, name: str, units: str | None, day_ends: float | None) -> Any:
+    """A saved correction, or one fitted to the observations in a file or store on the days that ``history`` has too."""
+    from xdeepsd.climate.correction import fit_correction
+    from xdeepsd.inference.correction import is_correction, load_correction
+
+    if is_correction(path):
+        return load_correction(path)
+    observed = open_file(path, chunks={})
+    try:
+        return fit_correction(history, observed, variable=name, units=units, day_ends=day_ends)
+    except ValueError as error:
+        raise ValueError(f"--bias-correct {path}: {error}") from error
 
 
 def open_static(path: str, names: tuple[str, ...], kinds: str = "fiu") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 import xarray as xr
 
 from xdeepsd.grids import axes
-from xdeepsd.grids.days import period
 from xdeepsd.grids.units import precipitation_factor
+from xdeepsd.inference.correction import Correction, as_correction
+from xdeepsd.inference.found import dates_of, found, lines, range_of
 from xdeepsd.inference.inputs import Prepared, prepare
-from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.models.stack import LARGEST, StackedSRCNN
 from xdeepsd.models.transform import transform
 from xdeepsd.models.variable import clean
 
@@ -33,6 +35,8 @@ class Audit:
         As found; the period says what tells it.
     days, first, last, missing_days
         Days downscaled, the dates of the first and last, and how many dates between them are not there.
+    elevation
+        Lowest and highest of the target grid, m; None for a model without it.
     adapted
         What is done to the input before the first stage: hours put together to days, regridding.
     covered
@@ -46,6 +50,9 @@ class Audit:
     largest_sd
         How many standard deviations of the training days the largest value lies above their mean, in the space in which
         the first stage was trained.
+    largest_trained, above_trained
+        The largest precipitation of the coarsest level on the training days, mm day-1, and how many values lie above
+        it. None and 0 for a model saved before this was recorded.
     lags
         Correlation with the observed field, of all coarse cells and days at hand, by the days that the observations are
         taken later; empty without an observed field.
@@ -59,6 +66,7 @@ class Audit:
     first: str
     last: str
     missing_days: int
+    elevation: tuple[float, float] | None
     adapted: tuple[str, ...]
     covered: float
     missing: float
@@ -67,14 +75,14 @@ class Audit:
     mean: float
     largest: float
     largest_sd: float
+    largest_trained: float | None
+    above_trained: int
     lags: dict[int, float]
 
     def rows(self) -> list[tuple[str, str]]:
         """What was looked at, and what was found."""
         rows = [
-            ("precipitation", f"{self.variable!r} in {self.units}, each value of {self.period}"),
-            ("days", f"{self.days}, {self.first} to {self.last}, calendar {self.calendar}"),
-            ("dates that are not there", str(self.missing_days)),
+            *lines(vars(self)),
             *(("done", text) for text in self.adapted),
             ("coarse cells with values", f"{self.covered:.1%} of those wanted"),
             ("missing values in these", f"{self.missing:.2%}"),
@@ -82,6 +90,8 @@ class Audit:
             ("mean, largest", f"{self.mean:.3g}, {self.largest:.4g} mm day-1"),
             ("largest, above the training days' mean", f"{self.largest_sd:.1f} of their standard deviations"),
         ]
+        if self.largest_trained is not None:
+            rows.append((f"above the {self.largest_trained:.4g} mm day-1 of training", f"{self.above_trained} values"))
         rows += [(f"correlation, observed {lag:+d} days", f"{r:.2f}") for lag, r in self.lags.items()]
         return rows
 
@@ -90,6 +100,11 @@ class Audit:
         notes = []
         if self.missing_days:
             notes.append(f"{self.missing_days} dates between {self.first} and {self.last} are not there.")
+        if self.above_trained:
+            notes.append(
+                f"{self.above_trained} values are larger than any of the training days, up to {self.largest:.4g} "
+                f"against {self.largest_trained:.4g} mm day-1: the model has not learned from such rain."
+            )
         if self.covered < 0.99:
             notes.append(f"{1 - self.covered:.1%} of the coarse cells that are wanted have no value on any day.")
         if self.drizzle > 0.5:
@@ -124,13 +139,14 @@ def audit(
     units: str | None = None,
     day_ends: float | None = None,
     allow_partial: bool = True,
+    bias_correct: Correction | str | os.PathLike[str] | None = None,
 ) -> Audit:
     """Look at the input of `xdeepsd.downscale` before it is used. Reads it all once, chunk by chunk.
 
     Parameters
     ----------
-    ds, model, static, variable, mask, units, day_ends
-        As in `xdeepsd.downscale`.
+    ds, model, static, variable, mask, units, day_ends, bias_correct
+        As in `xdeepsd.downscale`; with ``bias_correct`` what is looked at is corrected.
     observed
         Observed precipitation of some of the same dates, on any grid that overlaps the model's: the correlation with it
         is computed for shifts of up to two days. Means something for reanalyses, hindcasts and other products, not for
@@ -147,30 +163,27 @@ def audit(
     ValueError, TypeError
         As `xdeepsd.downscale`; and where the observed field shares no date with the input.
     """
-    ready = prepare(ds, model, static, variable, mask, units, day_ends, allow_partial)
+    correction = None if bias_correct is None else as_correction(bias_correct)
+    ready = prepare(ds, model, static, variable, mask, units, day_ends, allow_partial, correction)
     rain, wanted = _rain(ready, model), _wanted(ready, model.scale)
-    found = _statistics(rain, wanted)
-    given = ds if isinstance(ds, xr.DataArray) else axes.settle(ds)[ready.given.name]
+    trained = model.training.get(LARGEST)
+    trained = None if trained is None else float(trained) * precipitation_factor(model.units)
+    seen = _statistics(rain, wanted, np.inf if trained is None else trained)
     time = axes.find_time(ready.given)
-    dates = [] if time is None else _dates(ready.given[time])
+    dates = [] if time is None else dates_of(ready.given[time])
     stage = model.stages[0]
-    largest = torch.tensor(max(found["largest"], 0.0) / precipitation_factor(model.units), dtype=torch.float64)
+    largest = torch.tensor(max(seen["largest"], 0.0) / precipitation_factor(model.units), dtype=torch.float64)
     level = float(transform(largest, stage.transform))
-    stands_for = period(given, ds)
     lags = {} if observed is None else _lags(rain, dates, observed, model, static, mask)
+    known = found(ds, ready)
+    heights = ready.maps.get("elevation")
     return Audit(
-        variable=str(ready.given.name),
-        units=str(ready.given.attrs["units"]),
-        period=f"{stands_for} (by its {stands_for.known_by})" if stands_for.known_by else str(stands_for),
-        calendar="none" if time is None else str(ready.given[time].dt.calendar),
-        days=max(len(dates), 1),
-        first=dates[0] if dates else "",
-        last=dates[-1] if dates else "",
-        missing_days=0 if time is None else _missing_days(ready.given[time]),
+        **known | {"elevation": None if heights is None else range_of(heights)},
         adapted=ready.adapted.done,
         largest_sd=(level - stage.precipitation.mean) / stage.precipitation.std,
+        largest_trained=trained,
         lags=lags,
-        **found,
+        **seen,
     )
 
 
@@ -187,7 +200,7 @@ def _wanted(ready: Prepared, scale: int) -> np.ndarray:
     return np.asarray(np.asarray(ready.mask).reshape(nlat, scale, nlon, scale).any(axis=(1, 3)))
 
 
-def _statistics(rain: xr.DataArray, wanted: np.ndarray) -> dict[str, float]:
+def _statistics(rain: xr.DataArray, wanted: np.ndarray, trained: float) -> dict[str, Any]:
     """Shares and moments over wanted cells that ever have a value, in one pass."""
     rain = rain.where(xr.DataArray(wanted, dims=("lat", "lon")))
     others = [dim for dim in rain.dims if dim not in ("lat", "lon")]
@@ -198,6 +211,7 @@ def _statistics(rain: xr.DataArray, wanted: np.ndarray) -> dict[str, float]:
             "drizzle": ((rain > 0) & (rain < DRIZZLE)).sum(others),
             "sum": rain.sum(others, dtype=np.float64),
             "largest": rain.max(others),
+            "above": (rain > trained * (1 + 1e-6)).sum(others),
         }
     )
     (counts,) = dask.compute(counts)
@@ -211,24 +225,8 @@ def _statistics(rain: xr.DataArray, wanted: np.ndarray) -> dict[str, float]:
         "drizzle": float(counts["drizzle"].sum() / seen),
         "mean": float(counts["sum"].sum() / seen),
         "largest": float(counts["largest"].max()),
+        "above_trained": int(counts["above"].sum()),
     }
-
-
-def _dates(time: xr.DataArray) -> list[str]:
-    return [f"{y:04d}-{m:02d}-{d:02d}" for y, m, d in zip(*_calendar_dates(time), strict=True)]
-
-
-def _calendar_dates(time: xr.DataArray) -> tuple[np.ndarray, ...]:
-    return tuple(np.atleast_1d(getattr(time.dt, part).values) for part in ("year", "month", "day"))
-
-
-def _missing_days(time: xr.DataArray) -> int:
-    """Dates between the first and the last that are not there, in the calendar's own days."""
-    days = axes.days_since_first(np.atleast_1d(time.values))
-    if days is None or days.size < 2:
-        return 0
-    there = np.unique(np.floor(days + 1e-6))
-    return int(there[-1] - there[0]) + 1 - there.size
 
 
 def _lags(
@@ -237,7 +235,7 @@ def _lags(
     """Correlation with the observed field, shifted by each of `LAGS` days, over cells and days that both have."""
     there = prepare(observed, model, static, None, mask, allow_partial=True)
     time = axes.find_time(there.given)
-    theirs = {} if time is None else {date: i for i, date in enumerate(_dates(there.given[time]))}
+    theirs = {} if time is None else {date: i for i, date in enumerate(dates_of(there.given[time]))}
     common = [i for i, date in enumerate(dates) if date in theirs][:_DAYS_COMPARED]
     if not common or time is None:
         raise ValueError(

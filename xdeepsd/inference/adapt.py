@@ -17,8 +17,7 @@ from xdeepsd.grids.cells import Grid, infer_edges, read_grid
 from xdeepsd.grids.days import period, to_days
 from xdeepsd.grids.regrid import regrid, regrid_weights
 from xdeepsd.grids.units import is_amount, precipitation_factor
-from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.models.variable import Values, clean, fill_values
+from xdeepsd.models.variable import Values, Variable, clean, fill_values
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +34,10 @@ class Adapted:
 
 
 def daily(
-    da: xr.DataArray, ds: xr.Dataset | xr.DataArray, model: StackedSRCNN, day_ends: float | None, values: Values
+    da: xr.DataArray, ds: xr.Dataset | xr.DataArray, units: str, day_ends: float | None, values: Values
 ) -> Adapted:
     """Sum or average steps of hours to days that end at ``day_ends`` UTC; refuse what is longer than a day."""
-    precipitation_factor(da.attrs.get("units"), model.units)  # raises where the units are missing or wrong
+    precipitation_factor(da.attrs.get("units"), units)  # raises where the units are missing or wrong
     found, time = period(da, ds), axes.find_time(da)
     climatology = time is not None and isinstance(ds, xr.Dataset) and ds[time].attrs.get("climatology")
     if climatology or (found.days is not None and found.days > 1.5 and found.known_by != "gaps"):
@@ -296,7 +295,7 @@ def undecoded(da: xr.DataArray) -> xr.DataArray:
     return out.assign_coords(da.coords).rename(da.name)
 
 
-def values_as_given(da: xr.DataArray, model: StackedSRCNN) -> Values:
+def values_as_given(da: xr.DataArray, kind: Variable) -> Values:
     """What the numbers mean before they are put together: all of `Values` but the factor."""
-    lowest = model.kind.lowest / precipitation_factor(da.attrs.get("units"), model.kind.units)
+    lowest = kind.lowest / precipitation_factor(da.attrs.get("units"), kind.units)
     return Values(str(da.name), 1.0, lowest, fill_values(da), lenient=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +16,11 @@ import xarray as xr
 
 from xdeepsd._version import __version__
 from xdeepsd.grids import axes
+from xdeepsd.inference.correction import Correction, as_correction
 from xdeepsd.inference.digests import digest
 from xdeepsd.inference.fast import NO_BFLOAT16, why_not
 from xdeepsd.inference.forward import Options, has_bfloat16
+from xdeepsd.inference.found import found, lines
 from xdeepsd.inference.inputs import Prepared, prepare
 from xdeepsd.inference.members import MEMBER, check_alike, check_count, check_no_members, days_of, origin_of
 from xdeepsd.inference.windows import Job, apply
@@ -26,6 +30,8 @@ from xdeepsd.models.stack import StackedSRCNN
 from xdeepsd.models.stage import copied
 from xdeepsd.models.static import COARSE_PRODUCT
 from xdeepsd.models.variable import FILL_ATTRIBUTES
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 
@@ -47,6 +53,7 @@ def downscale(
     units: str | None = None,
     day_ends: float | None = None,
     allow_partial: bool = False,
+    bias_correct: Correction | str | os.PathLike[str] | None = None,
 ) -> xr.Dataset | xr.DataArray:
     """Downscale coarse precipitation with a trained stack, or with an ensemble of them.
 
@@ -98,6 +105,10 @@ def downscale(
         None: midnight. Rates are averaged, amounts added up; a day that lacks a step is NaN, or left out at either end.
     allow_partial
         True: NaN where the input does not cover the model's domain. False: an error.
+    bias_correct
+        A `Correction` from `fit_correction` or `load_correction`, or the path of a saved one. The input is regridded,
+        corrected on the model's coarse grid, and downscaled. The quantiles of a cell are those of all days of the
+        input, so all of them are read before the first is downscaled.
 
     Returns
     -------
@@ -120,7 +131,7 @@ def downscale(
         "device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve,
     }  # fmt: skip
     options |= {"members": members, "seed": seed, "statistics": statistics}
-    options |= {"units": units, "day_ends": day_ends, "allow_partial": allow_partial}
+    options |= {"units": units, "day_ends": day_ends, "allow_partial": allow_partial, "bias_correct": bias_correct}
     made = lay_out(ds, model, static, variable, mask, **options)
     fields = _mean_and_std(made) if statistics else [label(made.data, made.prepared, made.has_members)]
     for fine in fields:
@@ -159,6 +170,7 @@ def lay_out(
     seed: int = 0,
     statistics: bool = False,
     distribution: bool = False,
+    bias_correct: Any = None,
 ) -> LaidOut:
     """`downscale` without labels; ``distribution``: the parameters that the last stage gives, and not their mean."""
     models = _models(model)
@@ -167,7 +179,9 @@ def lay_out(
         _check_conserve(one, conserve)
     check_alike(models, fields=static is None, mask=mask is None)
     which = _members(models, isinstance(model, StackedSRCNN), members, statistics)
-    prepared = prepare(ds, models[0], static, variable, mask, units, day_ends, allow_partial)
+    correction = None if bias_correct is None else as_correction(bias_correct)
+    prepared = prepare(ds, models[0], static, variable, mask, units, day_ends, allow_partial, correction)
+    logger.info("%s", "; ".join(f"{what}: {text}" for what, text in lines(found(ds, prepared))))
     if which is not None:
         check_no_members(prepared.given.dims, "input", "ds")
     lat = np.asarray(prepared.grid["lat"], np.float64)
@@ -177,7 +191,7 @@ def lay_out(
     origin = (0, 0) if keys is None else origin_of(prepared.coarse, models[0])
     options = Options(str(device or "cpu"), precision, batch_size)
     jobs = [Job(_copied(one, conserve), prepared.values, options, lat, seed, origin, distribution) for one in models]
-    made_with = _made_with(jobs, prepared, members)
+    made_with = _made_with(jobs, prepared, members, correction)
     token = digest((made_with, origin, prepared.values, prepared.coarse.shape[-2:], digest(lat)))
     token = f"distribution-{token}" if distribution else token
     data = apply(prepared.coarse.data, jobs, prepared.maps, prepared.mask, token, which, keys, statistics)
@@ -313,7 +327,9 @@ def _mean_and_std(made: LaidOut) -> list[xr.DataArray]:
     return fields
 
 
-def _made_with(jobs: Sequence[Job], prepared: Prepared, members: int | None) -> dict[str, str]:
+def _made_with(
+    jobs: Sequence[Job], prepared: Prepared, members: int | None, correction: Correction | None
+) -> dict[str, str]:
     """Attributes that change with everything the numbers depend on, except the input."""
     maps = {name: digest(field) for name, field in prepared.maps.items()}
     job = jobs[0]
@@ -327,6 +343,7 @@ def _made_with(jobs: Sequence[Job], prepared: Prepared, members: int | None) -> 
             "xdeepsd_options": " ".join(f"{name}={value}" for name, value in vars(job.options).items()),
         }
         | ({"xdeepsd_adapted": "; ".join(prepared.adapted.done)} if prepared.adapted.done else {})
+        | ({} if correction is None else {"xdeepsd_correction": correction.fingerprint()})
     )
 
 

@@ -18,8 +18,9 @@ from xdeepsd.grids import align, axes
 from xdeepsd.grids.days import period
 from xdeepsd.grids.units import precipitation_factor
 from xdeepsd.inference.adapt import Adapted, daily, to_grid, undecoded, values_as_given
+from xdeepsd.inference.correction import Correction
 from xdeepsd.models.stack import StackedSRCNN
-from xdeepsd.models.variable import Values, find_variable, without_fills
+from xdeepsd.models.variable import Values, clean, find_variable, without_fills
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def prepare(
     units: str | None = None,
     day_ends: float | None = None,
     allow_partial: bool = False,
+    correction: Correction | None = None,
 ) -> Prepared:
     """Find everything, bring the input to days on the model's grid, check; arguments and errors as in `downscale`."""
     ds = axes.settle(ds)
@@ -63,11 +65,11 @@ def prepare(
         given = given.assign_attrs(units=units)
     check_values(str(given.name), given)
     axes.map_dims(given)  # raises where latitude or longitude is missing
-    as_given = values_as_given(given, model)
+    as_given = values_as_given(given, model.kind)
     fields = target_fields(model, static, given)
     if given.chunks is None and not given.variable._in_memory:
         given = axes.chunk_unread(given, days=steps_in_chunk(given, ds, model))
-    adapted = daily(given, ds, model, day_ends, as_given)
+    adapted = daily(given, ds, model.units, day_ends, as_given)
     fields = oriented(fields, model)
     wanted = target_mask(model, mask, fields)
     land = None if wanted is None else _own(wanted.data)
@@ -75,8 +77,22 @@ def prepare(
     coarse, names = axes.standardize(adapted.da)
     values = replace(Values.of(coarse, model.units, adapted.source, model.kind), lenient=True)
     coarse, turn = turned(coarse, fields)
+    if correction is not None:
+        coarse, adapted = _corrected(coarse, values, model, correction, adapted)
     maps = {name: _own(fields[name].data) for name in model.static_names} | learned_fields(model, fields)
     return Prepared(adapted.da, names, coarse, values, fields.coords.to_dataset(), turn, maps, land, adapted)
+
+
+def _corrected(
+    coarse: xr.DataArray, values: Values, model: StackedSRCNN, correction: Correction, adapted: Adapted
+) -> tuple[xr.DataArray, Adapted]:
+    """The input without its bias, in its own units."""
+    factor = np.asarray(values.factor * precipitation_factor(model.units), coarse.dtype)
+    out = correction.apply(clean(coarse, values) * factor) / factor
+    done = f"corrected by {correction}"
+    logger.info("%r: %s.", coarse.name, done)
+    out = out.rename(coarse.name).assign_attrs(coarse.attrs)
+    return out, replace(adapted, done=(*adapted.done, done))
 
 
 def steps_in_chunk(

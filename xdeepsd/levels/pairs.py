@@ -84,7 +84,7 @@ class Pair:
             The values of a day have changed since it was first read.
         """
         factor = self.config.factor
-        coarse, target = _values(self.coarse, days), _values(self.fine, days)
+        coarse, target = read_days(self.coarse, days), read_days(self.fine, days)
         self._check_digests(days, coarse, target)
         unusable = np.repeat(np.repeat(np.isnan(coarse), factor, axis=1), factor, axis=2) | ~self.mask
         return fill_nearest(coarse, self.config.halo), np.where(unusable, np.float32(np.nan), target)
@@ -122,7 +122,7 @@ class Pair:
         return coarse, interpolated[:, 0].numpy(), target
 
 
-def _values(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
+def read_days(da: xr.DataArray, days: np.ndarray) -> np.ndarray:
     """``days`` of a lazy array as float32, read in one go with the days between them."""
     first, last = int(days[0]), int(days[-1])
     block = da.isel(time=slice(first, last + 1)).data

@@ -18,6 +18,8 @@ from xdeepsd.models.stage import Stage
 from xdeepsd.models.static import COARSE_PRODUCT, is_learned
 from xdeepsd.models.variable import PRECIPITATION, Variable
 
+LARGEST = "largest"  # in ``training``: see `StackedSRCNN`
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StackedSRCNN:
@@ -38,7 +40,8 @@ class StackedSRCNN:
         ``(lat, lon)`` bool on the same grid, True where values are wanted; None: everywhere.
     training
         Facts worth knowing about the training: years, errors, seed; under ``coarse_product`` the name of the
-        independent product that the first stage takes, whose means are never kept.
+        independent product that the first stage takes, whose means are never kept; under ``largest`` the largest
+        precipitation of the coarsest level on the training days, in ``units``.
     kind
         Properties of the variable: `xdeepsd.models.variable.PRECIPITATION`, so far the only one.
     """

@@ -28,6 +28,7 @@ _ATTRIBUTES = {
     "xdeepsd_static": "static fields",
     "xdeepsd_mask": "mask",
     "xdeepsd_options": "options",
+    "xdeepsd_correction": "bias correction",
     "xdeepsd_version": "version of xdeepsd",
 }
 # Attributes that may differ between the first command and the one that resumes it; those of the first are kept.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import uuid
 import warnings
@@ -18,8 +19,9 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.levels.coarse import product_of
+from xdeepsd.levels.pairs import read_days
 from xdeepsd.losses.dense_weight import DenseWeight
-from xdeepsd.models.stack import StackedSRCNN
+from xdeepsd.models.stack import LARGEST, StackedSRCNN
 from xdeepsd.models.static import CLIMATOLOGY, COARSE_PRODUCT
 from xdeepsd.training.config import TrainConfig
 from xdeepsd.training.ladder import Ladder, Levels, check_levels, for_product, static_key
@@ -27,6 +29,8 @@ from xdeepsd.training.losses import fit_density
 from xdeepsd.training.stage import TrainedStage, check_folder, stage_pair, train_pair
 
 logger = logging.getLogger(__name__)
+
+_VALUES_IN_SLAB = 2**24
 
 Then = Callable[[Sequence[xr.Dataset], StackedSRCNN], Any]
 
@@ -266,6 +270,7 @@ def _finish_job(ladder: Ladder, stages: Sequence[_Stage], then: Then | None, *tr
     training: dict[str, Any] = {
         "stages": [stage.summary for stage in trained],
         "config": [asdict(config) for config in configs],
+        LARGEST: _largest(ladder.levels[0]["precipitation"], configs[0]),
     }
     if CLIMATOLOGY in maps:
         training["climatology"] = maps[CLIMATOLOGY].attrs["origin"]
@@ -277,3 +282,12 @@ def _finish_job(ladder: Ladder, stages: Sequence[_Stage], then: Then | None, *tr
         maps["mask"].astype(bool), training,
     )  # fmt: skip
     return stack if then is None else then(ladder.levels, stack)
+
+
+def _largest(da: xr.DataArray, config: TrainConfig) -> float:
+    """The largest value of a level on the training days, a slab of them at a time."""
+    da = da.transpose("time", "lat", "lon")
+    days = config.split(da["time"]).train
+    limit = max(1, _VALUES_IN_SLAB // math.prod(da.shape[1:]))
+    slabs = np.split(days, range(limit, len(days), limit))
+    return max(float(np.fmax.reduce(read_days(da, slab), axis=None, initial=0)) for slab in slabs)
