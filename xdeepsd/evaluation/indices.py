@@ -155,10 +155,10 @@ def _indices(da: xr.DataArray) -> xr.Dataset:
         members = [_indices(da.isel(member=i, drop=True)) for i in range(da.sizes["member"])]
         return xr.concat(members, "member").mean("member", skipna=False, keep_attrs=True)
     da = da.astype(np.float64)
-    wet, known = da >= WET, da.notnull()
+    wet, known, before = da >= WET, da.notnull(), _before(da, 1)
     days, wet_days = known.sum("time"), wet.sum("time")
-    years, follows = da.groupby("time.year"), known & known.shift(time=1, fill_value=False)
-    wet_before = wet.shift(time=1, fill_value=False)
+    years, follows = da.groupby("time.year"), known & before.notnull()
+    wet_before = before >= WET
     after_wet, after_dry = (follows & wet_before).sum("time"), (follows & ~wet_before).sum("time")
     greatest, annual = years.max(), _ratio(years.sum(), years.count())
     months = da.groupby("time.month")
@@ -166,7 +166,7 @@ def _indices(da: xr.DataArray) -> xr.Dataset:
     if monthly.sizes["month"] < 12:
         monthly = monthly * np.nan
     highest, above = _highest(da.where(wet), wet_days)
-    five: Any = sum(da.shift(time=k) for k in range(5))
+    five: Any = sum(_before(da, k) for k in range(5))
     found = {
         "R01": _ratio(wet_days, days), "SDII": _ratio(da.where(wet).sum("time"), wet_days),
         "R10": _ratio((da >= 10).sum("time") * YEAR, days), "R20": _ratio((da >= 20).sum("time") * YEAR, days),
@@ -195,9 +195,14 @@ def _mean(of_years: xr.DataArray, fewer: int = 0) -> xr.DataArray:
     return _ratio(of_years.sum("year"), of_years.notnull().sum("year") - fewer)
 
 
+def _before(da: xr.DataArray, days: int) -> xr.DataArray:
+    """Of each day, the value so many days before; NaN where there is none."""
+    return da.shift(time=days) if days < da.sizes["time"] else da.where(False)
+
+
 def _successive(da: xr.DataArray) -> xr.DataArray:
     """Correlation of each day with the day before, from sums: no day has to wait for the mean."""
-    before = da.shift(time=1)
+    before = _before(da, 1)
     both = da.notnull() & before.notnull()
     x, y, n = da.where(both, 0.0), before.where(both, 0.0), both.sum("time")
     n = n.where(n > 0)
