@@ -176,6 +176,18 @@ def test_the_page_on_members_runs(files):
     assert files["members"].sizes["member"] == 20
 
 
+def test_the_page_on_evaluation_runs(files):
+    truth = files["fine"].sel(time="2005")
+    coarse = xdeepsd.coarsen(truth, 4)
+    for name, da in (("observed", truth), ("coarse", coarse), ("prediction", xdeepsd.interpolate(coarse, truth))):
+        da.rename("pr").to_dataset().chunk(time=100).drop_encoding().to_zarr(f"{name}.zarr", mode="w")
+    run("howto/evaluate.md", files)
+    assert list(files["found"]["name"].values) == ["prediction", *files["beside"]]
+    assert float(files["found"]["rmse"].sel(name="prediction")) == float(files["found"]["rmse"].sel(name="bilinear"))
+    assert files["change"]["RX1day"].notnull().any()
+    assert files["skill"].notnull().any()
+
+
 def test_the_page_on_regridding_runs(files):
     run("howto/regrid.md", files)
     given, regular = files["ds"]["precipitation"], files["regular"]["precipitation"]

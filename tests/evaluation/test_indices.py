@@ -121,6 +121,17 @@ def test_days_left_out_end_a_spell(chunks):
     assert float(found["R01"].squeeze()) == pytest.approx(5 / 7)
 
 
+@pytest.mark.parametrize("chunks", [None, {"time": 1}])
+@pytest.mark.parametrize("days", [1, 2])
+def test_a_day_or_two(days, chunks):
+    few = cell([12.0, 3.0][:days])
+    found = xdeepsd.climate_indices(few.chunk(chunks) if chunks else few).compute()
+    assert float(found["RX1day"].squeeze()) == 12
+    assert float(found["CWD"].squeeze()) == days
+    assert found["RX5day"].isnull().all()
+    assert found["AC1"].isnull().all()
+
+
 def test_a_dry_year_has_no_amount_of_wet_days():
     found = xdeepsd.climate_indices(cell([0.0] * 365))
     assert float(found["CDD"].squeeze()) == 365

@@ -153,6 +153,13 @@ def test_groups_are_their_days(by):
         xr.testing.assert_allclose(here, alone.drop_vars([v for v in alone if "time" in alone[v].dims] + ["time"]))
 
 
+def test_few_days_and_many_groups():
+    predicted, observed = rain(1, days=2).chunk(time=1), rain(2, days=2).chunk(time=1)
+    found = xdeepsd.evaluate(predicted, observed, by="month").sel(month=1, name="prediction")
+    known = xdeepsd.evaluate(predicted, observed).sel(name="prediction")
+    assert float(found["skill"]) == pytest.approx(float(known["skill"]))
+
+
 @pytest.mark.parametrize("chunks", [None, {"time": 9, "lat": 3}])
 def test_cells_are_their_series(chunks):
     predicted, observed = rain(1), rain(2)

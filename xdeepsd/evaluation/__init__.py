@@ -1,4 +1,4 @@
-"""How good a model is: errors, baselines, significance, figures, and the sweep over alpha, which trains and compares.
+"""How good a model is: errors, indices, spectra, baselines, significance, figures, and the sweep, which trains as well.
 
 May import everything but the command line.
 """

@@ -248,7 +248,9 @@ def _grouped(daily: xr.DataArray, by: str | None) -> xr.DataArray:
     labels = getattr(daily["time"].dt, by)
     groups = xr.DataArray(list(GROUPS[by]), dims=by)
     within_group = (labels.drop_vars("time") == groups).astype(np.float64).assign_coords({by: groups})
-    return xr.dot(daily.drop_vars("time"), within_group, dim="time")
+    found = xr.dot(daily.drop_vars("time"), within_group, dim="time")
+    # Dask splits a product that is larger than its parts.
+    return found if found.chunks is None else found.chunk(dict.fromkeys(found.dims, -1))
 
 
 def _ratio(of: xr.DataArray, by: xr.DataArray) -> xr.DataArray:

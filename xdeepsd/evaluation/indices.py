@@ -1,7 +1,7 @@
 """Climate indices of daily precipitation, and how far those of a prediction are from those of the truth; lazily.
 
 Defined as by the ETCCDI (Zhang et al., WIREs Climate Change 2011) and in VALUE (Maraun et al., Earth's Future 2015).
-Everything is reduced along time chunk by chunk; `topk` alone keeps 2 % of the days.
+Everything is reduced along time chunk by chunk; the 98th percentile keeps 2 % of the days.
 """
 
 from __future__ import annotations
@@ -155,10 +155,10 @@ def _indices(da: xr.DataArray) -> xr.Dataset:
         members = [_indices(da.isel(member=i, drop=True)) for i in range(da.sizes["member"])]
         return xr.concat(members, "member").mean("member", skipna=False, keep_attrs=True)
     da = da.astype(np.float64)
-    wet, known = da >= WET, da.notnull()
+    wet, known, before = da >= WET, da.notnull(), _before(da, 1)
     days, wet_days = known.sum("time"), wet.sum("time")
-    years, follows = da.groupby("time.year"), known & known.shift(time=1, fill_value=False)
-    wet_before = wet.shift(time=1, fill_value=False)
+    years, follows = da.groupby("time.year"), known & before.notnull()
+    wet_before = before >= WET
     after_wet, after_dry = (follows & wet_before).sum("time"), (follows & ~wet_before).sum("time")
     greatest, annual = years.max(), _ratio(years.sum(), years.count())
     months = da.groupby("time.month")
@@ -166,7 +166,7 @@ def _indices(da: xr.DataArray) -> xr.Dataset:
     if monthly.sizes["month"] < 12:
         monthly = monthly * np.nan
     highest, above = _highest(da.where(wet), wet_days)
-    five: Any = sum(da.shift(time=k) for k in range(5))
+    five: Any = sum(_before(da, k) for k in range(5))
     found = {
         "R01": _ratio(wet_days, days), "SDII": _ratio(da.where(wet).sum("time"), wet_days),
         "R10": _ratio((da >= 10).sum("time") * YEAR, days), "R20": _ratio((da >= 20).sum("time") * YEAR, days),
@@ -195,9 +195,14 @@ def _mean(of_years: xr.DataArray, fewer: int = 0) -> xr.DataArray:
     return _ratio(of_years.sum("year"), of_years.notnull().sum("year") - fewer)
 
 
+def _before(da: xr.DataArray, days: int) -> xr.DataArray:
+    """Of each day, the value so many days before; NaN where there is none."""
+    return da.shift(time=days) if days < da.sizes["time"] else da.where(False)
+
+
 def _successive(da: xr.DataArray) -> xr.DataArray:
     """Correlation of each day with the day before, from sums: no day has to wait for the mean."""
-    before = da.shift(time=1)
+    before = _before(da, 1)
     both = da.notnull() & before.notnull()
     x, y, n = da.where(both, 0.0), before.where(both, 0.0), both.sum("time")
     n = n.where(n > 0)
@@ -211,16 +216,26 @@ def _highest(rain: xr.DataArray, wet_days: xr.DataArray) -> tuple[xr.DataArray, 
     """98th percentile of the wet days (linear, as numpy), and the sum of those above it; from the highest 2 %."""
     rain = rain.transpose("time", "lat", "lon")
     keep = min(int(0.02 * rain.sizes["time"]) + 2, rain.sizes["time"])
-    values = dask.array.asarray(rain.fillna(-1.0).data)
-    # Chunks of fewer days than are kept would have nothing to give up.
-    top = xr.DataArray(dask.array.topk(values, keep, axis=0), dims=("rank", "lat", "lon")).assign_coords(
-        rank=np.arange(keep), lat=rain["lat"], lon=rain["lon"]
+    values = rain.fillna(-1.0).data
+
+    def most(days: np.ndarray, axis: Any = None, keepdims: bool = True) -> np.ndarray:
+        # A copy, for a view of the highest would keep all the others.
+        return np.partition(days, -keep, axis=0)[-keep:].copy() if len(days) > keep else days
+
+    def ordered(days: np.ndarray, axis: Any = None, keepdims: bool = True) -> np.ndarray:
+        return np.sort(most(days), axis=0)[::-1]
+
+    # `dask.array.topk` keeps whole chunks until they are joined.
+    highest = ordered(values) if rain.chunks is None else dask.array.reduction(
+        values, chunk=most, combine=most, aggregate=ordered, axis=0, keepdims=True, dtype=np.float64,
+        concatenate=True, split_every=4, output_size=keep, meta=np.empty((0, 0, 0)),
+    )  # fmt: skip
+    top = xr.DataArray(
+        highest, {"rank": np.arange(keep), "lat": rain["lat"], "lon": rain["lon"]}, ("rank", "lat", "lon")
     )
     place = 0.02 * (wet_days - 1).clip(0)
     above, below = (top.where(top["rank"] == row).sum("rank") for row in (np.floor(place), np.ceil(place)))
     percentile = (above + (place - np.floor(place)) * (below - above)).where(wet_days > 0)
-    if rain.chunks is None:
-        percentile, top = percentile.compute(), top.compute()
     return percentile, top.where(top > percentile).sum("rank")
 
 
