@@ -147,3 +147,15 @@ def test_losses(real_data, tmp_path):
         np.testing.assert_allclose(table.loc["MAE", name], rows[name][rows["loss"] == "MAE"].mean())
     assert (table.filter(like="p ").drop("MSE") <= 1).all().all()
     assert table.filter(like="count").iloc[0].is_monotonic_increasing
+
+
+@pytest.mark.realdata
+def test_climate_model(real_data, tmp_path):
+    output = run("climate_model.py", "--data", real_data, "--out", tmp_path, "--steps", 3)
+    assert "36 x 36 cells" in output
+    means = {line[:22].strip(): float(line.split("mean ")[1].split(",")[0]) for line in output.splitlines()
+             if line[23:27] == "mean"}  # fmt: skip
+    assert means["observed"] == pytest.approx(1.24 * means["the file"], rel=0.01)
+    assert means["corrected, downscaled"] == pytest.approx(means["observed"], rel=0.05)
+    assert means["downscaled"] == pytest.approx(means["the file"], rel=0.05)
+    assert (tmp_path / "wettest_day.png").stat().st_size > 10000
