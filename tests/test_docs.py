@@ -201,8 +201,10 @@ def test_the_page_on_climate_models_runs(files):
     days = make_coarse(days=4, nlat=5, nlon=6, spacing=1.5).to_dataset()
     for part in (slice(0, 2), slice(2, 4)):
         days.isel(time=part).to_netcdf(f"pr_day_{part.start}.nc")
+    files["history"], files["observed"] = make_coarse(days=59), make_coarse(days=59, seed=3)
     run("howto/climate-models.md", files)
     assert files["found"].adapted
+    assert "corrected by quantile delta mapping" in files["fine"].attrs["xdeepsd_adapted"]
     assert xr.open_zarr("fine.zarr", consolidated=False).attrs["xdeepsd_adapted"].startswith("regridded")
 
 

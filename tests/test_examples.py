@@ -155,3 +155,15 @@ def test_losses_of_rare_values_at_a_large_factor(tmp_path):
     assert "generated x8, test days" in output
     rows = pd.read_csv(tmp_path / "seeds.csv")
     assert np.isfinite(rows[["rmse", *(f"rank {rank}" for rank in range(1, 6)), "misses"]]).all().all()
+
+
+@pytest.mark.realdata
+def test_climate_model(real_data, tmp_path):
+    output = run("climate_model.py", "--data", real_data, "--out", tmp_path, "--steps", 3)
+    assert "36 x 36 cells" in output
+    means = {line[:22].strip(): float(line.split("mean ")[1].split(",")[0]) for line in output.splitlines()
+             if line[23:27] == "mean"}  # fmt: skip
+    assert means["observed"] == pytest.approx(1.24 * means["the file"], rel=0.01)
+    assert means["corrected, downscaled"] == pytest.approx(means["observed"], rel=0.05)
+    assert means["downscaled"] == pytest.approx(means["the file"], rel=0.05)
+    assert (tmp_path / "wettest_day.png").stat().st_size > 10000

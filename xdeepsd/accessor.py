@@ -71,6 +71,7 @@ class DeepSDAccessor:
         units: str | None = None,
         day_ends: float | None = None,
         allow_partial: bool = False,
+        bias_correct: Correction | str | os.PathLike[str] | None = None,
     ) -> xr.Dataset:
         """Same as ``xdeepsd.distribution(ds, model, static, ...)``, which documents the arguments."""
         from xdeepsd.inference.distribution import distribution
@@ -78,6 +79,7 @@ class DeepSDAccessor:
         return distribution(
             self._obj, model, static, variable=variable, mask=mask, device=device, precision=precision,
             batch_size=batch_size, conserve=conserve, units=units, day_ends=day_ends, allow_partial=allow_partial,
+            bias_correct=bias_correct,
         )  # fmt: skip
 
     def to_zarr(

@@ -296,6 +296,24 @@ def test_downscale_corrects_first(history, correction, model, tmp_path):
     assert audited.mean == pytest.approx(float(correction.apply(history).mean()), rel=1e-4)
 
 
+def test_a_distribution_is_corrected_too(history, correction):
+    stack = make_stack(1, gain=1.0, channels=(4, 3), kernels=(3, 1, 3), head="bernoulli_gamma")
+    static = make_static(history, 2)["elevation"]
+    want = xdeepsd.distribution(correction.apply(history), stack, static)
+    got = history.deepsd.distribution(stack, static, bias_correct=correction)
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5)
+    assert got.attrs["xdeepsd_correction"] == correction.fingerprint()
+
+
+def test_members_are_corrected_alike(history, correction):
+    models = [make_stack(1, seed=seed, channels=(4, 3), kernels=(3, 1, 3)) for seed in (0, 1)]
+    static = make_static(history, 2)["elevation"]
+    got = xdeepsd.downscale(history, models, static, bias_correct=correction)
+    want = xdeepsd.downscale(history, models[1], static, bias_correct=correction)
+    np.testing.assert_array_equal(got.isel(member=1), want)
+
+
 def test_resume_notices_another_correction(history, observed, correction, model, tmp_path):
     coarse = history.to_dataset().chunk(time=200)
     xdeepsd.downscale(coarse, model, bias_correct=correction).deepsd.to_zarr(tmp_path / "fine.zarr")

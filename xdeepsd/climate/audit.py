@@ -169,8 +169,7 @@ def audit(
     trained = model.training.get(LARGEST)
     trained = None if trained is None else float(trained) * precipitation_factor(model.units)
     seen = _statistics(rain, wanted, np.inf if trained is None else trained)
-    time = axes.find_time(ready.given)
-    dates = [] if time is None else dates_of(ready.given[time])
+    dates = dates_of(ready.given)
     stage = model.stages[0]
     largest = torch.tensor(max(seen["largest"], 0.0) / precipitation_factor(model.units), dtype=torch.float64)
     level = float(transform(largest, stage.transform))
@@ -235,7 +234,7 @@ def _lags(
     """Correlation with the observed field, shifted by each of `LAGS` days, over cells and days that both have."""
     there = prepare(observed, model, static, None, mask, allow_partial=True)
     time = axes.find_time(there.given)
-    theirs = {} if time is None else {date: i for i, date in enumerate(dates_of(there.given[time]))}
+    theirs = {date: i for i, date in enumerate(dates_of(there.given))}
     common = [i for i, date in enumerate(dates) if date in theirs][:_DAYS_COMPARED]
     if not common or time is None:
         raise ValueError(

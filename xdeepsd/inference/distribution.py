@@ -18,7 +18,11 @@ from xdeepsd.models.bernoulli_gamma import PARAMETERS
 from xdeepsd.models.stack import StackedSRCNN
 
 if TYPE_CHECKING:
+    import os
+
     import torch
+
+    from xdeepsd.inference.correction import Correction
 
 _LONG_NAMES = {
     "wet_chance": "chance of rain",
@@ -41,6 +45,7 @@ def distribution(
     units: str | None = None,
     day_ends: float | None = None,
     allow_partial: bool = False,
+    bias_correct: Correction | str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """The distribution of each fine cell and day, from a stack whose last stage has a Bernoulli-gamma head.
 
@@ -49,7 +54,8 @@ def distribution(
 
     Parameters
     ----------
-    ds, model, static, variable, mask, device, precision, batch_size, conserve, units, day_ends, allow_partial
+    ds, model, static, variable, mask, device, precision, batch_size, conserve, units, day_ends, allow_partial,
+    bias_correct
         As in `xdeepsd.downscale`. ``conserve`` keeps the mean of the expectations, by the scale; chance and shape stay.
 
     Returns
@@ -67,7 +73,8 @@ def distribution(
     _check(model)
     made = lay_out(
         ds, model, static, variable, mask, device=device, precision=precision, batch_size=batch_size,
-        conserve=conserve, units=units, day_ends=day_ends, allow_partial=allow_partial, distribution=True,
+        conserve=conserve, units=units, day_ends=day_ends, allow_partial=allow_partial, bias_correct=bias_correct,
+        distribution=True,
     )  # fmt: skip
     fields = {name: label(made.data[i], made.prepared) for i, name in enumerate(PARAMETERS)}
     given = fields["scale"]

@@ -20,16 +20,16 @@ def found(ds: xr.Dataset | xr.DataArray, ready: Prepared) -> dict[str, Any]:
     given = ds if isinstance(ds, xr.DataArray) else axes.settle(ds)[ready.given.name]
     time, stands_for = axes.find_time(ready.given), period(given, ds)
     heights = ready.maps.get("elevation")
-    dates = [] if time is None else dates_of(ready.given[time])
+    dates = dates_of(ready.given)
     return {
         "variable": str(ready.given.name),
         "units": str(ready.given.attrs["units"]),
         "period": f"{stands_for} (by its {stands_for.known_by})" if stands_for.known_by else str(stands_for),
-        "calendar": "none" if time is None else str(ready.given[time].dt.calendar),
-        "days": max(len(dates), 1),
+        "calendar": str(ready.given[time].dt.calendar) if dates else "none",
+        "days": 1 if time is None else ready.given.sizes.get(time, 1),
         "first": dates[0] if dates else "",
         "last": dates[-1] if dates else "",
-        "missing_days": 0 if time is None else _missing_days(ready.given[time]),
+        "missing_days": _missing_days(ready.given[time]) if dates else 0,
         "elevation": range_of(heights) if isinstance(heights, np.ndarray) else None,
     }
 
@@ -53,8 +53,12 @@ def range_of(values: Any) -> tuple[float, float] | None:
     return (float(there.min()), float(there.max())) if there.size else None
 
 
-def dates_of(time: xr.DataArray) -> list[str]:
-    """Each date as text, in the calendar's own days."""
+def dates_of(da: xr.DataArray) -> list[str]:
+    """The date of each day as text, in the calendar's own days; none where the time is not dates."""
+    name = axes.find_time(da)
+    if name is None or da[name].dtype.kind not in "MO" or axes.days_since_first(np.atleast_1d(da[name])) is None:
+        return []
+    time = da[name]
     parts = (np.atleast_1d(getattr(time.dt, part).values) for part in ("year", "month", "day"))
     return [f"{y:04d}-{m:02d}-{d:02d}" for y, m, d in zip(*parts, strict=True)]
 
