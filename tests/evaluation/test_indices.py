@@ -1,7 +1,6 @@
 """Climate indices: each against a hand-made case or an independent computation; lazy whatever the chunks."""
 
 import dask
-import dask.array
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import xdeepsd
-from xdeepsd.evaluation.indices import UNITS, _longest_run
+from xdeepsd.evaluation.indices import UNITS, _join, _runs
 
 
 def cell(values, start="2001-01-01"):
@@ -97,9 +96,10 @@ def test_return_value_by_l_moments_of_the_definition():
 def test_longest_run(holds, data):
     values = np.array(holds)[:, None, None]
     longest = max(len(run) for run in "".join("x" if h else " " for h in holds).split(" "))
-    assert _longest_run(values)[0, 0] == longest
+    assert _runs(values)[3, 0, 0] == longest
     size = data.draw(st.integers(1, len(holds)))
-    assert _longest_run(dask.array.from_array(values, chunks=(size, 1, 1))).compute()[0, 0] == longest
+    parts = [_runs(values[first : first + size]) for first in range(0, len(holds), size)]
+    np.testing.assert_array_equal(_join(np.concatenate(parts)), _runs(values))
 
 
 def test_missing_days_count_in_nothing():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import dask
 import dask.array
 import numpy as np
 import xarray as xr
@@ -20,6 +21,7 @@ from xdeepsd.models.conserve import cell_weights
 WET = 1.0  # mm day-1
 YEAR = 365.25
 RETURN_PERIOD, LEAST_YEARS = 20, 10
+LOOK_BACK = 4  # days before each, for the wettest 5
 UNITS = {
     "R01": "1", "SDII": "mm day-1", "R10": "days year-1", "R20": "days year-1", "RX1day": "mm", "RX5day": "mm",
     "P98Wet": "mm day-1", "P98WetAmount": "mm year-1", "CDD": "days", "CWD": "days", "WW": "1", "DW": "1", "AC1": "1",
@@ -154,132 +156,152 @@ def _indices(da: xr.DataArray) -> xr.Dataset:
     if "member" in da.dims:
         members = [_indices(da.isel(member=i, drop=True)) for i in range(da.sizes["member"])]
         return xr.concat(members, "member").mean("member", skipna=False, keep_attrs=True)
-    da = da.astype(np.float64)
-    wet, known, before = da >= WET, da.notnull(), _before(da, 1)
-    days, wet_days = known.sum("time"), wet.sum("time")
-    years, follows = da.groupby("time.year"), known & before.notnull()
-    wet_before = before >= WET
-    after_wet, after_dry = (follows & wet_before).sum("time"), (follows & ~wet_before).sum("time")
-    greatest, annual = years.max(), _ratio(years.sum(), years.count())
-    months = da.groupby("time.month")
-    monthly = _ratio(months.sum(), months.count())
-    if monthly.sizes["month"] < 12:
-        monthly = monthly * np.nan
-    highest, above = _highest(da.where(wet), wet_days)
-    five: Any = sum(_before(da, k) for k in range(5))
-    found = {
-        "R01": _ratio(wet_days, days), "SDII": _ratio(da.where(wet).sum("time"), wet_days),
-        "R10": _ratio((da >= 10).sum("time") * YEAR, days), "R20": _ratio((da >= 20).sum("time") * YEAR, days),
-        "RX1day": _mean(greatest), "RX5day": _mean(five.groupby("time.year").max()),
-        "P98Wet": highest, "P98WetAmount": _ratio(above * YEAR, days),
-        "CDD": _mean(_longest(da < WET).where(years.count() > 0)),
-        "CWD": _mean(_longest(wet).where(years.count() > 0)),
-        "WW": _ratio((wet & follows & wet_before).sum("time"), after_wet),
-        "DW": _ratio((wet & follows & ~wet_before).sum("time"), after_dry),
-        "AC1": _successive(da),
-        "AnnualCycleAmp": monthly.max("month", skipna=False) - monthly.min("month", skipna=False),
-        "VarY": _mean((annual - _mean(annual)) ** 2, 1) ** 0.5, "RV20": _return_value(greatest),
-    }  # fmt: skip
-    for name, field in found.items():
-        found[name] = field.assign_attrs(long_name=LONG_NAMES[name], units=UNITS[name])
-    return xr.Dataset(found)
-
-
-def _ratio(of: xr.DataArray, by: xr.DataArray) -> xr.DataArray:
-    """NaN, without the warnings of `mean`, where there is nothing to divide by."""
-    return of / by.where(by > 0)
-
-
-def _mean(of_years: xr.DataArray, fewer: int = 0) -> xr.DataArray:
-    """The sum over the years that have a value, over ``fewer`` than their number."""
-    return _ratio(of_years.sum("year"), of_years.notnull().sum("year") - fewer)
-
-
-def _before(da: xr.DataArray, days: int) -> xr.DataArray:
-    """Of each day, the value so many days before; NaN where there is none."""
-    return da.shift(time=days) if days < da.sizes["time"] else da.where(False)
-
-
-def _successive(da: xr.DataArray) -> xr.DataArray:
-    """Correlation of each day with the day before, from sums: no day has to wait for the mean."""
-    before = _before(da, 1)
-    both = da.notnull() & before.notnull()
-    x, y, n = da.where(both, 0.0), before.where(both, 0.0), both.sum("time")
-    n = n.where(n > 0)
-    mean_x, mean_y = (v.sum("time") / n for v in (x, y))
-    spread = [(v**2).sum("time") / n - mean**2 for v, mean in ((x, mean_x), (y, mean_y))]
-    spread = [v.where(v > 1e-12 * (v + mean**2)) for v, mean in zip(spread, (mean_x, mean_y), strict=True)]
-    return ((x * y).sum("time") / n - mean_x * mean_y) / (spread[0] * spread[1]) ** 0.5
-
-
-def _highest(rain: xr.DataArray, wet_days: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """98th percentile of the wet days (linear, as numpy), and the sum of those above it; from the highest 2 %."""
-    rain = rain.transpose("time", "lat", "lon")
-    keep = min(int(0.02 * rain.sizes["time"]) + 2, rain.sizes["time"])
-    values = rain.fillna(-1.0).data
-
-    def most(days: np.ndarray, axis: Any = None, keepdims: bool = True) -> np.ndarray:
-        # A copy, for a view of the highest would keep all the others.
-        return np.partition(days, -keep, axis=0)[-keep:].copy() if len(days) > keep else days
-
-    def ordered(days: np.ndarray, axis: Any = None, keepdims: bool = True) -> np.ndarray:
-        return np.sort(most(days), axis=0)[::-1]
-
-    # `dask.array.topk` keeps whole chunks until they are joined.
-    highest = ordered(values) if rain.chunks is None else dask.array.reduction(
-        values, chunk=most, combine=most, aggregate=ordered, axis=0, keepdims=True, dtype=np.float64,
-        concatenate=True, split_every=4, output_size=keep, meta=np.empty((0, 0, 0)),
-    )  # fmt: skip
-    top = xr.DataArray(
-        highest, {"rank": np.arange(keep), "lat": rain["lat"], "lon": rain["lon"]}, ("rank", "lat", "lon")
+    da = da.transpose("time", "lat", "lon")
+    dates, days = da["time"].dt, da.sizes["time"]
+    labels, keep = (dates.year.values, dates.month.values), min(int(0.02 * days) + 2, days)
+    values = _finish(_part([da.values], *labels, keep)) if da.chunks is None else _lazily(da.data, *labels, keep)
+    maps = xr.DataArray(values, {dim: da[dim] for dim in ("lat", "lon")}, ("index", "lat", "lon"))
+    return xr.Dataset(
+        {
+            name: maps[k].assign_attrs(long_name=LONG_NAMES[name], units=units)
+            for k, (name, units) in enumerate(UNITS.items())
+        }
     )
-    place = 0.02 * (wet_days - 1).clip(0)
-    above, below = (top.where(top["rank"] == row).sum("rank") for row in (np.floor(place), np.ceil(place)))
-    percentile = (above + (place - np.floor(place)) * (below - above)).where(wet_days > 0)
-    return percentile, top.where(top > percentile).sum("rank")
 
 
-def _return_value(greatest: xr.DataArray) -> xr.DataArray:
+def _lazily(data: Any, years: np.ndarray, months: np.ndarray, keep: int) -> Any:
+    """`_finish` of the parts of all chunks of days; graphs of xarray's own reductions keep all days in memory."""
+    part, join, finish = (dask.delayed(function, pure=True) for function in (_part, _join_parts, _finish))
+    blocks, ends = data.to_delayed(optimize_graph=False), np.cumsum(data.chunks[0])
+    rows = []
+    for i, height in enumerate(data.chunks[1]):
+        row = []
+        for j, width in enumerate(data.chunks[2]):
+            parts = []
+            for k, (end, size) in enumerate(zip(ends, data.chunks[0], strict=True)):
+                # With the chunks before that hold the days that are looked back to
+                first = int(np.searchsorted(ends, max(end - size - LOOK_BACK, 0), "right"))
+                span = slice(end - size, end)
+                parts.append(part(list(blocks[first : k + 1, i, j]), years[span], months[span], keep))
+            while len(parts) > 1:
+                parts = [join(parts[k : k + 8], keep) for k in range(0, len(parts), 8)]
+            row.append(dask.array.from_delayed(finish(parts[0]), (len(UNITS), height, width), np.float64))
+        rows.append(row)
+    return dask.array.concatenate([dask.array.concatenate(row, axis=2) for row in rows], axis=1)
+
+
+# Sums over all days; of the months; maxima, sums and runs of the years; the highest days
+Part = tuple[np.ndarray, dict[int, np.ndarray], dict[int, list[np.ndarray]], np.ndarray]
+
+
+def _part(blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep: int) -> Part:
+    """What the indices need of the last of the blocks ``(time, lat, lon)``; those before it are looked back to."""
+    x = blocks[-1].astype(np.float64)
+    nothing = np.full((LOOK_BACK, *x.shape[1:]), np.nan)
+    padded = np.concatenate([nothing, *(block[-LOOK_BACK:] for block in blocks[:-1]), x])[-len(x) - LOOK_BACK :]
+    shifted = [padded[LOOK_BACK - k : LOOK_BACK - k + len(x)] for k in range(LOOK_BACK + 1)]
+    before, five = shifted[1], np.sum(shifted, axis=0)
+    wet, known, wet_before = x >= WET, np.isfinite(x), before >= WET
+    follows = known & np.isfinite(before)
+    now, then, amounts = np.where(follows, x, 0.0), np.where(follows, before, 0.0), np.where(known, x, 0.0)
+    sums = [
+        known, wet, np.where(wet, x, 0.0), x >= 10, x >= 20, follows & wet_before, follows & ~wet_before,
+        follows & wet_before & wet, follows & ~wet_before & wet, follows, now, then, now**2, then**2, now * then,
+    ]  # fmt: skip
+    total = np.stack([field.sum(0, dtype=np.float64) for field in sums])
+    of_months = {}
+    for month in np.unique(months):
+        of_months[int(month)] = np.stack(
+            [field[months == month].sum(0, dtype=np.float64) for field in (amounts, known)]
+        )
+    of_years = {}
+    for year in np.unique(years):
+        here = years == year
+        of_years[int(year)] = [
+            np.fmax.reduce(x[here]), np.fmax.reduce(five[here]),
+            np.stack([field[here].sum(0, dtype=np.float64) for field in (amounts, known)]),
+            _runs(x[here] < WET), _runs(wet[here]),
+        ]  # fmt: skip
+    return total, of_months, of_years, _highest(np.where(wet, x, -1.0), keep)
+
+
+def _join_parts(parts: list[Part], keep: int) -> Part:
+    """The parts of successive chunks as that of all of them."""
+    total, of_months, of_years, highest = parts[0]
+    of_months, of_years = dict(of_months), dict(of_years)
+    for sums, months, years, high in parts[1:]:
+        total, highest = total + sums, _highest(np.concatenate([highest, high]), keep)
+        for month, seen in months.items():
+            of_months[month] = of_months[month] + seen if month in of_months else seen
+        for year, fields in years.items():
+            if year in of_years:
+                wettest, five, both, dry, wet = of_years[year]
+                fields = [
+                    np.fmax(wettest, fields[0]), np.fmax(five, fields[1]), both + fields[2],
+                    _join(np.concatenate([dry, fields[3]])), _join(np.concatenate([wet, fields[4]])),
+                ]  # fmt: skip
+            of_years[year] = fields
+    return total, of_months, of_years, highest
+
+
+def _highest(days: np.ndarray, keep: int) -> np.ndarray:
+    # A copy, for a view of the highest would keep all the others in memory.
+    return np.partition(days, -keep, axis=0)[-keep:].copy() if len(days) > keep else days
+
+
+def _finish(part: Part) -> np.ndarray:
+    """``(index, lat, lon)`` in the order of `UNITS`."""
+    total, of_months, of_years, highest = part
+    days, wet, amount, ten, twenty, after_wet, after_dry, wet_wet, dry_wet, pairs, x, y, xx, yy, xy = total
+    years = [np.stack(fields) for fields in zip(*of_years.values(), strict=True)]
+    wettest, five, both, dry_runs, wet_runs = years
+    means = np.stack([_ratio(fields[0], fields[1]) for fields in of_months.values()])
+    annual, seen = _ratio(both[:, 0], both[:, 1]), both[:, 1] > 0
+    top = np.sort(highest, axis=0)[::-1]
+    place = np.clip(0.02 * (wet - 1), 0, None)
+    low, high = (np.take_along_axis(top, f(place).astype(int)[None], 0)[0] for f in (np.ceil, np.floor))
+    percentile = np.where(wet > 0, high + (place - np.floor(place)) * (low - high), np.nan)
+    above = np.where(top > percentile, top, 0.0).sum(0)
+    spread = [_ratio(square, pairs) - _ratio(v, pairs) ** 2 for square, v in ((xx, x), (yy, y))]
+    spread = [
+        np.where(v > 1e-12 * _ratio(square, pairs), v, np.nan) for v, square in zip(spread, (xx, yy), strict=True)
+    ]
+    correlation = (_ratio(xy, pairs) - _ratio(x * y, pairs**2)) / np.sqrt(spread[0] * spread[1])
+    found = {
+        "R01": _ratio(wet, days), "SDII": _ratio(amount, wet), "R10": _ratio(ten * YEAR, days),
+        "R20": _ratio(twenty * YEAR, days), "RX1day": _mean(wettest), "RX5day": _mean(five), "P98Wet": percentile,
+        "P98WetAmount": _ratio(above * YEAR, days), "CDD": _mean(np.where(seen, dry_runs[:, 3], np.nan)),
+        "CWD": _mean(np.where(seen, wet_runs[:, 3], np.nan)), "WW": _ratio(wet_wet, after_wet),
+        "DW": _ratio(dry_wet, after_dry), "AC1": correlation,
+        "AnnualCycleAmp": means.max(0) - means.min(0) if len(means) == 12 else np.full_like(days, np.nan),
+        "VarY": np.sqrt(_mean((annual - _mean(annual)) ** 2, 1)), "RV20": _return_value(wettest),
+    }  # fmt: skip
+    return np.stack([found[name] for name in UNITS])
+
+
+def _ratio(of: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing to divide by."""
+    return np.divide(of, by, out=np.full(np.shape(of), np.nan), where=by > 0)
+
+
+def _mean(of_years: np.ndarray, fewer: int = 0) -> np.ndarray:
+    """The sum over the years that have a value, over ``fewer`` than their number."""
+    there = np.isfinite(of_years)
+    return _ratio(np.where(there, of_years, 0.0).sum(0), there.sum(0) - fewer)
+
+
+def _return_value(maxima: np.ndarray) -> np.ndarray:
     """Of annual maxima ``(year, lat, lon)``: Gumbel by L-moments."""
-    if greatest.sizes["year"] < LEAST_YEARS:
-        return greatest.isel(year=0, drop=True) * np.nan
-    if greatest.chunks is not None:
-        greatest = greatest.chunk(year=-1)
-
-    def fit(values: np.ndarray) -> np.ndarray:
-        n = np.isfinite(values).sum(-1)
-        ordered = np.sort(values, axis=-1)  # NaN last
-        first = np.nansum(ordered, -1) / np.maximum(n, 1)
-        second = np.nansum(ordered * np.arange(values.shape[-1]), -1) / np.maximum(n * (n - 1), 1)
-        scale = (2 * second - first) / np.log(2)
-        found = first - np.euler_gamma * scale - scale * np.log(-np.log(1 - 1 / RETURN_PERIOD))
-        return np.where(n >= LEAST_YEARS, found, np.nan)
-
-    return xr.apply_ufunc(
-        fit, greatest, input_core_dims=[["year"]], dask="parallelized", output_dtypes=[np.float64]
-    )  # fmt: skip
+    n, order = np.isfinite(maxima).sum(0), np.arange(len(maxima))[:, None, None]
+    ordered = np.sort(maxima, axis=0)  # NaN last
+    first = np.nansum(ordered, 0) / np.maximum(n, 1)
+    second = np.nansum(ordered * order, 0) / np.maximum(n * (n - 1), 1)
+    scale = (2 * second - first) / np.log(2)
+    found = first - np.euler_gamma * scale - scale * np.log(-np.log(1 - 1 / RETURN_PERIOD))
+    return np.where(n >= LEAST_YEARS, found, np.nan)
 
 
-def _longest(condition: xr.DataArray) -> xr.DataArray:
-    """``(year, lat, lon)``: the most successive days of each year on which the condition holds."""
-    condition, years = condition.transpose("time", "lat", "lon"), condition["time"].dt.year.values
-    found = [_longest_run(condition.data[years == year]) for year in np.unique(years)]
-    coords = {"year": np.unique(years), "lat": condition["lat"], "lon": condition["lon"]}
-    stack = dask.array.stack if condition.chunks is not None else np.stack
-    return xr.DataArray(stack(found).astype(np.float64), coords, ("year", "lat", "lon"))
-
-
-def _longest_run(holds: Any) -> Any:
-    """``(lat, lon)`` of ``(time, lat, lon)``, chunk by chunk: runs that go on from one to the next are joined."""
-    if isinstance(holds, np.ndarray):
-        return _runs(holds)[3]
-    return dask.array.reduction(
-        holds, chunk=_runs, combine=_join, aggregate=lambda *args, **kwargs: _join(*args, **kwargs)[3], axis=0,
-        dtype=np.int64, concatenate=True, split_every=8, meta=np.empty((0, 0), np.int64),
-    )  # fmt: skip
-
-
-def _runs(holds: np.ndarray, axis: Any = None, keepdims: bool = True) -> np.ndarray:
+def _runs(holds: np.ndarray) -> np.ndarray:
     """``(4, lat, lon)``: days, length of the run at the start and at the end, longest run."""
     now, longest, first = (np.zeros(holds.shape[1:], np.int64) for _ in range(3))
     unbroken = np.ones(holds.shape[1:], bool)
@@ -291,7 +313,7 @@ def _runs(holds: np.ndarray, axis: Any = None, keepdims: bool = True) -> np.ndar
     return np.stack([np.full_like(now, len(holds)), first, now, longest])
 
 
-def _join(parts: np.ndarray, axis: Any = None, keepdims: bool = True) -> np.ndarray:
+def _join(parts: np.ndarray) -> np.ndarray:
     """`_runs` of successive chunks, four rows for each, as those of all of them."""
     days, first, last, longest = parts[:4]
     for at in range(4, len(parts), 4):
