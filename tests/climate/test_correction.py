@@ -387,3 +387,25 @@ def test_without_xsdba(history, observed, correction, monkeypatch):
     for call in (lambda: xdeepsd.fit_correction(history, observed), lambda: correction.apply(history)):
         with pytest.raises(ImportError, match=r"pip install 'xdeepsd\[bias\]'"):
             call()
+
+
+@pytest.mark.realdata
+def test_echo_g_has_years_of_360_days(real_data):
+    """20 years over the east of North America: fitted on the first ten, on real dates, and applied to the last ten."""
+    ds = xr.open_dataset(real_data / "gcm" / "pr.sresa2.miub_echo_g.run1.atm.da.nc", chunks={"time": 360})
+    history, scenario = ds.isel(time=slice(0, 3600)), ds.isel(time=slice(3600, None))
+    coarse = xr.Dataset(coords={"lat": 45.0 + 3 * np.arange(5), "lon": 284.0 + 3 * np.arange(6)})
+    real = xdeepsd.regrid(history[["pr"]], coarse)["pr"].load()
+    observed = (real * 0.8).assign_attrs(real.attrs).convert_calendar("standard", align_on="year")
+    fitted = xdeepsd.fit_correction(history, observed, nquantiles=50, group="time.month")
+    assert fitted.data["factors"].chunks is not None
+    grid = make_coarse(nlat=5, nlon=6, spacing=3.0).assign_coords(lat=coarse["lat"].values, lon=coarse["lon"].values)
+    stack = make_stack(1, channels=(2,), kernels=(3, 3))
+    model = xdeepsd.StackedSRCNN(stack.stages, static=make_static(grid, 2))
+    plain, corrected = (xdeepsd.audit(scenario, model, bias_correct=given) for given in (None, fitted))
+    assert corrected.calendar == "360_day"
+    assert corrected.mean == pytest.approx(0.8 * plain.mean, rel=0.01)
+    assert corrected.largest == pytest.approx(0.8 * plain.largest, rel=0.2)
+    fine = xdeepsd.downscale(scenario.isel(time=slice(0, 720)), model, bias_correct=fitted)["pr"]
+    assert fine.sizes == {"time": 720, "lat": 10, "lon": 12}
+    assert fine.notnull().all()
