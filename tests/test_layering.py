@@ -152,7 +152,7 @@ HEAVY = ("torch", "dask.array", "scipy", "numba", "rasterio", "pint", "spherely"
         ("import sys; sys.argv = ['xdeepsd']; import xdeepsd.cli", (*HEAVY, "xarray", "pandas", "numpy")),
         ("from xdeepsd import make_levels", ("torch", "numba", "rasterio", "spherely")),
         ("from xdeepsd import train_stack", ("numba", "rasterio", "spherely", "distributed", "httpx")),
-        ("from xdeepsd import downscale", ("numba", "rasterio", "spherely", "distributed", "httpx")),
+        ("from xdeepsd import downscale", ("numba", "rasterio", "spherely", "distributed", "httpx", "cf_xarray.units")),
     ],
 )
 def test_what_an_import_costs(code, absent):

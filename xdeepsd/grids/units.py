@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+from typing import TYPE_CHECKING
 
-import pint
+if TYPE_CHECKING:
+    import pint
 
-# The registry redefines a few units on purpose; pint would log a warning for each.
-_log = logging.getLogger("pint.util")
-_level = _log.level
-_log.setLevel(logging.ERROR)
-import cf_xarray.units  # noqa: E402
-
-_log.setLevel(_level)
-
+RATE = "mm day-1"  # what models are in unless told otherwise; known without the registry
 ACCEPTED = (
     "mm day-1", "mm/day", "mm d-1", "mm h-1", "mm s-1", "m s-1", "m day-1", "inch day-1", "kg m-2 s-1", "kg m-2 day-1",
 )  # fmt: skip
 ACCEPTED_DAILY = ("mm", "inch", "m", "kg m-2")
-
-_ureg = cf_xarray.units.units
-_WATER = _ureg.Quantity(1000.0, "kg m-3")
 
 # What files write and pint does not know: periods of several hours ("mm/3h", "mm 3hr-1"), amounts per step, the "da" of
 # some NCEP files (to pint a tenth of a year), and words that say that it is water.
@@ -35,19 +28,36 @@ _WRITTEN = (
 )
 
 
+@functools.cache
+def _registry() -> pint.UnitRegistry:
+    """The registry, when it is first needed: to build it takes a quarter of a second."""
+    # It redefines a few units on purpose; pint would log a warning for each.
+    log = logging.getLogger("pint.util")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        import cf_xarray.units
+    finally:
+        log.setLevel(level)
+    return cf_xarray.units.units
+
+
+@functools.lru_cache(maxsize=64)
 def _parse(units: str) -> pint.Quantity:
     """One unit of ``units``; ``mm/3h`` is a third of a millimetre an hour."""
-    text = units.strip()
+    import pint
+
+    text, registry = units.strip(), _registry()
     for written, known in _WRITTEN:
         text = written.sub(known, text)
     try:
-        return _ureg.Quantity(1.0, _ureg.parse_units(text))
+        return registry.Quantity(1.0, registry.parse_units(text))
     except (pint.errors.PintError, ValueError):
         if text != text.lower():  # "Inches", "MM/DAY"
             return _parse(text.lower())
         if not re.search(r"^[\d.]|\(\d+ ", text):  # a number in front, or several hours
             raise
-        return _ureg.Quantity(_ureg.parse_expression(text))
+        return registry.Quantity(registry.parse_expression(text))
 
 
 def is_amount(units: str) -> bool:
@@ -56,21 +66,23 @@ def is_amount(units: str) -> bool:
     >>> is_amount("mm"), is_amount("mm day-1")
     (True, False)
     """
+    if units.strip() == RATE:
+        return False
     quantity = _parse(units)
     return bool(quantity.check("[length]") or quantity.check("[mass] / [length] ** 2"))
 
 
 def _as_rate(units: str) -> pint.Quantity:
     """One unit of ``units`` as a length per time; amounts are taken as daily."""
-    quantity = _parse(units)
+    quantity, registry = _parse(units), _registry()
     if quantity.check("[mass] / [length] ** 2") or quantity.check("[mass] / [length] ** 2 / [time]"):
-        quantity = quantity / _WATER
+        quantity = quantity / registry.Quantity(1000.0, "kg m-3")
     if quantity.check("[length]"):
-        quantity = quantity / _ureg.Quantity(1.0, "day")
+        quantity = quantity / registry.Quantity(1.0, "day")
     return quantity.to("mm / day")
 
 
-def precipitation_factor(source: str | None, target: str = "mm day-1") -> float:
+def precipitation_factor(source: str | None, target: str = RATE) -> float:
     """The number by which to multiply precipitation in ``source`` units to get ``target`` units.
 
     A kilogram of water per square metre is a millimetre. ``mm``, ``inch``, ``m`` and ``kg m-2`` are taken as daily
@@ -89,6 +101,8 @@ def precipitation_factor(source: str | None, target: str = "mm day-1") -> float:
         )
     if str(source).strip() == str(target).strip():
         return 1.0
+    import pint
+
     factors = []
     for units in (str(source), target):
         try:
