@@ -66,3 +66,26 @@ def test_zarr_of_the_user_in_an_earlier_demo_is_left_alone(tmp_path, name):
     shutil.rmtree(out / name)
     demo_run._make_room(out, console)
     assert not (out / "fine.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("fine.zarr", "model", "maps.png") for kind in ("link to a store", "link to nothing")),
+        ("fine.zarr", "file"), ("model", "file"), ("maps.png", "folder"),
+    ],
+)  # fmt: skip
+def test_what_has_a_name_of_the_demo_but_another_kind_is_left_alone(tmp_path, name, kind):
+    out, mine = tmp_path / "demo", tmp_path / "mine.zarr"
+    demo_run._make_room(out, Console(quiet=True))
+    xr.Dataset({"precipitation": ("n", [1.0, 2.0])}).to_zarr(mine)
+    if kind.startswith("link"):
+        (out / name).symlink_to(mine if kind == "link to a store" else tmp_path / "nothing")
+    elif kind == "file":
+        (out / name).write_text("mine")
+    else:
+        (out / name).mkdir()
+    with pytest.raises(FileExistsError, match=f"{name} was not made by the demo"):
+        demo_run._make_room(out, Console(quiet=True))
+    assert (out / name).is_symlink() or (out / name).exists()
+    assert xr.open_zarr(mine)["precipitation"][1] == 2

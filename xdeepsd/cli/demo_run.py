@@ -86,9 +86,11 @@ def _make_room(out: Path, console: Console) -> None:
             f"{out} was not made by the demo: it holds {sorted(file.name for file in out.iterdir())[:5]}. It is left "
             "alone. Type --out NAME for a new folder."
         )
-    old = [out / name for name in _MADE if (out / name).exists()]
+    old = [path for path in (out / name for name in _MADE) if path.exists() or path.is_symlink()]
+    others = [path for path in old if path.is_symlink() or path.is_dir() != (path.name != "maps.png")]
     levels = [f"level_{k}" for k in range(len(FACTORS) + 1)]
-    others = [file for path in old if path.suffix == ".zarr" for file in not_ours(path, _ARRAYS, levels)]
+    stores = [path for path in old if path.suffix == ".zarr" and path not in others]
+    others += [file for path in stores for file in not_ours(path, _ARRAYS, levels)]
     files = ("model.json", "model.safetensors", "model.safetensors.new")
     others += [file for file in out.glob("model/*") if (partial_of(file.name) or file.name) not in files]
     if others:
