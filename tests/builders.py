@@ -93,3 +93,17 @@ def pair_of_levels(days=10, shape=(12, 14), factor=2, seed=0, ocean=True, chunks
     low = level(coarse, factor, elevation=block_mean(elevation, factor), mask=block_mean(mask, factor) > 0)
     high = level(fine, 1, elevation=elevation, mask=mask)
     return (low.chunk(time=chunks), high.chunk(time=chunks)) if chunks else (low, high)
+
+
+def make_correction(seed=0):
+    """A small bias correction, not fitted to anything."""
+    rng, grid = np.random.default_rng(seed), make_coarse(nlat=3, nlon=4)
+    cells = {"lat": grid["lat"].values, "lon": grid["lon"].values, "group": ["DJF", "JJA"]}
+    factors = rng.uniform(0.5, 2, (3, 4, 2, 5)).astype("f4")
+    factors[0, 0] = np.nan
+    data = xr.Dataset(
+        {"factors": ((*cells, "quantiles"), factors), "highest": (tuple(cells), factors[..., -1] * 20)},
+        cells | {"quantiles": np.linspace(0.1, 0.9, 5, dtype="f4")},
+    )
+    how = {"group": "time.season", "window": 1, "kind": "*", "interp": "linear", "adapt_freq_thresh": None}
+    return xdeepsd.Correction(data, how | {"max_tail_factor": 10.0, "max_factor": 10.0, "calendar": "noleap"})

@@ -71,7 +71,7 @@ def test_zarr_of_the_user_in_an_earlier_demo_is_left_alone(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *((name, kind) for name in ("fine.zarr", "model", "maps.png") for kind in ("link to a store", "link to nothing")),
+        *((name, f"link to {what}") for name in ("fine.zarr", "model", "maps.png") for what in ("a store", "nothing")),
         ("fine.zarr", "file"), ("model", "file"), ("maps.png", "folder"),
     ],
 )  # fmt: skip

@@ -249,6 +249,11 @@ def test_saved_whole_and_read(correction, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         correction.save(path)
     correction.save(path, overwrite=True)
+    other = path.read_bytes().replace(b'"kind": "*"', b'"kind": "+"')  # other options than it was saved with
+    path.write_bytes(other)
+    with pytest.raises(ValueError, match="truncated or changed"):
+        xdeepsd.load_correction(path)
+    correction.save(path, overwrite=True)
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)

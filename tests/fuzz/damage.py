@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from builders import make_coarse, make_stack, make_static
+from builders import make_coarse, make_correction, make_stack, make_static
 from prism_server import PrismServer, day_zip, map_of, tif
 from typer.testing import CliRunner
 
@@ -106,6 +106,16 @@ def read_weights(folder):
     loaded = weights.load(folder / "weights.npz")
     found = {n: np.asarray(v) for g in (loaded.source, loaded.target) for n, v in vars(g).items() if v is not None}
     return found | {"method": np.array(loaded.method), "lat": loaded.lat.toarray(), "lon": loaded.lon.toarray()}
+
+
+def make_saved_correction(folder):
+    make_correction().save(folder / "correction.nc")
+
+
+def read_correction(folder):
+    loaded = xdeepsd.load_correction(folder / "correction.nc")
+    found = {f"{name} {v.dims}": v.values for name, v in loaded.data.variables.items()}
+    return found | {"options": np.array(repr(loaded.options))}
 
 
 TOML = """preset = "paper"
@@ -288,6 +298,7 @@ SUBJECTS = {
     "levels": Subject(make_levels, read_levels, frozenset()),
     "checkpoints": Subject(make_checkpoints, read_checkpoints, ALL),
     "weights": Subject(make_weights, read_weights, ALL),
+    "correction": Subject(make_saved_correction, read_correction, ALL),
     "toml": Subject(make_text("train.toml", TOML), read_toml, frozenset()),
     "ini": Subject(make_text("config.ini", INI), read_ini, frozenset()),
     "prism zips": Subject(make_prism(True), read_prism, ALL),

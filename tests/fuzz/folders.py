@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
-from builders import make_coarse, make_stack, make_static
+from builders import make_coarse, make_correction, make_stack, make_static
 from prism_server import PrismServer
 from rich.console import Console
 from typer.testing import CliRunner
@@ -231,6 +231,16 @@ def save_weights(rng, place):
     weights.save(place / pick(rng, ["weights.npz", "notes.txt", "thesis", "data.csv"]))
 
 
+def save_correction(rng, place):
+    if chance(rng, 0.5):
+        make_correction(0).save(place / "correction.nc")
+    yield [place, place / "correction.nc"], False
+    target = place / pick(rng, ["correction.nc", "correction.nc", "notes.txt", "thesis"])
+    make_correction(1).save(target, overwrite=chance(rng, 0.7))
+    if xdeepsd.load_correction(target).fingerprint() != make_correction(1).fingerprint():
+        raise Wrong("another correction is there than was saved")
+
+
 def regrid(rng, place):
     weights = xdeepsd.regrid_weights(small(), make_static(small(), 2))
     weights.save(place / "weights.npz")
@@ -240,7 +250,8 @@ def regrid(rng, place):
 
 OPERATIONS = {
     to_zarr: 5, onto_its_input: 3, save_model: 4, downscale: 2, build_levels: 3, fetch: 3, training: 1, demo: 1,
-    from_ini: 2, save_weights: 2, regrid: 1,
+    from_ini: 2, save_weights: 2, save_correction: 2,
+    regrid: 1,
 }  # fmt: skip
 
 # --- the user's files -------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from builders import make_coarse, make_stack, make_static
+from builders import make_coarse, make_correction, make_stack, make_static
 from prism_server import PrismServer, map_of
 
 import xdeepsd
@@ -228,6 +228,29 @@ class Weights:
         return weights.load(folder / "weights.npz").lat.toarray()
 
 
+class Correction:
+    """`Correction.save`, to a new path or over an older one."""
+
+    def variants(rng):
+        return {"overwrite": chance(rng, 0.5)}
+
+    def prepare(folder, variant):
+        if variant["overwrite"]:
+            make_correction(0).save(folder / "correction.nc")
+
+    def run(folder, variant):
+        make_correction(1).save(folder / "correction.nc", overwrite=True)
+
+    def check(folder, variant):
+        if variant["overwrite"] or (folder / "correction.nc").exists():
+            found = xdeepsd.load_correction(folder / "correction.nc").fingerprint()
+            if found not in (make_correction(0).fingerprint(), make_correction(1).fingerprint()):
+                raise Wrong("a correction that nobody saved")
+
+    def result(folder):
+        return xdeepsd.load_correction(folder / "correction.nc").data
+
+
 class Training:
     """`train_stage` with checkpoints."""
 
@@ -304,6 +327,7 @@ OPERATIONS = {
     "levels": Levels,
     "model": Model,
     "weights": Weights,
+    "correction": Correction,
     "training": Training,
     "fetch": Fetch,
 }

@@ -81,9 +81,12 @@ class Correction:
                 "The correction has no factor in any cell: the history and the observed field have no cell where both "
                 "have values, or both are dry. Check their missing values, and that they lie in the same region."
             )
+        if path.exists():
+            logger.info("The correction at %s is replaced.", path)
         for name in ("factors", "highest"):
             data[name].encoding["_FillValue"] = np.nan
-        attrs = {_FORMAT: FORMAT, "options": json.dumps(dict(self.options)), _DIGEST: _content(data)}
+        options = json.dumps(dict(self.options))
+        attrs = {_FORMAT: FORMAT, "options": options, _DIGEST: _content(data, options)}
         write_whole(path, bytes(data.assign_attrs(attrs).to_netcdf(engine="scipy")))
 
     def apply(self, da: xr.DataArray) -> xr.DataArray:
@@ -191,15 +194,15 @@ def load_correction(path: str | os.PathLike[str]) -> Correction:
     try:
         with xr.open_dataset(path, engine="scipy", decode_times=False) as ds:
             data, attrs = ds.load(), ds.attrs
-        found, options = int(attrs[_FORMAT]), json.loads(attrs["options"])
+        found, options = int(attrs[_FORMAT]), str(attrs["options"])
     except Exception as error:  # libraries raise all kinds of errors on damaged bytes
         raise ValueError(f"{path} is truncated or changed ({error}). {again}") from error
     if found > FORMAT:
         raise ValueError(f"{path} has format {found}, written by a newer xdeepsd. Type pip install -U xdeepsd.")
     data = _native(data.drop_attrs(deep=False))
-    if attrs.get(_DIGEST) != _content(data):
+    if found < 1 or attrs.get(_DIGEST) != _content(data, options):
         raise ValueError(f"{path} is truncated or changed: its checksum does not match what it holds. {again}")
-    return Correction(data, options)
+    return Correction(data, json.loads(options))
 
 
 def is_correction(path: str | os.PathLike[str]) -> bool:
@@ -243,8 +246,8 @@ def _native(data: xr.Dataset) -> xr.Dataset:
     return data
 
 
-def _content(data: xr.Dataset) -> str:
-    return digest(sorted((str(name), digest(v.values)) for name, v in data.variables.items()))
+def _content(data: xr.Dataset, options: str) -> str:
+    return digest((options, sorted((str(name), v.dims, digest(v.values)) for name, v in data.variables.items())))
 
 
 def _year(calendar: str) -> str:
