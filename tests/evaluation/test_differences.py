@@ -81,3 +81,10 @@ def test_without_daily_errors():
     truth, better, other, _ = fields(days=40)
     with pytest.raises(ValueError, match="There are no daily errors"):
         xdeepsd.differences(xdeepsd.evaluate(better, truth, beside={"other": other}, by="season"))
+
+
+@pytest.mark.parametrize("given", [{"block": 0}, {"samples": 0}])
+def test_no_days_drawn(given):
+    truth, better, other, _ = fields(days=40)
+    with pytest.raises(ValueError, match="is 0; needed: a whole number of at least 1"):
+        xdeepsd.differences(xdeepsd.evaluate(better, truth, beside={"other": other}), **given)

@@ -73,7 +73,7 @@ def evaluate(
 
 def _field(ds: Any, source: str, variable: str | None = None) -> xr.DataArray:
     """``(time, lat, lon)``, mm day-1, in chunks along time."""
-    from xdeepsd.evaluation.evaluate import prepared
+    from xdeepsd.evaluation.fields import prepared
     from xdeepsd.grids.axes import chunk_unread, settle
     from xdeepsd.models.variable import find_variable
 
@@ -87,7 +87,7 @@ def _field(ds: Any, source: str, variable: str | None = None) -> xr.DataArray:
 
 def _on_days(da: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     """``da`` on the days of ``like``, whatever their hours; as it is where it lacks any of them."""
-    from xdeepsd.evaluation.evaluate import days_of
+    from xdeepsd.evaluation.fields import days_of
 
     days = days_of(da)
     at = days.get_indexer(days_of(like)) if days.is_unique else [-1]

@@ -174,7 +174,7 @@ def audit(
     largest = torch.tensor(max(seen["largest"], 0.0) / precipitation_factor(model.units), dtype=torch.float64)
     level = float(transform(largest, stage.transform))
     lags = {} if observed is None else _lags(rain, dates, observed, model, static, mask)
-    known = found(ds, ready)
+    known = found(ready)
     heights = ready.maps.get("elevation")
     return Audit(
         **known | {"elevation": None if heights is None else range_of(heights)},

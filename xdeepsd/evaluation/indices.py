@@ -14,7 +14,7 @@ import dask.array
 import numpy as np
 import xarray as xr
 
-from xdeepsd.evaluation.evaluate import alike, prepared
+from xdeepsd.evaluation.fields import alike, prepared
 from xdeepsd.levels.days import missing_days
 from xdeepsd.models.conserve import cell_weights
 

@@ -61,9 +61,12 @@ def differences(evaluated: xr.Dataset, *, block: int = 10, samples: int = 1000, 
     ImportError
         The package `scores` is missing.
     ValueError
-        No daily errors, as from ``by="season"``.
+        No daily errors, as from ``by="season"``; ``block`` or ``samples`` below 1.
     """
     require("evaluate", "The Diebold-Mariano test")
+    for name, given in (("block", block), ("samples", samples)):
+        if given < 1:
+            raise ValueError(f"{name} is {given}; needed: a whole number of at least 1.")
     if "daily_weight" not in evaluated:
         raise ValueError(
             f"There are no daily errors, only {sorted(map(str, evaluated))[:3]} and the like. Needed: those over all "

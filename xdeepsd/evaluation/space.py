@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from scipy import fft
 
-from xdeepsd.evaluation.evaluate import alike
+from xdeepsd.evaluation.fields import alike
 
 TRUTH = "truth"
 

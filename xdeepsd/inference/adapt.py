@@ -14,7 +14,7 @@ import xarray as xr
 
 from xdeepsd.grids import align, axes
 from xdeepsd.grids.cells import Grid, infer_edges, read_grid
-from xdeepsd.grids.days import period, to_days
+from xdeepsd.grids.days import Period, period, to_days
 from xdeepsd.grids.regrid import regrid, regrid_weights
 from xdeepsd.grids.units import is_amount, precipitation_factor
 from xdeepsd.models.variable import Values, Variable, clean, fill_values
@@ -28,6 +28,7 @@ class Adapted:
 
     da: xr.DataArray
     source: xr.Dataset | xr.DataArray  # what tells the period of an amount
+    period: Period  # of each value that was given
     done: tuple[str, ...] = ()  # in words
     gone: frozenset[str] = frozenset()  # dims and variables that the output does not share with the input
     bounds: dict[str, Any] = field(default_factory=dict)  # of the days, by name
@@ -53,7 +54,7 @@ def daily(
                 f"day_ends={day_ends:g}, and the values of {da.name!r} stand for {found}. Needed: steps of hours, "
                 "which can be put together to days. Leave day_ends out."
             )
-        return Adapted(da, ds)
+        return Adapted(da, ds, found)
     if da.indexes[time].dtype.kind == "m":
         raise ValueError(
             f"The steps of {time!r} are lead times of {found}, and the days they belong to are not known. Needed: "
@@ -73,7 +74,7 @@ def daily(
     bounds: dict[str, Any] = {
         name: ((time, "bnds"), edges, {}, {k: v for k, v in out[time].encoding.items() if k != "dtype"})
     }
-    return Adapted(out, xr.Dataset(attrs={"frequency": "day"}), (done,), frozenset({time, name}), bounds)
+    return Adapted(out, xr.Dataset(attrs={"frequency": "day"}), found, (done,), frozenset({time, name}), bounds)
 
 
 def coarse_grid(fields: xr.Dataset, scale: int) -> xr.Dataset:

@@ -181,7 +181,7 @@ def lay_out(
     which = _members(models, isinstance(model, StackedSRCNN), members, statistics)
     correction = None if bias_correct is None else as_correction(bias_correct)
     prepared = prepare(ds, models[0], static, variable, mask, units, day_ends, allow_partial, correction)
-    logger.info("%s", "; ".join(f"{what}: {text}" for what, text in lines(found(ds, prepared))))
+    logger.info("%s", "; ".join(f"{what}: {text}" for what, text in lines(found(prepared))))
     if which is not None:
         check_no_members(prepared.given.dims, "input", "ds")
     lat = np.asarray(prepared.grid["lat"], np.float64)

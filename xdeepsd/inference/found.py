@@ -8,19 +8,17 @@ import numpy as np
 import xarray as xr
 
 from xdeepsd.grids import axes
-from xdeepsd.grids.days import period
 from xdeepsd.inference.inputs import Prepared
 
 
-def found(ds: xr.Dataset | xr.DataArray, ready: Prepared) -> dict[str, Any]:
-    """Variable, units, period, calendar, days and missing days of the input ``ds``; the range of the elevation, m.
+def found(ready: Prepared) -> dict[str, Any]:
+    """Variable, units, period, calendar, days and missing days of the input; the range of the elevation, m.
 
     ``elevation`` is None where there is none or it is lazy. ``first`` and ``last`` are dates, "" without time.
     """
-    given = ds if isinstance(ds, xr.DataArray) else axes.settle(ds)[ready.given.name]
-    time, stands_for = axes.find_time(ready.given), period(given, ds)
+    time, stands_for = axes.find_time(ready.given), ready.adapted.period
     heights = ready.maps.get("elevation")
-    dates = dates_of(ready.given)
+    dates = dates_of(ready.given, ends=True)
     return {
         "variable": str(ready.given.name),
         "units": str(ready.given.attrs["units"]),
@@ -53,12 +51,14 @@ def range_of(values: Any) -> tuple[float, float] | None:
     return (float(there.min()), float(there.max())) if there.size else None
 
 
-def dates_of(da: xr.DataArray) -> list[str]:
-    """The date of each day as text, in the calendar's own days; none where the time is not dates."""
+def dates_of(da: xr.DataArray, ends: bool = False) -> list[str]:
+    """The date of each day (only of the ``ends``) as text, in the calendar's own days; none without dates."""
     name = axes.find_time(da)
-    if name is None or da[name].dtype.kind not in "MO" or axes.days_since_first(np.atleast_1d(da[name])) is None:
+    if name is None:
         return []
-    time = da[name]
+    time = da[name][[0, -1]] if ends and da[name].size > 2 else da[name]
+    if time.dtype.kind not in "MO" or axes.days_since_first(np.atleast_1d(time)) is None:
+        return []
     parts = (np.atleast_1d(getattr(time.dt, part).values) for part in ("year", "month", "day"))
     return [f"{y:04d}-{m:02d}-{d:02d}" for y, m, d in zip(*parts, strict=True)]
 
