@@ -159,7 +159,7 @@ def _indices(da: xr.DataArray) -> xr.Dataset:
     da = da.transpose("time", "lat", "lon")
     dates, days = da["time"].dt, da.sizes["time"]
     labels, keep = (dates.year.values, dates.month.values), min(int(0.02 * days) + 2, days)
-    values = _finish(_part([da.values], *labels, keep)) if da.chunks is None else _lazily(da.data, *labels, keep)
+    values = _finish(_add(None, [da.values], *labels, keep)) if da.chunks is None else _lazily(da.data, *labels, keep)
     maps = xr.DataArray(values, {dim: da[dim] for dim in ("lat", "lon")}, ("index", "lat", "lon"))
     return xr.Dataset(
         {
@@ -170,22 +170,21 @@ def _indices(da: xr.DataArray) -> xr.Dataset:
 
 
 def _lazily(data: Any, years: np.ndarray, months: np.ndarray, keep: int) -> Any:
-    """`_finish` of the parts of all chunks of days; graphs of xarray's own reductions keep all days in memory."""
-    part, join, finish = (dask.delayed(function, pure=True) for function in (_part, _join_parts, _finish))
+    """`_finish` of the parts of all chunks of days, each added to those before it: a tree of them, as in the graphs of
+    xarray's reductions, keeps most of them in memory."""
+    add, finish = (dask.delayed(function, pure=True) for function in (_add, _finish))
     blocks, ends = data.to_delayed(optimize_graph=False), np.cumsum(data.chunks[0])
     rows = []
     for i, height in enumerate(data.chunks[1]):
         row = []
         for j, width in enumerate(data.chunks[2]):
-            parts = []
+            part = None
             for k, (end, size) in enumerate(zip(ends, data.chunks[0], strict=True)):
                 # With the chunks before that hold the days that are looked back to
                 first = int(np.searchsorted(ends, max(end - size - LOOK_BACK, 0), "right"))
                 span = slice(end - size, end)
-                parts.append(part(list(blocks[first : k + 1, i, j]), years[span], months[span], keep))
-            while len(parts) > 1:
-                parts = [join(parts[k : k + 8], keep) for k in range(0, len(parts), 8)]
-            row.append(dask.array.from_delayed(finish(parts[0]), (len(UNITS), height, width), np.float64))
+                part = add(part, list(blocks[first : k + 1, i, j]), years[span], months[span], keep)
+            row.append(dask.array.from_delayed(finish(part), (len(UNITS), height, width), np.float64))
         rows.append(row)
     return dask.array.concatenate([dask.array.concatenate(row, axis=2) for row in rows], axis=1)
 
@@ -225,23 +224,23 @@ def _part(blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep:
     return total, of_months, of_years, _highest(np.where(wet, x, -1.0), keep)
 
 
-def _join_parts(parts: list[Part], keep: int) -> Part:
-    """The parts of successive chunks as that of all of them."""
-    total, of_months, of_years, highest = parts[0]
-    of_months, of_years = dict(of_months), dict(of_years)
-    for sums, months, years, high in parts[1:]:
-        total, highest = total + sums, _highest(np.concatenate([highest, high]), keep)
-        for month, seen in months.items():
-            of_months[month] = of_months[month] + seen if month in of_months else seen
-        for year, fields in years.items():
-            if year in of_years:
-                wettest, five, both, dry, wet = of_years[year]
-                fields = [
-                    np.fmax(wettest, fields[0]), np.fmax(five, fields[1]), both + fields[2],
-                    _join(np.concatenate([dry, fields[3]])), _join(np.concatenate([wet, fields[4]])),
-                ]  # fmt: skip
-            of_years[year] = fields
-    return total, of_months, of_years, highest
+def _add(part: Part | None, blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep: int) -> Part:
+    """The part of all chunks up to the last of ``blocks``, from that of those before it."""
+    new = _part(blocks, years, months, keep)
+    if part is None:
+        return new
+    of_months, of_years = dict(part[1]), dict(part[2])
+    for month, seen in new[1].items():
+        of_months[month] = of_months[month] + seen if month in of_months else seen
+    for year, fields in new[2].items():
+        if year in of_years:
+            wettest, five, both, dry, wet = of_years[year]
+            fields = [
+                np.fmax(wettest, fields[0]), np.fmax(five, fields[1]), both + fields[2],
+                _join(np.concatenate([dry, fields[3]])), _join(np.concatenate([wet, fields[4]])),
+            ]  # fmt: skip
+        of_years[year] = fields
+    return part[0] + new[0], of_months, of_years, _highest(np.concatenate([part[3], new[3]]), keep)
 
 
 def _highest(days: np.ndarray, keep: int) -> np.ndarray:
