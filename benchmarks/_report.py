@@ -1,4 +1,4 @@
-"""What all benchmarks share: the table on screen, and the JSON file with the machine and the versions."""
+"""What benchmarks share: peak memory, the table on screen, and the JSON file with the machine and the versions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,28 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     arguments.add_argument("--json", type=Path, help="write the figures to this file")
     arguments.add_argument("--quick", action="store_true", help="small sizes, to see that it runs rather than how fast")
     return arguments
+
+
+def peak(function: Callable[[], object], every: float = 0.002) -> float:
+    """Peak memory of this process while ``function`` runs, above what it held before, GiB; looked at ``every`` s."""
+    import psutil
+
+    process = psutil.Process()
+    before = process.memory_info().rss
+    samples, over = [before], threading.Event()
+
+    def sample() -> None:
+        while not over.wait(every):
+            samples.append(process.memory_info().rss)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        function()
+    finally:
+        over.set()
+        sampler.join()
+    return (max(samples) - before) / 2**30
 
 
 def _processor() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,8 @@ from typing import Any
 import dask
 import dask.array
 import numpy as np
-import psutil
 import xarray as xr
-from _report import figure, parser, report
+from _report import figure, parser, peak, report
 
 import xdeepsd
 
@@ -98,20 +96,7 @@ def peak_gib(folder: Path, days: int, indices: bool) -> float:
 def _peak(folder: Path, days: int, indices: bool) -> float:
     with dask.config.set(scheduler="threads", num_workers=THREADS):
         dask.compute(*measures(*fields(folder, 2), indices))  # imports
-        process = psutil.Process()
-        before = process.memory_info().rss
-        samples, over = [before], threading.Event()
-
-        def sample() -> None:
-            while not over.wait(0.002):
-                samples.append(process.memory_info().rss)
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
-        dask.compute(*measures(*fields(folder, days), indices))
-        over.set()
-        sampler.join()
-    return (max(samples) - before) / 2**30
+        return peak(lambda: dask.compute(*measures(*fields(folder, days), indices)))
 
 
 def fastest(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -19,8 +19,7 @@ import dask.array
 import numpy as np
 import torch
 import xarray as xr
-from _report import figure, parser, report
-from levels import peak
+from _report import figure, parser, peak, report
 
 import xdeepsd
 from xdeepsd.inference.inputs import prepare

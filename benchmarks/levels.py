@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import dask
 import numpy as np
-import psutil
 import xarray as xr
 import zarr
-from _report import figure, parser, report
+from _report import figure, parser, peak, report
 
 from xdeepsd.levels.disk import build_levels
 from xdeepsd.levels.store import COMPRESSOR
@@ -84,26 +81,6 @@ def read_and_write(fine: xr.DataArray, built: Path, out: Path) -> None:
         dask.compute(*[task(s, fine.isel(time=slice(s, s + days)).data) for s in starts[i : i + THREADS]])
 
 
-def peak(function: Callable[[], object]) -> float:
-    """Peak memory of this process while ``function`` runs, above what it held before, GiB."""
-    process = psutil.Process()
-    before = process.memory_info().rss
-    samples, over = [before], threading.Event()
-
-    def sample() -> None:
-        while not over.wait(0.01):
-            samples.append(process.memory_info().rss)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
-        function()
-    finally:
-        over.set()
-        sampler.join()
-    return (max(samples) - before) / 2**30
-
-
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     days, rounds = (40, 1) if arguments.quick else (365, 2)
@@ -119,7 +96,7 @@ def main() -> None:
             for i in range(rounds):
                 path = folder / f"levels{i}.zarr"
                 start = time.perf_counter(), time.process_time()
-                highest = max(highest, peak(lambda path=path: build_levels(da, elevation, path=path)))
+                highest = max(highest, peak(lambda path=path: build_levels(da, elevation, path=path), every=0.01))
                 seconds["levels"].append((time.perf_counter() - start[0], time.process_time() - start[1]))
                 start = time.perf_counter(), time.process_time()
                 read_and_write(da, path, folder / "copy.zarr")

@@ -8,15 +8,13 @@ without NaN. xarray-regrid needs some 250 MB per day, so it is compared on as ma
 from __future__ import annotations
 
 import multiprocessing
-import threading
 import time
 from collections.abc import Callable
 
 import dask
 import numpy as np
-import psutil
 import xarray as xr
-from _report import figure, parser, report
+from _report import figure, parser, peak, report
 from scipy import sparse
 
 from xdeepsd.grids.regrid import regrid, regrid_weights
@@ -76,20 +74,7 @@ def _peak(kind: str, days: int) -> float:
     _, target = grids()
     regrid(rain(1, True), target)  # imports and compilation
     da = rain(days, True)
-    process = psutil.Process()
-    before = process.memory_info().rss
-    samples, over = [before], threading.Event()
-
-    def sample() -> None:
-        while not over.wait(0.002):
-            samples.append(process.memory_info().rss)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    (regrid if kind == "xdeepsd" else by_xarray_regrid)(da, target)
-    over.set()
-    sampler.join()
-    return (max(samples) - before) / 2**30
+    return peak(lambda: (regrid if kind == "xdeepsd" else by_xarray_regrid)(da, target))
 
 
 def main() -> None:
