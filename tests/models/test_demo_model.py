@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from builders import make_stack
+from typer.testing import CliRunner
 
 import xdeepsd
+from xdeepsd.cli import app
 from xdeepsd.models.files import DEMO
 
 
@@ -59,3 +62,19 @@ def test_a_model_of_yours_named_demo_is_loaded_as_ever(tmp_path, monkeypatch, ca
     (tmp_path / "demo" / "model.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.json is missing"):  # yours, damaged: no other in its place
         xdeepsd.load_model("demo")
+
+
+def test_on_the_command_line(tmp_path, monkeypatch):
+    """Also beside the folder that `xdeepsd demo` makes."""
+    monkeypatch.chdir(tmp_path)
+    coarse = xdeepsd.coarsen(xdeepsd.make_climate(years=1)["precipitation"].isel(time=slice(5)), 8)
+    coarse.to_dataset().to_zarr("coarse.zarr")
+    (tmp_path / "demo" / "model").mkdir(parents=True)
+    (tmp_path / "demo" / "model" / "model.json").write_text("{}")
+    for options, says in ((["--check"], "mm day-1"), (["out.zarr", "--check"], "mm day-1"), (["out.zarr"], "complete")):
+        result = CliRunner().invoke(app, ["downscale", "coarse.zarr", "demo", *options, "--threads", "1"])
+        assert result.exit_code == 0, result.output
+        assert says in result.output
+        assert (tmp_path / "out.zarr").exists() == (says == "complete")
+    fine = xdeepsd.downscale(coarse, xdeepsd.load_model("demo"))
+    np.testing.assert_array_equal(xr.open_zarr("out.zarr")["precipitation"], fine)

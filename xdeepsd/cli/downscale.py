@@ -25,7 +25,9 @@ def downscale(
             help="Coarse precipitation: Zarr store or NetCDF files, one after another.",
         ),
     ],
-    model: Annotated[Path, typer.Argument(help="Folder of a model, or of an ensemble, that xdeepsd train wrote.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder of a model, or of an ensemble, that xdeepsd train wrote; demo: one to try.")
+    ],
     out: Annotated[
         str,
         typer.Argument(
@@ -109,9 +111,8 @@ def downscale(
 ) -> None:
     """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
-    from xdeepsd.cli.inputs import open_coarse, open_correction, open_file, open_mask, open_static
+    from xdeepsd.cli.inputs import open_coarse, open_correction, open_file, open_mask, open_models, open_static
     from xdeepsd.grids.axes import find_time
-    from xdeepsd.models.files import model_folders
 
     source, model, out = _arguments(source, model, out, check)
     console, errors = consoles()
@@ -129,7 +130,8 @@ def downscale(
             raise ValueError("--scheduler and --workers cannot be combined: --scheduler connects to a running cluster.")
         if out and "://" not in out:
             check_writable(Path(out))
-        models = xdeepsd.load_models(model) if model_folders(model) else [xdeepsd.load_model(model)]
+        trained = open_models(model)
+        models = trained if isinstance(trained, list) else [trained]
         coarse, name = open_coarse(source, group, models[0], variable, chunk_days)
         fields = None if static is None else open_static(static, models[0].static_names)
         land = None if mask is None else open_mask(mask)
@@ -141,7 +143,7 @@ def downscale(
             _show(xdeepsd.audit(coarse, models[0], fields, observed=seen, allow_partial=True, **given), console)
             return
         fine = xdeepsd.downscale(
-            coarse, models if model_folders(model) else models[0], fields, precision=precision, device=device,
+            coarse, trained, fields, precision=precision, device=device,
             conserve=conserve, members=members, seed=seed, statistics=statistics, allow_partial=allow_partial, **given,
         )  # fmt: skip
         time = find_time(fine[name])
@@ -161,12 +163,12 @@ def downscale(
         console.print(f"{out} is complete: {count}.", markup=False)
 
 
-def _arguments(source: list[str], model: Path, out: str, check: bool) -> tuple[list[str], Path, str]:
+def _arguments(source: list[str], model: str, out: str, check: bool) -> tuple[list[str], str, str]:
     """INPUT, MODEL and OUTPUT, each in its place: with --check the last of them may be left out."""
-    from xdeepsd.models.files import is_model, model_folders
+    from xdeepsd.models.files import DEMO_NAME, is_model, model_folders
 
-    if check and out and not (is_model(model) or model_folders(model)):
-        source, model, out = [*source, str(model)], Path(out), ""
+    if check and out and not (model == DEMO_NAME or is_model(model) or model_folders(model)):
+        source, model, out = [*source, model], out, ""
     if not source:
         raise typer.BadParameter("INPUT, MODEL or OUTPUT is missing. Only with --check OUTPUT may be left out.")
     return source, model, out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as _json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,9 +27,7 @@ def evaluate(
         str | None,
         typer.Option(help="Observed precipitation of the training days: the climatology ratio, and a warning."),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of the model, to be warned of days of its training.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder of the model, to be warned of its training days.")] = None,
     variable: Annotated[str | None, typer.Option(help="Name of the precipitation in PREDICTION.")] = None,
     by: Annotated[str | None, typer.Option(help="season or month: the RMSE of each of them as well.")] = None,
     indices: Annotated[bool, typer.Option("--indices", help="Climate indices (spells, extremes ...) as well.")] = False,

@@ -100,6 +100,13 @@ def open_file(path: str, **options: Any) -> Any:
             raise ValueError(f"{path} cannot be read: {why}") from error
 
 
+def open_models(model: str) -> StackedSRCNN | list[StackedSRCNN]:
+    """The model in a folder, or all of an ensemble in it; "demo": see `xdeepsd.load_model`."""
+    from xdeepsd.models.files import DEMO_NAME, load_model, load_models, model_folders
+
+    return load_models(model) if model != DEMO_NAME and model_folders(model) else load_model(model)
+
+
 def _is_grib(path: str) -> bool:
     with Path(path).open("rb") as file:
         return b"GRIB" in file.read(64)  # some have a telegram's header before it
