@@ -23,6 +23,7 @@ PREPARE = """
 import sys
 sys.path.insert(0, sys.argv[3])
 import xdeepsd
+assert xdeepsd.__file__.startswith(sys.argv[4]), xdeepsd.__file__
 from builders import make_coarse, make_stack, make_static
 coarse = make_coarse(days=4)
 coarse.to_dataset().to_zarr(sys.argv[1], consolidated=True)
@@ -32,10 +33,10 @@ xdeepsd.save_model(xdeepsd.StackedSRCNN(model.stages, static=make_static(coarse,
 
 
 def seconds(*command: str, code: Path = HERE) -> float:
-    """Wall time of a process that finds the package in ``code``."""
+    """Wall time of a process that finds the package in ``code``, which it runs in: ``python -c`` looks there first."""
     begin = time.perf_counter()
     where = os.environ | {"PYTHONPATH": str(code)}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=where)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=where, cwd=code)
     return time.perf_counter() - begin
 
 
@@ -56,8 +57,9 @@ def main() -> None:
         }
         for name, code in {"first map": HERE, "first map before": given.before}.items():
             if code is not None:
+                code = code.resolve()
                 store, model = f"{folder}/{name}.zarr", f"{folder}/{name} model"
-                seconds(python, "-W", "ignore", "-c", PREPARE, store, model, f"{code}/tests", code=code)
+                seconds(python, "-W", "ignore", "-c", PREPARE, store, model, f"{code}/tests", str(code), code=code)
                 commands[name] = ((python, "-W", "ignore", "-c", FIRST_MAP, store, model), code)
         for command, code in commands.values():
             seconds(*command, code=code)  # once to warm up
