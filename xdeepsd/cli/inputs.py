@@ -79,7 +79,7 @@ def open_file(path: str, **options: Any) -> Any:
     elif _is_grib(path):
         if find_spec("cfgrib") is None:
             raise ImportError(f"{path} is a GRIB file, which needs cfgrib. Type pip install 'xdeepsd[grib]'.")
-        options["engine"] = "cfgrib"
+        options |= {"engine": "cfgrib", "backend_kwargs": {"indexpath": ""}}  # no index file beside the input
     if options.get("group") is None:
         options.pop("group", None)
     with warnings.catch_warnings():
