@@ -90,6 +90,9 @@ def downscale(
     check: Annotated[
         bool, typer.Option("--check", help="Read INPUT and show what was found in it; write nothing.")
     ] = False,
+    audit: Annotated[
+        bool, typer.Option(help="Show what was found in INPUT before the work begins, which reads it once more.")
+    ] = True,
     observed: Annotated[
         str | None,
         typer.Option(help="With --check: observed precipitation, to find out whether its days are shifted."),
@@ -140,7 +143,8 @@ def downscale(
             given["bias_correct"] = open_correction(bias_correct, coarse, name, units, day_ends)
         if check:
             seen = None if observed is None else open_file(observed, chunks={})
-            _show(xdeepsd.audit(coarse, models[0], fields, observed=seen, allow_partial=True, **given), console)
+            with _computing(workers, scheduler, threads), _naming(source[0]):
+                _show(xdeepsd.audit(coarse, models[0], fields, observed=seen, allow_partial=True, **given), console)
             return
         fine = xdeepsd.downscale(
             coarse, trained, fields, precision=precision, device=device,
@@ -150,7 +154,12 @@ def downscale(
         days = 1 if time is None else fine.sizes[time]
         packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
         packed = [name, f"{name}_std"] if statistics else [name]
-        with _computing(workers, scheduler, threads), _bar(console, days) as progress, _naming(source[0]):
+
+        def before() -> None:
+            if audit:
+                _show(xdeepsd.audit(coarse, models[0], fields, allow_partial=allow_partial, **given), console)
+
+        with _computing(workers, scheduler, threads), _bar(console, days, before) as progress, _naming(source[0]):
             xdeepsd.to_zarr(
                 fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
                 encoding=None if scale_factor is None else dict.fromkeys(packed, packing), progress=progress,
@@ -211,8 +220,11 @@ def _computing(workers: int, scheduler: str | None, threads: int | None) -> Iter
 
 
 @contextlib.contextmanager
-def _bar(console: Any, days: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar of days done and time left, shown only once work begins, because the output may be refused before that."""
+def _bar(console: Any, days: int, before: Callable[[], None]) -> Iterator[Callable[[int, int], None]]:
+    """A bar of days done and time left, shown once work begins: the output may be refused, or complete, before that.
+
+    ``before`` is called when that is settled and something is left to do.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
@@ -223,6 +235,8 @@ def _bar(console: Any, days: int) -> Iterator[Callable[[int, int], None]]:
     task = bar.add_task("Downscaling", total=None, days="")
 
     def progress(done: int, total: int) -> None:
+        if not bar.live.is_started and done < total:
+            before()
         bar.start()
         text = f"{days * done // max(total, 1)} of {days} days"
         bar.update(task, completed=done, total=total, days=text)

@@ -115,15 +115,16 @@ def _is_grib(path: str) -> bool:
 def open_correction(path: str, history: Any, name: str, units: str | None, day_ends: float | None) -> Any:
     """A saved correction, or one fitted to the observations in a file or store on the days that ``history`` has too."""
     from xdeepsd.climate.correction import fit_correction
-    from xdeepsd.inference.correction import is_correction, load_correction
+    from xdeepsd.inference.correction import Correction, is_correction, load_correction
 
     if is_correction(path):
         return load_correction(path)
     observed = open_file(path, chunks={})
     try:
-        return fit_correction(history, observed, variable=name, units=units, day_ends=day_ends)
+        fitted = fit_correction(history, observed, variable=name, units=units, day_ends=day_ends)
     except ValueError as error:
         raise ValueError(f"--bias-correct {path}: {error}") from error
+    return Correction(fitted.data.compute(), fitted.options)  # small, and needed more than once
 
 
 def open_static(path: str, names: tuple[str, ...], kinds: str = "fiu") -> Any:
