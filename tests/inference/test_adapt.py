@@ -366,6 +366,16 @@ def test_coordinates_in_another_form(model, rain):
     np.testing.assert_array_equal(xdeepsd.downscale(hidden, model)["pr"], expected)
 
 
+def test_the_only_map_of_a_curvilinear_grid(model):
+    """Stage IV and forecasts of river centres: no standard name, 2-D latitudes, bounds of time among the variables."""
+    ds = lambert().rename(pr="Total_precipitation_surface_24_Hour_Accumulation")
+    edges = np.stack([ds["time"].values, ds["time"].values + np.timedelta64(1, "D")], axis=1)
+    ds = ds.assign(time_bounds=(("time", "nv"), edges), orog=ds["latitude"] * 0)
+    ds["time"].attrs["bounds"] = "time_bounds"
+    found = xdeepsd.downscale(ds, model)["Total_precipitation_surface_24_Hour_Accumulation"]
+    np.testing.assert_array_equal(found, xdeepsd.downscale(lambert(), model)["pr"])
+
+
 def test_extra_dims_and_time_in_the_middle(model):
     ds = (
         GRIDS["regular"]

@@ -172,11 +172,12 @@ def find_variable(
 def _only_map(ds: xr.Dataset, silent: dict[Hashable, xr.DataArray], kind: Variable) -> dict[Hashable, xr.DataArray]:
     """Of variables whose metadata leave it open: those on latitude, longitude and time, best in suitable units."""
     try:
-        found = axes.find(ds)
+        dims = set(axes.map_dims(ds))
     except ValueError:  # the code that needs the coordinates reports what is wrong with them
         return silent
-    maps = {name: da for name, da in silent.items() if {found.lat_dim, found.lon_dim} <= set(da.dims)}
-    maps = {name: da for name, da in maps.items() if found.time in da.dims} or maps
+    time = axes.find_time(ds)
+    maps = {name: da for name, da in silent.items() if dims <= set(da.dims)}
+    maps = {name: da for name, da in maps.items() if time in da.dims} or maps
     if len(maps) > 1:
         maps = {name: da for name, da in maps.items() if _has_units(da)} or maps
     if len(maps) == 1:
