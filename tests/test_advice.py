@@ -70,6 +70,7 @@ PACKAGE = Path(xdeepsd.__file__).parent
 ELSEWHERE = {
     "look through it, then type xdeepsd train": "no error: test_what_from_ini_says_leads_on",
     "Add the other static fields to static": "no error: what from-ini leaves to be done by hand",
+    "seems to be accumulated since": "no error: test_amounts_since_the_start_of_a_run follows it",
     "check their order": "no error: what from-ini leaves to be done by hand",
     "Everything is in": "no error: where the pictures are",
     "Use another elevation": "PRISM has none",

@@ -109,6 +109,20 @@ def test_what_training_saw(tmp_path):
     assert "of training" not in str(xdeepsd.audit(coarse * 1.5, old))
 
 
+def test_amounts_since_the_start_of_a_run(model):
+    """WRF's RAINNC and the like: nothing in the attributes says that they are accumulated."""
+    coarse = make_coarse(days=6)
+    assert not xdeepsd.audit(coarse, model).accumulated
+    total = coarse.cumsum("time", keep_attrs=True).assign_coords(coarse.coords)
+    for given in (total, total.chunk(time=1)):
+        found = xdeepsd.audit(given, model)
+        assert found.accumulated
+        assert "'pr' seems to be accumulated since the start of the run" in str(found)
+    assert not xdeepsd.audit(total.diff("time", label="lower"), model).accumulated
+    assert not xdeepsd.audit(total.isel(time=slice(2)), model).accumulated
+    assert not xdeepsd.audit(xr.zeros_like(coarse) + 1, model).accumulated
+
+
 def test_the_log_says_what_is_downscaled(model, caplog):
     caplog.set_level("INFO")
 

@@ -301,6 +301,19 @@ def test_downscale_corrects_first(history, correction, model, tmp_path):
     assert audited.mean == pytest.approx(float(correction.apply(history).mean()), rel=1e-4)
 
 
+def test_means_that_are_kept_are_those_of_the_regridded_and_corrected_input(history, correction):
+    """On another grid, by a model that keeps coarse means: `coarsen` of the output is what was corrected."""
+    stack = make_stack(2, channels=(4, 3), kernels=(3, 1, 3), conserve="multiplicative")
+    model = xdeepsd.StackedSRCNN(stack.stages, static=make_static(make_coarse(), 4))
+    lat, lon = 50 - 0.5 * np.arange(18), -125 + 0.5 * np.arange(22)
+    ds = make_coarse(days=200, nlat=18, nlon=22).assign_coords(lat=lat, lon=lon).to_dataset()
+    regridded = xdeepsd.regrid(ds, xr.Dataset(coords={"lat": history["lat"], "lon": history["lon"]}))["pr"]
+    want = correction.apply(regridded)
+    fine = xdeepsd.downscale(ds.chunk(time=50), model, bias_correct=correction)["pr"]
+    np.testing.assert_allclose(xdeepsd.coarsen(fine, 4), want, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(regridded, want, rtol=0.1)
+
+
 def test_a_distribution_is_corrected_too(history, correction):
     stack = make_stack(1, gain=1.0, channels=(4, 3), kernels=(3, 1, 3), head="bernoulli_gamma")
     static = make_static(history, 2)["elevation"]

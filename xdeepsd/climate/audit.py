@@ -22,6 +22,7 @@ from xdeepsd.models.variable import clean
 
 DRIZZLE = 1.0  # mm day-1; what is wetter is a wet day to most indices of extremes
 LAGS = (-2, -1, 0, 1, 2)  # days
+_DAYS_ACCUMULATED = 4  # that no value falls on fewer days may be chance
 _DAYS_COMPARED = 1000  # with the observed field: enough to tell a shift, little to hold in memory
 
 
@@ -53,6 +54,8 @@ class Audit:
     largest_trained, above_trained
         The largest precipitation of the coarsest level on the training days, mm day-1, and how many values lie above
         it. None and 0 for a model saved before this was recorded.
+    accumulated
+        Whether no value is ever below that of the day before, as of amounts since the start of a run.
     lags
         Correlation with the observed field, of all coarse cells and days at hand, by the days that the observations are
         taken later; empty without an observed field.
@@ -77,6 +80,7 @@ class Audit:
     largest_sd: float
     largest_trained: float | None
     above_trained: int
+    accumulated: bool
     lags: dict[int, float]
 
     def rows(self) -> list[tuple[str, str]]:
@@ -100,6 +104,11 @@ class Audit:
         notes = []
         if self.missing_days:
             notes.append(f"{self.missing_days} dates between {self.first} and {self.last} are not there.")
+        if self.accumulated:
+            notes.append(
+                f"No value is ever below that of the day before: {self.variable!r} seems to be accumulated since the "
+                "start of the run. Needed: the amount of each day. Type ds.diff('time', label='lower')."
+            )
         if self.above_trained:
             notes.append(
                 f"{self.above_trained} values are larger than any of the training days, up to {self.largest:.4g} "
@@ -203,6 +212,7 @@ def _statistics(rain: xr.DataArray, wanted: np.ndarray, trained: float) -> dict[
     """Shares and moments over wanted cells that ever have a value, in one pass."""
     rain = rain.where(xr.DataArray(wanted, dims=("lat", "lon")))
     others = [dim for dim in rain.dims if dim not in ("lat", "lon")]
+    steps = rain.diff("time") if "time" in rain.dims else rain.where(False)
     counts = xr.Dataset(
         {
             "seen": rain.notnull().sum(others),
@@ -211,6 +221,8 @@ def _statistics(rain: xr.DataArray, wanted: np.ndarray, trained: float) -> dict[
             "sum": rain.sum(others, dtype=np.float64),
             "largest": rain.max(others),
             "above": (rain > trained * (1 + 1e-6)).sum(others),
+            "rises": (steps > 0).sum(others),
+            "falls": (steps < 0).sum(others),
         }
     )
     (counts,) = dask.compute(counts)
@@ -225,6 +237,9 @@ def _statistics(rain: xr.DataArray, wanted: np.ndarray, trained: float) -> dict[
         "mean": float(counts["sum"].sum() / seen),
         "largest": float(counts["largest"].max()),
         "above_trained": int(counts["above"].sum()),
+        "accumulated": rain.sizes.get("time", 1) >= _DAYS_ACCUMULATED
+        and bool(counts["rises"].any())
+        and not counts["falls"].any(),
     }
 
 
