@@ -3,6 +3,7 @@
     python examples/reanalysis.py --data FOLDER                       # baselines and what is recommended, one seed
     python examples/reanalysis.py --data FOLDER --seeds 5             # and the mean of five seeds
     python examples/reanalysis.py --data FOLDER --tries "x1-x2-x2, 5-5-5" "x2-x2, 9-1-5"
+    python examples/reanalysis.py --data FOLDER --tries --members 20 --seeds 5   # and members drawn from chances
 
 FOLDER holds iberia/: 15 winters of E-OBS at half a degree and of the NCEP reanalysis at 1.9 degrees, the same days. The
 first 11 winters train, the 12th validates, the last three test, as in skill.py. The baselines: the training mean,
@@ -53,6 +54,9 @@ TRIES = {
     "x1-x2-x2, 5-5-5": Try((1, 2, 2), WIDE),
     "x2-x2, 9-1-5": Try((2, 2), {}),  # the first stage as any other
 }
+
+# Members: one stage over the whole factor, since only the last stage has chances, on amounts, which the gamma is of.
+CHANCES = {key: value for key, value in WIDE.items() if key != "target_transform"} | {"loss": "bernoulli_gamma"}
 
 
 class Iberia(NamedTuple):
@@ -163,6 +167,24 @@ def measure(
     return compare({name: da.isel(time=wanted) for name, da in fields.items()}, truth)
 
 
+def measure_members(case: Iberia, seeds: int, count: int, steps: int | None, part: str) -> dict[str, float]:
+    """`xdeepsd.spread_skill` of members drawn from chances, ``count`` of each seed, and the 99th percentiles."""
+    days = getattr(case.split, part)
+    levels = case.levels((4,))
+    found = []
+    for seed in range(seeds):
+        given = CHANCES | {"seed": seed} | ({} if steps is None else {"steps": steps, "validate_every": steps})
+        model = xdeepsd.train_stack(levels, dataclasses.replace(case.config, **given), progress=False)
+        chances = xdeepsd.distribution(levels[0][["precipitation"]].isel(time=days), model)
+        drawn = xdeepsd.sample(chances, count, seed=seed)
+        drawn = drawn["precipitation"] if isinstance(drawn, xr.Dataset) else drawn
+        found.append(drawn.isel({dim: slice(case.observed.sizes[dim]) for dim in ("lat", "lon")}))
+    truth = case.observed.isel(time=days)
+    members = xr.concat(found, "member").assign_coords(truth.coords, member=np.arange(seeds * count))
+    heavy = {"p99": members.where(truth.notnull()).quantile(0.99), "p99 observed": truth.quantile(0.99)}
+    return xdeepsd.spread_skill(members, truth) | {name: float(value) for name, value in heavy.items()}
+
+
 def show(table: pd.DataFrame, console: Console, part: str) -> None:
     """Print the errors, and the RMSE relative to the ridge regression."""
     ridge_rmse = table["rmse"][table.index.str.startswith("ridge")].iloc[0]
@@ -185,6 +207,7 @@ def main() -> int:
     arguments.add_argument("--tries", nargs="*", choices=TRIES, default=[RECOMMENDED], help="what is trained")
     arguments.add_argument("--seeds", type=int, default=1)
     arguments.add_argument("--steps", type=int, help="other training steps than those of what is tried")
+    arguments.add_argument("--members", type=int, default=0, help="members drawn for each seed, from chances")
     arguments.add_argument("--part", choices=("validation", "test"), default="test", help="days that are judged")
     chosen = arguments.parse_args()
     console = Console()
@@ -192,10 +215,15 @@ def main() -> int:
         console = Console(width=120)
     started = time.perf_counter()
     tries = {name: TRIES[name] for name in chosen.tries}
-    table = measure(load(chosen.data), tries, chosen.seeds, chosen.steps, console, chosen.part)
+    case = load(chosen.data)
+    table = measure(case, tries, chosen.seeds, chosen.steps, console, chosen.part)
     chosen.out.mkdir(parents=True, exist_ok=True)
     table.rename_axis("method").to_csv(chosen.out / "errors.csv")
     show(table, console, chosen.part)
+    if chosen.members:
+        found = measure_members(case, chosen.seeds, chosen.members, chosen.steps, chosen.part)
+        console.print(f"{chosen.members * chosen.seeds} members, {chosen.part} days, mm day-1:", highlight=False)
+        console.print(", ".join(f"{name} {value:.3f}" for name, value in found.items()), highlight=False)
     console.print(f"{time.perf_counter() - started:.0f} s", highlight=False)
     return 0
 
