@@ -52,6 +52,7 @@ from xdeepsd.cli.inputs import open_file
 from xdeepsd.cli.terminal import check_writable
 from xdeepsd.cli.toml import load_config, read_levels
 from xdeepsd.evaluation import sweep
+from xdeepsd.evaluation.baselines import map_quantiles
 from xdeepsd.evaluation.errors import bin_edges, compare
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.inference import correction, forward
@@ -877,6 +878,13 @@ CASES["evaluate"] = [
          has={"ds": COARSE.to_dataset()}),
     case("Needed: those over all days", lambda by: xdeepsd.differences(xdeepsd.evaluate(COARSE, COARSE, by=by)),
          lambda tmp: {"by": "season"}, "by=None"),
+    case("on that grid, ", lambda past, observed: map_quantiles(observed, past, observed),
+         lambda tmp: {"past": COARSE, "observed": COARSE.isel(time=slice(1, None))},
+         "past = past.sel(time=observed['time'])"),
+    case("but none among the training days",
+         lambda group: map_quantiles(COARSE.assign_coords(time=COARSE["time"] + np.timedelta64(90, "D")), COARSE,
+                                     COARSE, group=group),
+         lambda tmp: {"group": "time.month"}, "group='time'"),
     case("Give days with rain", bin_edges, lambda tmp: {"observed": COARSE * 0},
          meaning("Give days with rain", "observed = COARSE")),
 ]  # fmt: skip

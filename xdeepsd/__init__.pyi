@@ -1,7 +1,7 @@
 from ._version import __version__ as __version__
 from .climate.audit import Audit, audit
 from .climate.correction import fit_correction
-from .evaluation.baselines import baselines, climatology_ratio
+from .evaluation.baselines import baselines, bcsd, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
 from .evaluation.evaluate import evaluate
 from .evaluation.indices import climate_indices, compare_changes, compare_indices
@@ -51,6 +51,7 @@ __all__ = [
     "__version__",
     "audit",
     "baselines",
+    "bcsd",
     "bin_edges",
     "bin_errors",
     "build_levels",

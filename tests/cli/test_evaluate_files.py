@@ -37,7 +37,14 @@ def test_the_tables(stores):
     options = ["--coarse", stores / "coarse.nc", "--training", stores / "past.nc", "--by", "season", "--indices"]
     result = run(stores / "prediction.zarr", stores / "truth.zarr", *options)
     assert result.exit_code == 0, result.output
-    for name in ("bilinear", "bicubic", "climatology ratio", "climatology ratio, means kept", "bicubic, means kept"):
+    for name in (
+        "bilinear",
+        "bicubic",
+        "climatology ratio",
+        "climatology ratio, means kept",
+        "bicubic, means kept",
+        "BCSD",
+    ):
         assert name in result.output
     for word in ("POD / FAR", "p99", "Diebold-Mariano", "RMSE by season", "CWD", "90 days"):
         assert word in result.output
@@ -55,6 +62,36 @@ def test_json_is_what_the_library_finds(stores):
         assert found["all"]["rmse"][name] == pytest.approx(float(here["rmse"]))
         assert found["all"]["pod"][name]["10 mm"] == pytest.approx(float(here["pod"].sel(event="10 mm")), nan_ok=True)
     assert [row["name"] for row in found["differences"]][::2] == list(known["name"].values[1:])
+    rmse = known["rmse"].to_series()
+    best = found["strongest_baseline"]
+    assert best["name"] == rmse[1:].idxmin()
+    assert best["prediction_above_it"] == pytest.approx(rmse["prediction"] / rmse[1:].min() - 1)
+    assert best["prediction_above_it"] > 0
+
+
+def test_the_strongest_baseline_is_named(stores):
+    prediction = xr.open_zarr(stores / "prediction.zarr")
+    (prediction / 1.1).assign_attrs(prediction.attrs).map(lambda da: da.assign_attrs(units="mm day-1")).to_netcdf(
+        stores / "interpolated.nc"
+    )
+    result = run(stores / "interpolated.nc", stores / "truth.zarr", "--coarse", stores / "coarse.nc")
+    assert "The strongest baseline is bilinear, means kept, RMSE " in result.output
+    assert "% above it" in result.output
+
+
+def test_the_bias_of_a_coarse_file_is_known_where_it_has_the_training_days(stores):
+    """Half the rain in all of a coarse file: BCSD finds it; with the days to judge alone, there is nothing to learn."""
+    fine = xr.open_zarr(stores / "truth.zarr")["pr"].load()
+    low = (xdeepsd.coarsen(fine, 4) / 2).assign_attrs(units="mm day-1").to_dataset(name="pr")
+    low.to_netcdf(stores / "biased.nc")
+    low.isel(time=slice(365, None)).to_netcdf(stores / "biased_late.nc")
+    options = ["--training", stores / "past.nc", "--json"]
+    found = {}
+    for name in ("biased", "biased_late"):
+        result = run(stores / "prediction.zarr", stores / "truth.zarr", "--coarse", stores / f"{name}.nc", *options)
+        found[name] = json.loads(result.stdout)["all"]["bias"]
+    assert abs(found["biased"]["BCSD"]) < 0.1 * abs(found["biased_late"]["BCSD"])
+    assert found["biased_late"]["BCSD"] == pytest.approx(found["biased_late"]["climatology ratio"], rel=1e-3)
 
 
 def test_training_days_are_told(stores):
@@ -74,6 +111,11 @@ def test_errors_are_one_sentence(stores):
     result = run(stores / "prediction.zarr", stores / "truth.zarr", "--coarse", stores / "few.nc")
     assert result.exit_code == 1
     assert "--coarse has 85 from" in result.stderr
+    few = xr.open_dataset(stores / "coarse.nc")
+    few.assign_coords(time=few["time"] + np.timedelta64(5, "D")).to_netcdf(stores / "shifted.nc")
+    result = run(stores / "prediction.zarr", stores / "truth.zarr", "--coarse", stores / "shifted.nc")
+    assert result.exit_code == 1, "as many days, but others"
+    assert "--coarse has 90 from" in result.stderr
 
 
 def test_days_are_days_whatever_their_hours(stores):

@@ -25,7 +25,7 @@ def evaluate(
     ] = None,
     training: Annotated[
         str | None,
-        typer.Option(help="Observed precipitation of the training days: the climatology ratio, and a warning."),
+        typer.Option(help="Observed precipitation of the training days: climatology ratio, BCSD, and a warning."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder of the model, to be warned of its training days.")] = None,
     variable: Annotated[str | None, typer.Option(help="Name of the precipitation in PREDICTION.")] = None,
@@ -46,6 +46,8 @@ def evaluate(
             raise ValueError(f"--by is {by!r}. Needed: season or month.")
         if coarse is not None:
             require("evaluate", "The Diebold-Mariano test")  # before the pass over the stores, not after it
+        if coarse is not None and training is not None:
+            require("bias", "BCSD")
         predicted = _field(open_file(prediction), prediction, variable)
         observed = _field(open_file(truth), truth)
         observed = _on_days(observed, predicted)  # the truth is often longer
@@ -92,30 +94,56 @@ def _on_days(da: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
 
 
 def _baselines(coarse: xr.DataArray, truth: xr.DataArray, past: xr.DataArray | None) -> dict[str, xr.DataArray]:
-    """Everything in `xdeepsd.baselines`, in the chunks of the truth; the means and the mask are computed first."""
+    """Everything in `xdeepsd.baselines`, in the chunks of the truth; the mask and what is fitted are computed first.
+
+    The coarse field of the training days is that of ``coarse``, where it has them: its bias is then known. Otherwise it
+    is taken to have none.
+    """
     import dask
 
     import xdeepsd
+    from xdeepsd.evaluation.fields import days_of
     from xdeepsd.levels.days import name_span
 
-    coarse = _on_days(coarse, truth)
-    if coarse.sizes["time"] != truth.sizes["time"]:
+    whole, coarse = coarse, _on_days(coarse, truth)
+    if not days_of(coarse).equals(days_of(truth)):
         raise ValueError(
             f"--coarse has {name_span(coarse)}, and the days to judge are {name_span(truth)}. Needed: each of these "
             "days."
         )
     coarse = coarse.assign_coords(time=truth["time"]).chunk(time=truth.chunksizes["time"], lat=-1, lon=-1)
-    for dim in ("lat", "lon"):
-        if (coarse[dim][0] < coarse[dim][-1]) != (truth[dim][0] < truth[dim][-1]):
-            coarse = coarse.isel({dim: slice(None, None, -1)})
-    mean = None if past is None else past.mean("time")
+    coarse = _turned(coarse, truth)
     # A lazy mask would wait for all days, and keep them in memory.
-    mask, mean = dask.compute(truth.notnull().any("time"), mean)
-    means = (None, None)
-    if mean is not None:
-        mean = mean.assign_coords(lat=truth["lat"], lon=truth["lon"])
-        means = (mean, xdeepsd.coarsen(mean, truth.sizes["lat"] // coarse.sizes["lat"]))
-    return xdeepsd.baselines(coarse, truth, *means, mask=mask)
+    (mask,) = dask.compute(truth.notnull().any("time"))
+    if past is None:
+        return xdeepsd.baselines(coarse, truth, mask=mask)
+    past = _turned(past, truth)
+    low = _turned(_on_days(whole, past), truth)
+    if not days_of(low).equals(days_of(past)):
+        low = xdeepsd.coarsen(past.chunk(lat=-1, lon=-1), truth.sizes["lat"] // coarse.sizes["lat"])
+    low = low.assign_coords(time=past["time"])
+    return xdeepsd.baselines(coarse, truth, mask=mask, past=(past, low))
+
+
+def _turned(da: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
+    """With latitude and longitude in the order of ``like``."""
+    for dim in ("lat", "lon"):
+        if (da[dim][0] < da[dim][-1]) != (like[dim][0] < like[dim][-1]):
+            da = da.isel({dim: slice(None, None, -1)})
+    return da
+
+
+def _strongest(whole: xr.Dataset) -> dict[str, Any] | None:
+    """The baseline with the least RMSE, and the part of it by which that of the prediction is larger."""
+    rmse = whole["rmse"].to_series()
+    others = rmse.drop("prediction").dropna()
+    if not len(others):
+        return None
+    least = float(others.min())
+    return {
+        "name": str(others.idxmin()), "rmse": least, "prediction_above_it": float(rmse["prediction"] / least - 1)
+        if least else None,
+    }  # fmt: skip
 
 
 def _content(found: dict[str, xr.Dataset], apart: pd.DataFrame | None) -> dict[str, Any]:
@@ -127,6 +155,7 @@ def _content(found: dict[str, xr.Dataset], apart: pd.DataFrame | None) -> dict[s
     if apart is not None:
         rows = apart.astype(object).where(apart.notna(), None)
         content["differences"] = rows.to_dict("records")
+        content["strongest_baseline"] = _strongest(found["all"])
     return content
 
 
@@ -167,6 +196,14 @@ def _show(found: dict[str, xr.Dataset], apart: pd.DataFrame | None, console: Any
             _rows(f"RMSE by {by}", found[by]["rmse"].transpose("name", by), console)
     if "indices" in found:
         _rows("mean error over mean", found["indices"]["relative_error"].transpose("name", "index"), console, down=True)
+    if best := _strongest(whole):
+        above = best["prediction_above_it"]
+        says = (
+            ""
+            if above is None
+            else f": that of the prediction is {abs(above):.1%} {'above' if above > 0 else 'below'} it"
+        )
+        console.print(f"The strongest baseline is {best['name']}, RMSE {best['rmse']:.3f}{says}.", markup=False)
     console.print(
         f"{whole.sizes['time']} days, {int(whole['count'])} values. Areas are weighted; all rows are over the same "
         "cells and days.", markup=False,
