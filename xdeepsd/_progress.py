@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from types import TracebackType
 from typing import Any
@@ -35,7 +36,7 @@ class Bar:
         if get_console().is_jupyter:
             from IPython.display import display
 
-            self._notebook = display(_Html(self._html()), display_id=True)
+            self._notebook = display(self._line(), display_id=True)
         else:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -54,7 +55,7 @@ class Bar:
         if self._terminal is not None:
             self._terminal.stop()
         else:
-            self._notebook.update(_Html(self._html()))
+            self._notebook.update(self._line())
 
     def update(self, done: int, total: int, text: str = "", below: str = "") -> None:
         """Show these numbers, ``text`` beside them and, in a notebook, the HTML ``below`` them (if "": as before)."""
@@ -63,26 +64,33 @@ class Bar:
             self._terminal.update(self._task, completed=done, total=total, text=text)
         elif below or time.perf_counter() - self._shown > _EVERY:
             self._shown = time.perf_counter()
-            self._notebook.update(_Html(self._html()))
+            self._notebook.update(self._line())
 
-    def _html(self) -> str:
-        name, text, done = escape(self._name), escape(self._text), self._done
-        line = f"{name} <progress value='{done}' max='{max(self._total, 1)}'></progress> {done}/{self._total} {text}"
+    def _line(self) -> _Line:
+        text, done = f"{self._done}/{self._total} {self._text}", self._done
         spent = time.perf_counter() - self._began
         if self._first < done < self._total:
             left = int(spent * (self._total - done) / (done - self._first))
-            line += f" {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-        return f"<div>{line}</div>{self._below}"
+            text += f" {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        return _Line(self._name, done, self._total, text, self._below)
 
 
-class _Html:
-    """Text that a notebook shows as HTML."""
+@dataclass(frozen=True)
+class _Line:
+    """What a notebook shows; what has no HTML shows the text alone."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    name: str
+    done: int
+    total: int
+    text: str
+    below: str
 
     def _repr_html_(self) -> str:
-        return self._text
+        bar = f"<progress value='{self.done}' max='{max(self.total, 1)}'></progress>"
+        return f"<div>{escape(self.name)} {bar} {escape(self.text)}</div>{self.below}"
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.text}"
 
 
 @contextmanager
