@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JSON_DIR ?= bench-results
 
 # A target's line ends in "## what it does" for `make help`.
-.PHONY: help packages demo test fuzz mutants lint types bench install install-bench clean
+.PHONY: help packages demo test fuzz mutants lint types docs bench install install-bench clean
 
 install: $(VENV)/.installed  ## .venv with everything the tests need
 
@@ -20,6 +20,10 @@ $(VENV)/.installed: pyproject.toml ci/constraints.txt
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ci/constraints.txt -e '.[all,test,bench]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ci/constraints.txt -e '.[all,test,docs]'
 	touch $@
 
 demo: install  ## the whole path on a small generated climate
@@ -45,6 +49,10 @@ lint: install  ## ruff and codespell
 types: install  ## mypy
 	$(BIN)/mypy
 
+# Runs the notebooks of examples/; a warning is an error
+docs: $(VENV)/.installed-docs  ## the site, to build/docs/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs
+
 # Every file of figures: a table on the screen and JSON in $(JSON_DIR)
 bench: $(VENV)/.installed-bench  ## the figures, to bench-results/
 	mkdir -p $(JSON_DIR)
@@ -56,4 +64,4 @@ packages: install  ## build wheel and sdist, use them in clean environments
 	ci/packages.sh
 
 clean:  ## remove .venv and what demo and bench wrote
-	rm -rf $(VENV) demo build bench-results
+	rm -rf $(VENV) demo build bench-results docs/reference

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 # Each folder may import earlier ones and, within itself, anything that makes no cycle. Members of a set do not import
 # each other.
 ORDER = [
-    {"_version", "_extras"}, {"stores"}, {"prism", "grids"}, {"models"}, {"inference", "levels", "losses"},
+    {"_version", "_extras", "_progress"}, {"stores"}, {"prism", "grids"}, {"models"}, {"inference", "levels", "losses"},
     {"training", "climate"}, {"evaluation"}, {"accessor"}, {""}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}

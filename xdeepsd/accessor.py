@@ -25,6 +25,10 @@ class DeepSDAccessor:
     def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
         self._obj = obj
 
+    def __dir__(self) -> list[str]:
+        """What ``ds.deepsd.`` completes to: the methods, and nothing else."""
+        return [name for name in vars(type(self)) if not name.startswith("_")]
+
     def downscale(
         self,
         model: StackedSRCNN | Sequence[StackedSRCNN],
@@ -93,7 +97,7 @@ class DeepSDAccessor:
         encoding: Mapping[str, Mapping[str, Any]] | None = None,
         zarr_format: Literal[2, 3] = 3,
         storage_options: Mapping[str, Any] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: bool | Callable[[int, int], None] | None = None,
     ) -> None:
         """Same as ``xdeepsd.to_zarr(ds, store, ...)``, which documents the arguments."""
         from xdeepsd.stores.write import to_zarr

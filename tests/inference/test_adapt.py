@@ -174,6 +174,16 @@ def test_partial_coverage(name, model):
     )
 
 
+def test_partial_coverage_by_coordinates_without_attributes(model):
+    """They are found by their names."""
+    part = GRIDS["regular"].isel({GRIDS["regular"]["lat"].dims[0]: (GRIDS["regular"]["lat"] < 46.3).values})
+    bare = part.assign_coords({name: (part[name].dims, part[name].values) for name in ("lat", "lon")})
+    xr.testing.assert_equal(
+        xdeepsd.downscale(bare, model, allow_partial=True)["pr"],
+        xdeepsd.downscale(part, model, allow_partial=True)["pr"],
+    )
+
+
 def test_fill_values_and_round_off_do_not_enter_the_means(model, caplog):
     """Regridding would spread them."""
     ds = GRIDS["finer"]

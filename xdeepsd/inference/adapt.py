@@ -186,7 +186,7 @@ def to_grid(
         source[name] = clean(source[name], values)
     out = regrid(source, target, weights=weights)[name].rename(da.name)
     if short.any():
-        keep = xr.DataArray(~short, dims=[out.cf["latitude"].dims[0], out.cf["longitude"].dims[0]])
+        keep = xr.DataArray(~short, dims=axes.map_dims(out))
         out = out.where(keep).assign_attrs(out.attrs).transpose(*out.dims)
     done = f"regridded conservatively from {' x '.join(str(da.sizes[dim]) for dim in grid.dims)} cells ({extent})"
     logger.info("%r: %s to the model's %d x %d.", da.name, done, *covered.shape)

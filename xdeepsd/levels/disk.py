@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from xdeepsd._progress import reporting
 from xdeepsd.grids import axes
 from xdeepsd.grids.cells import read_grid
 from xdeepsd.grids.regrid import block_weights
@@ -176,7 +177,7 @@ def build_levels(
     edges: Edges = "pad",
     allow_missing: bool = False,
     chunk_mb: float = 64.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Callable[[int, int], None] | None = None,
     coarse: xr.DataArray | xr.Dataset | None = None,
     coarse_variable: str | None = None,
 ) -> list[xr.Dataset]:
@@ -202,7 +203,8 @@ def build_levels(
         Size of a chunk of the finest level, in 1e6 bytes before compression. A chunk holds whole maps of several days,
         the same days at every level.
     progress
-        Called with (days done, days wanted) after each chunk.
+        True: show a progress bar, on a terminal and in a notebook. A function is called with (days done, days wanted)
+        after each chunk.
     coarse, coarse_variable
         As in `make_levels`: an independent product of the same days, as the coarsest level. The same product, with more
         days perhaps, must be given when the call is repeated. Days that it does not have count as missing.
@@ -254,7 +256,8 @@ def build_levels(
         renewed = _renewed(root, path, both, where, announced)
         grow(root, path, time, len(wanted))  # before attributes change, which drops the metadata from the root
         _announce(root, time, renewed)
-    _fill(root, path, wanted, where, renewed, announced, progress)
+    with reporting(progress, f"{Path(path).name}, days") as report:
+        _fill(root, path, wanted, where, renewed, announced, report)
     unseen = days[np.isin(days, calendar_days(time)[~done_days(root)])].difference(missing)
     if len(unseen):
         text = f"{len(unseen)} days have no values at all: {name_days(unseen)}. All other days are in {path}."
@@ -353,7 +356,7 @@ def _fill(
     where: np.ndarray,
     renewed: np.ndarray,
     announced: np.ndarray,
-    progress: Callable[[int, int], None] | None,
+    report: Callable[[int, int], None],
 ) -> None:
     """Compute and write all days that are not done or are ``renewed``, a few chunks at a time."""
     todo = ~done_days(root) | renewed
@@ -370,8 +373,7 @@ def _fill(
         root, arrays, where, todo, lambda d, *values: write(str(path), d, announced[where[d]], blocks, *values)
     ):
         done += days.size
-        if progress is not None:
-            progress(done, total)
+        report(done, total)
 
 
 def open_levels(path: PathLike) -> list[xr.Dataset]:

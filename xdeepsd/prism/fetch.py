@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pandas as pd
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xdeepsd._progress import Bar
 from xdeepsd.prism import names as prism_names
 from xdeepsd.prism import store as prism_store
 from xdeepsd.prism.names import PrismGrid, Source
@@ -158,10 +158,8 @@ def _fetch_days(
     grid = prism_store.store_grid(store) or prism_names.GRIDS.get((service.region, service.resolution))
     group: Any = None
     silent = 0
-    with _bar(variable, bool(progress and wanted)) as bar:
-        task = bar.add_task("", total=len(wanted), day="", megabytes=0.0)
+    with Bar(variable, total=len(wanted)) if progress and wanted else nullcontext() as bar:
         for i, day in enumerate(wanted):
-            bar.update(task, day=f"{day:%Y-%m-%d}")
             try:
                 content = service.day(variable, day)
                 report.megabytes += len(content) / 1e6
@@ -185,19 +183,11 @@ def _fetch_days(
                 prism_store.write_day(path, group, day, variable, values, announced[day])
                 report.fetched.append(day)
                 silent = 0
-            bar.update(task, advance=1, megabytes=report.megabytes)
+            if bar is not None:
+                bar.update(i + 1, len(wanted), f"days, {report.megabytes:.1f} MB, {day:%Y-%m-%d},")
     for day, cause in report.failed.items():
         logger.warning("%s of %s failed: %s", variable, f"{day:%Y-%m-%d}", cause)
     return report
-
-
-def _bar(variable: str, shown: bool) -> Progress:
-    """A progress bar of days, with megabytes and the time left."""
-    columns = (
-        TextColumn(f"{variable} {{task.fields[day]}}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("days, {task.fields[megabytes]:.1f} MB,"), TimeRemainingColumn(), TextColumn("left"),
-    )  # fmt: skip
-    return Progress(*columns, disable=not shown)
 
 
 def _fetch_elevation(service: Service, path: Path, store: Any) -> FetchReport:

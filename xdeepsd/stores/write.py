@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 import dask
@@ -24,6 +25,7 @@ import zarr
 import zarr.storage
 from zarr.abc.store import Store
 
+from xdeepsd._progress import reporting
 from xdeepsd.stores.layout import as_dataset, check_aligned, chunk_unread, encodings_of, lay_out, load_small
 from xdeepsd.stores.regions import Region, client_in_force, compute, graph_of, regions_of, unfinished
 from xdeepsd.stores.target import (
@@ -55,7 +57,7 @@ def to_zarr(
     encoding: Mapping[str, Mapping[str, Any]] | None = None,
     zarr_format: Literal[2, 3] = 3,
     storage_options: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a Dataset to Zarr so that nothing is lost when writing is interrupted.
 
@@ -88,7 +90,8 @@ def to_zarr(
     storage_options
         Options for fsspec, when ``store`` is a URL.
     progress
-        Called with the number of finished regions and the total, for the first time before anything is computed.
+        True: show a progress bar, on a terminal and in a notebook. A function is called with the number of finished
+        regions and the total, for the first time before anything is computed.
 
     Raises
     ------
@@ -127,8 +130,10 @@ def to_zarr(
     session = icechunk_session(target) if client is not None else None
     if session is not None:  # a session cannot be sent to workers, but a fork can: use a fork throughout
         target = fork(session)
-    count = _Count(progress or (lambda done, total: None))
-    with _full_disk_told(target, count):
+    with (
+        reporting(progress, PurePath(name_of(target)).name) as report,
+        _full_disk_told(target, count := _Count(report)),
+    ):
         check_apart([v.data.dask for v in lazy.values()], target, prefix)
         begin_or_resume(target, prefix, layout, lazy, resume=resume, overwrite=overwrite, same_input=same_input)
         arrays = {name: open_array(target, prefix + name) for name in lazy}
