@@ -180,7 +180,7 @@ def measure_members(case: Iberia, seeds: int, count: int, steps: int | None, par
         drawn = drawn["precipitation"] if isinstance(drawn, xr.Dataset) else drawn
         found.append(drawn.isel({dim: slice(case.observed.sizes[dim]) for dim in ("lat", "lon")}))
     truth = case.observed.isel(time=days)
-    members = xr.concat(found, "member").assign_coords(truth.coords, member=np.arange(seeds * count))
+    members = xr.concat(found, "member").assign_coords(truth.coords).assign_coords(member=np.arange(seeds * count))
     heavy = {"p99": members.where(truth.notnull()).quantile(0.99), "p99 observed": truth.quantile(0.99)}
     return xdeepsd.spread_skill(members, truth) | {name: float(value) for name, value in heavy.items()}
 

@@ -105,7 +105,9 @@ def test_prism_days(real_data, tmp_path):
 @pytest.mark.realdata
 def test_reanalysis(real_data, tmp_path):
     arguments = ("--data", real_data, "--out", tmp_path, "--steps", 2, "--seeds", 2)
-    output = run("reanalysis.py", *arguments, "--tries", "x2-x2, 5-5-5", "x1-x2-x2, 5-5-5")
+    output = run("reanalysis.py", *arguments, "--tries", "x2-x2, 5-5-5", "x1-x2-x2, 5-5-5", "--members", 3)
+    assert "6 members, test days" in output
+    assert "crps" in output
     assert "input: an independent product, pr of reanalysis_ncep_19deg.nc" in output
     rmse = pd.read_csv(tmp_path / "errors.csv").set_index("method")["rmse"]
     assert len(rmse) == 4 + 2 * 3, "two seeds and their mean"
