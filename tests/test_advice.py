@@ -1779,6 +1779,30 @@ def with_a_picture(tmp):
     return to_sweep(tmp)
 
 
+CASES["plot"] = [
+    case("Needed: a day that all fields have", xdeepsd.plot.compare,
+         lambda tmp: {"prediction": FINE, "truth": FINE, "day": "1999-01-01"}, "day='2001-01-01'"),
+    case("Needed: a map, of latitude and longitude", lambda rain: xdeepsd.plot.maps({"rain": rain}),
+         lambda tmp: {"rain": FINE}, meaning(".isel(time=0)", "rain = rain.isel(time=0)")),
+    case("Needed: a table of bin_errors", xdeepsd.plot.bins, lambda tmp: {"errors": pd.DataFrame({"name": ["model"]})},
+         filled("errors = xdeepsd.bin_errors({'model': prediction}, truth)"),
+         has={"prediction": FINE + 1, "truth": FINE}),
+    case("Needed: a table of differences", xdeepsd.plot.differences, lambda tmp: {"table": pd.DataFrame({"p": []})},
+         filled("table = xdeepsd.differences(evaluated)"),
+         has={"evaluated": xdeepsd.evaluate(FINE + 1, FINE, beside={"other": FINE + 2})}),
+    case("Needed: step and loss, a row for each validation", xdeepsd.plot.training,
+         lambda tmp: {"metrics": pd.DataFrame({"name": ["model"]})},
+         filled("metrics = pandas.read_parquet('checkpoints/stage_0/metrics.parquet')",
+                **{"pandas.read_parquet('checkpoints/stage_0/metrics.parquet')":
+                   "xdeepsd.train_stage(LOW, HIGH, QUICK).history"})),
+    case("Needed: the result for all days and cells",
+         lambda by: xdeepsd.plot.quantiles(xdeepsd.evaluate(FINE, FINE, by=by)), lambda tmp: {"by": "season"},
+         meaning("Leave by out", "by = None")),
+    case("without dates. Needed: time with dates", lambda da: xdeepsd.plot.seasonal_cycle({"truth": da}),
+         lambda tmp: {"da": FINE.drop_vars("time")},
+         "da = da.assign_coords(time=xr.date_range('2001-01-01', periods=da.sizes['time']))"),
+]  # fmt: skip
+
 CASES["sweep"] = [
     case("which no sweep wrote", sweep.run_sweep, with_a_picture,
          meaning("Give another folder", "folder = folder.with_name('b')"), machine=without_figures),

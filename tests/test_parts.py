@@ -85,8 +85,8 @@ except OSError as error:
 """,
     "plot": """
 import numpy as np, xarray as xr
-from xdeepsd.evaluation.plot import plot_maps
-plot_maps({"rain": xr.DataArray(np.ones((2, 2)), {"lat": [0.0, 1], "lon": [0.0, 1]}, ("lat", "lon"))})
+from xdeepsd.evaluation.plot import maps
+maps({"rain": xr.DataArray(np.ones((2, 2)), {"lat": [0.0, 1], "lon": [0.0, 1]}, ("lat", "lon"))})
 """,
     "prism": """
 import numpy as np, tempfile, pathlib

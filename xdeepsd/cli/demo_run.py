@@ -16,7 +16,7 @@ from rich.table import Table
 from xdeepsd.cli.terminal import bar
 from xdeepsd.evaluation.baselines import baselines
 from xdeepsd.evaluation.errors import compare
-from xdeepsd.evaluation.plot import plot_maps
+from xdeepsd.evaluation.plot import maps as plot_maps
 from xdeepsd.inference.downscale import downscale
 from xdeepsd.levels.climate import make_climate
 from xdeepsd.levels.disk import build_levels, open_levels
