@@ -153,7 +153,7 @@ def test_quantiles(evaluated, tmp_path):
     figure.savefig(tmp_path / "q.png")
     x, y = line(figure, "prediction").get_data()
     seen = evaluated["observed_quantile"].sel(name="prediction")
-    wet = seen >= 0.1
+    wet = seen >= 1
     np.testing.assert_allclose(x, seen[wet])
     np.testing.assert_allclose(y, (evaluated["predicted_quantile"].sel(name="prediction") / seen)[wet])
     assert (np.asarray(y) > 1).all(), "a tenth too wet"

@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from xdeepsd._extras import require
+from xdeepsd.evaluation.indices import WET
 from xdeepsd.evaluation.space import TRUTH
 from xdeepsd.grids import axes
 from xdeepsd.models.conserve import cell_weights
@@ -34,12 +35,12 @@ def quantiles(evaluated: xr.Dataset) -> Figure:
     Returns
     -------
     A matplotlib Figure, against the quantiles of the truth in mm day-1: below 1 such amounts are predicted too seldom.
-    Quantiles of the truth below 0.1 mm day-1 are left out. ImportError without matplotlib, and ValueError where the
+    Quantiles of the truth below 1 mm day-1 are left out. ImportError without matplotlib, and ValueError where the
     quantiles are missing, as in all functions here.
     """
     found = _needed(evaluated, "predicted_quantile", "observed_quantile", dims=("name", "quantile")).compute()
     seen = found["observed_quantile"].isel(name=0)
-    wet = (seen >= 0.1).values
+    wet = (seen >= WET).values
     figure, ax = _one()
     for name, style in styles(found["name"].values):
         ax.plot(seen[wet], (found["predicted_quantile"].sel(name=name) / seen)[wet], marker="o", ms=3, **style)

@@ -75,8 +75,9 @@ def maps(
     count = len(shown) + len(differ)
     columns = min(_COLUMNS if count != 4 else 2, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(_WIDTH, 0.5 + rows * (_WIDTH / columns * min(max(height, 0.3), 2.0) * 0.8 + 0.45)),
-                    layout="constrained")  # fmt: skip
+    wide = (_WIDTH - 0.6 - 0.85 * (2 if differ else 1)) / columns - 0.15  # of a panel, without axes and bars
+    tall = 0.7 + rows * (wide * min(max(height, 0.3), 2.0) + 0.4)
+    figure = Figure(figsize=(_WIDTH, tall), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False,
                              subplot_kw={"projection": projection} if projection is not None else {})  # fmt: skip
     flat = list(panels.ravel())
@@ -214,7 +215,9 @@ def _top(values: np.ndarray) -> float:
 def _steps(values: np.ndarray) -> np.ndarray:
     """Round bounds of colours up to the top of the values: fine ones in the upper decade, coarse ones below it.
 
-    >>> _steps(np.array([0.0, 3.0, 42.0])).tolist()
+    None lies below nearly all of the values: it would stand for nothing on the map.
+
+    >>> _steps(np.array([0.0, 0.1, 3.0, 42.0])).tolist()
     [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 40.0]
     """
     positive = values[np.isfinite(values) & (values > 1e-12)]
@@ -223,7 +226,9 @@ def _steps(values: np.ndarray) -> np.ndarray:
     upper = [m * p for p in (decade / 10, decade) for m in (1, 1.5, 2, 3, 4, 5, 7) if 0.1 * top < m * p <= top]
     lower = [m * p for p in (decade / 1000, decade / 100, decade / 10) for m in (1, 2, 5)
              if 0.002 * top < m * p <= 0.1 * top]  # fmt: skip
-    return np.array([float(f"{step:.3g}") for step in lower + upper])
+    steps = np.array([float(f"{step:.3g}") for step in lower + upper])
+    least = np.quantile(positive, 0.02) if positive.size else 0.0
+    return steps[min(int((steps < least).sum()), len(steps) - 3) :]
 
 
 def _panel(
