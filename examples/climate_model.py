@@ -22,7 +22,6 @@ import xarray as xr
 from rich.console import Console
 
 import xdeepsd
-from xdeepsd.evaluation.plot import plot_maps
 
 FILE = "pr_day_CanESM2_rcp85_r1i1p1_na10kgrid_qm-moving-50bins-detrend_2095.nc"
 TRAIN = {"lat": slice(47.2, 40.0), "lon": slice(-78.0, -68.0)}
@@ -97,7 +96,7 @@ def main() -> int:
     corrected = xdeepsd.load_correction(chosen.out / "correction.nc").apply(own * 86400) / 86400
     shown = {"CanESM2, 1/12 degree": ds["pr"], "corrected, 1/3 degree": corrected, "downscaled, 1/24 degree": written}
     maps = {name: (da.isel(time=wettest) * 86400).assign_attrs(units="mm day-1") for name, da in shown.items()}
-    figure = plot_maps(maps, f"{str(ds['time'].values[wettest])[:10]}")
+    figure = xdeepsd.plot.maps(maps, f"{str(ds['time'].values[wettest])[:10]}")
     figure.savefig(chosen.out / "wettest_day.png", dpi=110)
     console.print(
         f"wettest_day.png shows {str(ds['time'].values[wettest])[:10]}. {time.perf_counter() - started:.0f} s"

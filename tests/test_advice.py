@@ -54,6 +54,7 @@ from xdeepsd.cli.toml import load_config, read_levels
 from xdeepsd.evaluation import sweep
 from xdeepsd.evaluation.baselines import map_quantiles
 from xdeepsd.evaluation.errors import bin_edges, compare
+from xdeepsd.evaluation.report import make_report
 from xdeepsd.grids.blocks import block_mean
 from xdeepsd.inference import correction, forward
 from xdeepsd.inference.fast import compiled, fused
@@ -1788,6 +1789,30 @@ def with_a_picture(tmp):
     return to_sweep(tmp)
 
 
+CASES["plot"] = [
+    case("Needed: a day that all fields have", xdeepsd.plot.compare,
+         lambda tmp: {"prediction": FINE, "truth": FINE, "day": "1999-01-01"}, "day='2001-01-01'"),
+    case("Needed: a map, of latitude and longitude", lambda rain: xdeepsd.plot.maps({"rain": rain}),
+         lambda tmp: {"rain": FINE}, meaning(".isel(time=0)", "rain = rain.isel(time=0)")),
+    case("Needed: a table of bin_errors", xdeepsd.plot.bins, lambda tmp: {"errors": pd.DataFrame({"name": ["model"]})},
+         filled("errors = xdeepsd.bin_errors({'model': prediction}, truth)"),
+         has={"prediction": FINE + 1, "truth": FINE}),
+    case("Needed: a table of differences", xdeepsd.plot.differences, lambda tmp: {"table": pd.DataFrame({"p": []})},
+         filled("table = xdeepsd.differences(evaluated)"),
+         has={"evaluated": xdeepsd.evaluate(FINE + 1, FINE, beside={"other": FINE + 2})}),
+    case("Needed: step and loss, a row for each validation", xdeepsd.plot.training,
+         lambda tmp: {"metrics": pd.DataFrame({"name": ["model"]})},
+         filled("metrics = pandas.read_parquet('checkpoints/stage_0/metrics.parquet')",
+                **{"pandas.read_parquet('checkpoints/stage_0/metrics.parquet')":
+                   "xdeepsd.train_stage(LOW, HIGH, QUICK).history"})),
+    case("Needed: the result for all days and cells",
+         lambda by: xdeepsd.plot.quantiles(xdeepsd.evaluate(FINE, FINE, by=by)), lambda tmp: {"by": "season"},
+         meaning("Leave by out", "by = None")),
+    case("without dates. Needed: time with dates", lambda da: xdeepsd.plot.seasonal_cycle({"truth": da}),
+         lambda tmp: {"da": FINE.drop_vars("time")},
+         "da = da.assign_coords(time=xr.date_range('2001-01-01', periods=da.sizes['time']))"),
+]  # fmt: skip
+
 CASES["sweep"] = [
     case("which no sweep wrote", sweep.run_sweep, with_a_picture,
          meaning("Give another folder", "folder = folder.with_name('b')"), machine=without_figures),
@@ -2032,6 +2057,83 @@ CASES["cli_training"] = [
     case("exists. Remove it, or type --out NAME", command, lambda tmp: {"line": converted(tmp)},
          meaning("--out NAME", "line += f' --out {folder}/b.toml'"),
          meaning("Remove it", "(folder / 'config.toml').unlink()")),
+]  # fmt: skip
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+DAYS = {"validation": ["2001-01-05"], "test": ["2001-01-06"]}
+
+
+def train_it(folder, **days):
+    with contextlib.suppress(RefusedError):  # it does not beat interpolation after one step
+        command(f"train {toml(folder, **days)} --resume")
+
+
+@functools.cache
+def a_run(named=("validation", "test")):
+    folder = tempfile.TemporaryDirectory()
+    train_it(Path(folder.name), **{name: DAYS[name] for name in named})
+    return folder
+
+
+def reported(tmp, what="run", out="r.html", named=("validation", "test")):
+    """The command that reports on a run in ``tmp / "run"``."""
+    shutil.copytree(a_run(named).name, tmp / "run")
+    return {"line": f"report {tmp / what} --out {tmp / out}"}
+
+
+def of_other_days(tmp):
+    reported(tmp)
+    shutil.rmtree(tmp / "run" / "levels.zarr")
+    (tmp / "run" / "fine.nc").unlink()
+    command(prepare(tmp / "run", days=9))
+    return {"line": f"report {tmp / 'run'} --out {tmp / 'r.html'}"}
+
+
+def unfinished(tmp):
+    line = reported(tmp)
+    shutil.rmtree(tmp / "run" / "model")
+    return line
+
+
+def without_test(tmp):
+    return reported(tmp, named=())
+
+
+def unobserved(levels):
+    model = xdeepsd.load_model(f"{a_run().name}/model")
+    make_report(levels, [model], [TrainConfig(**model.training["config"][0])])
+
+
+def with_a_page(tmp):
+    (tmp / "r.html").write_text("mine")
+    return reported(tmp)
+
+
+CASES["report"] = [
+    case("Needed: the folder with the TOML file of a training", command, lambda tmp: reported(tmp, "rum"),
+         meaning("xdeepsd report FOLDER", "line = line.replace('/rum', '/run')")),
+    case("Needed: the TOML file that xdeepsd train was given", command, lambda tmp: reported(tmp, "run/model"),
+         meaning("xdeepsd report FILE.toml", "line = line.replace('run/model', 'run/config.toml')")),
+    case("Needed: an HTML file", command, lambda tmp: reported(tmp, out="run"),
+         meaning("--out report.html", "line += '/report.html'")),
+    case("and no report wrote it", command, with_a_page,
+         meaning("--out OTHER.html", "line = line.replace('r.html', 'other.html')")),
+    case("or a single stage was trained", command, unfinished,
+         meaning("xdeepsd train CONFIG.toml --resume", "train_it(folder / 'run', **DAYS)")),
+    case("neither test nor validation days", command, without_test,
+         meaning("test=[...] in the configuration and train again",
+                 "shutil.rmtree(folder / 'run' / 'checkpoints'); train_it(folder / 'run', test=DAYS['test'])")),
+    case("or days that it has seen would be judged", command, of_other_days,
+         meaning("Give the levels that it was trained on",
+                 "shutil.rmtree(folder / 'run' / 'levels.zarr'); shutil.copytree(a_run().name + '/levels.zarr', "
+                 "folder / 'run' / 'levels.zarr')"),
+         meaning("train again", "shutil.rmtree(folder / 'run' / 'checkpoints'); train_it(folder / 'run', **DAYS)")),
+    case("Give the levels other days", unobserved,
+         lambda tmp: {"levels": [level.assign(precipitation=level["precipitation"].where(level.time != level.time[-1]))
+                                 for level in xdeepsd.open_levels(f"{prepared_once().name}/levels.zarr")]},
+         meaning("Give the levels other days",
+                 "levels = xdeepsd.open_levels(f'{prepared_once().name}/levels.zarr')")),
 ]  # fmt: skip
 
 

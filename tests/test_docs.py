@@ -176,11 +176,23 @@ def test_the_page_on_members_runs(files):
     assert files["members"].sizes["member"] == 20
 
 
-def test_the_page_on_evaluation_runs(files):
+def write_a_prediction(files):
+    """The stores of the pages on evaluation and on the report."""
     truth = files["fine"].sel(time="2005")
     coarse = xdeepsd.coarsen(truth, 4)
     for name, da in (("observed", truth), ("coarse", coarse), ("prediction", xdeepsd.interpolate(coarse, truth))):
         da.rename("pr").to_dataset().chunk(time=100).drop_encoding().to_zarr(f"{name}.zarr", mode="w")
+
+
+def test_the_page_on_the_report_runs(files):
+    write_a_prediction(files)
+    run("howto/report.md", files)
+    assert Path("day.png").stat().st_size > 10_000
+    assert files["figure"].axes[0].get_xlabel() == "wavelength (km)"
+
+
+def test_the_page_on_evaluation_runs(files):
+    write_a_prediction(files)
     run("howto/evaluate.md", files)
     assert list(files["found"]["name"].values) == ["prediction", *files["beside"]]
     assert float(files["found"]["rmse"].sel(name="prediction")) == float(files["found"]["rmse"].sel(name="bilinear"))

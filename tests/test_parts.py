@@ -85,8 +85,8 @@ except OSError as error:
 """,
     "plot": """
 import numpy as np, xarray as xr
-from xdeepsd.evaluation.plot import plot_maps
-plot_maps({"rain": xr.DataArray(np.ones((2, 2)), {"lat": [0.0, 1], "lon": [0.0, 1]}, ("lat", "lon"))})
+from xdeepsd.evaluation.plot import maps
+maps({"rain": xr.DataArray(np.ones((2, 2)), {"lat": [0.0, 1], "lon": [0.0, 1]}, ("lat", "lon"))})
 """,
     "prism": """
 import numpy as np, tempfile, pathlib
@@ -95,6 +95,15 @@ try:
     open_prism(tempfile.mkdtemp())
 except ValueError as error:
     assert "No PRISM grid" in str(error)
+""",
+    "report": """
+import xdeepsd
+from xdeepsd.evaluation.report import make_report
+climate = xdeepsd.make_climate(years=1, shape=(24, 24)).isel(time=slice(60))
+levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], (2,))
+config = xdeepsd.TrainConfig(channels=(4, 2), kernels=(3, 1, 3), static=("elevation",), patch=10, stride=6, batch=8,
+                             steps=2, validate_every=2, validation=0.2, test=0.2, workers=1)
+assert "</html>" in make_report(levels, [xdeepsd.train_stack(levels, config, progress=False)], [config])
 """,
     "regrid": """
 import numpy as np, xarray as xr, xdeepsd

@@ -1,6 +1,7 @@
 from ._version import __version__ as __version__
 from .climate.audit import Audit, audit
 from .climate.correction import fit_correction
+from .evaluation import plot
 from .evaluation.baselines import baselines, bcsd, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
 from .evaluation.evaluate import evaluate
@@ -81,6 +82,7 @@ __all__ = [
     "masked_mse",
     "open_levels",
     "open_prism",
+    "plot",
     "quantile",
     "rank_histogram",
     "regrid",

@@ -11,6 +11,7 @@ PACKAGES = {
     "plot": ("matplotlib",),
     "prism": ("filelock", "h5netcdf", "httpx", "rasterio", "rioxarray", "tenacity"),
     "regrid": ("spherely",),
+    "report": ("jinja2", "matplotlib", "scores"),
 }
 
 

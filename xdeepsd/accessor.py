@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import os
 
     import torch
+    from matplotlib.figure import Figure
 
     from xdeepsd.inference.correction import Correction
     from xdeepsd.models.stack import StackedSRCNN
@@ -105,3 +106,32 @@ class DeepSDAccessor:
         how = {"group": group, "resume": resume, "overwrite": overwrite, "same_input": same_input, "progress": progress}
         what = {"encoding": encoding, "zarr_format": zarr_format, "storage_options": storage_options}
         to_zarr(self._obj, store, **how, **what)  # type: ignore[arg-type]
+
+    @property
+    def plot(self) -> Pictures:
+        """Pictures of the field: `xdeepsd.plot`."""
+        return Pictures(self._obj)
+
+
+class Pictures:
+    """``ds.deepsd.plot``: the functions of `xdeepsd.plot` that take a prediction."""
+
+    def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
+        self._obj = obj
+
+    def compare(
+        self,
+        truth: xr.Dataset | xr.DataArray,
+        *,
+        coarse: xr.Dataset | xr.DataArray | None = None,
+        beside: Mapping[str, xr.Dataset | xr.DataArray] | None = None,
+        day: str | None = None,
+        mask: xr.DataArray | None = None,
+        title: str | None = None,
+        projection: Any = None,
+    ) -> Figure:
+        """Same as ``xdeepsd.plot.compare(ds, truth, ...)``, which documents the arguments."""
+        from xdeepsd.evaluation.plot.panels import compare
+
+        options: dict[str, Any] = {"coarse": coarse, "beside": beside, "day": day, "mask": mask, "title": title}
+        return compare(self._obj, truth, **options, projection=projection)

@@ -27,8 +27,11 @@ def test_a_model_that_does_not_beat_the_baselines_is_named(tmp_path, monkeypatch
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"], terminal_width=120)
     assert result.exit_code == 1, result.output
     assert "does not beat the best baseline" in result.output
-    for name in ("maps.png", "model/model.json", "levels.zarr"):
+    for name in ("maps.png", "model/model.json", "levels.zarr", "checkpoints/stage_2/metrics.parquet"):
         assert (tmp_path / "demo" / name).exists()
+    page = tmp_path / "demo" / "report.html"
+    assert result.output.splitlines()[-1] == page.as_uri()
+    assert "<strong>The model does not beat the strongest baseline</strong>" in page.read_text()
     fine = xr.open_zarr(tmp_path / "demo" / "downscaled.zarr")
     assert dict(fine.sizes) == {"time": 365, "lat": 96, "lon": 128}
     (tmp_path / "demo" / "notes.md").write_text("mine")
@@ -36,6 +39,19 @@ def test_a_model_that_does_not_beat_the_baselines_is_named(tmp_path, monkeypatch
     assert "does not beat the best baseline" in again.output, "the folder of an earlier demo is no obstacle"
     assert "Replacing what an earlier demo made: fine.zarr, levels.zarr, model" in again.output
     assert (tmp_path / "demo" / "notes.md").read_text() == "mine"
+
+
+def test_a_file_of_the_user_among_the_checkpoints_is_left_alone(tmp_path):
+    out, mine = tmp_path / "demo", tmp_path / "demo" / "checkpoints" / "stage_0" / "notes.md"
+    demo_run._make_room(out, Console(quiet=True))
+    mine.parent.mkdir(parents=True)
+    (mine.parent / "step-000000400.pt").write_bytes(b"ours")
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"notes\.md was not made by the demo"):
+        demo_run._make_room(out, Console(quiet=True))
+    mine.unlink()
+    demo_run._make_room(out, Console(quiet=True))
+    assert not (out / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", ["levels.zarr", "model", "fine.zarr", "coarse.zarr", "thesis.tex"])
@@ -72,7 +88,8 @@ def test_zarr_of_the_user_in_an_earlier_demo_is_left_alone(tmp_path, name):
     ("name", "kind"),
     [
         *((name, f"link to {what}") for name in ("fine.zarr", "model", "maps.png") for what in ("a store", "nothing")),
-        ("fine.zarr", "file"), ("model", "file"), ("maps.png", "folder"),
+        ("fine.zarr", "file"), ("model", "file"), ("maps.png", "folder"), ("report.html", "folder"),
+        ("config.toml", "folder"), ("checkpoints", "file"),
     ],
 )  # fmt: skip
 def test_what_has_a_name_of_the_demo_but_another_kind_is_left_alone(tmp_path, name, kind):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xdeepsd.evaluation.plot import plot_maps
+from xdeepsd.evaluation.plot import maps
 from xdeepsd.levels.climate import make_climate
 
 
@@ -158,9 +158,9 @@ def test_options_that_make_no_sense_are_refused(options, text):
 def test_maps(tmp_path):
     climate = make_climate(years=1, shape=(16, 24)).isel(time=slice(3))
     rain = climate["precipitation"]
-    figure = plot_maps({"one": rain[0], "two": rain[1].chunk(), "three": rain[2]}, "title")
+    figure = maps({"one": rain[0], "two": rain[1].chunk(), "three": rain[2]}, "title")
     figure.savefig(tmp_path / "maps.png")
     assert (tmp_path / "maps.png").stat().st_size > 5000
     assert [ax.get_title() for ax in figure.axes[:3]] == ["one", "two", "three"]
-    dry = plot_maps({"dry": rain[0] * 0})
+    dry = maps({"dry": rain[0] * 0})
     dry.savefig(tmp_path / "dry.png")

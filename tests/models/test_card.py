@@ -158,5 +158,6 @@ def test_a_fitted_weight_shows_its_fit():
 
 def test_the_accessor_completes_to_what_it_can_do():
     names = [name for name in dir(make_coarse().deepsd) if not name.startswith("_")]
-    assert names == ["distribution", "downscale", "to_zarr"]
-    assert all(callable(getattr(xdeepsd, name)) for name in names)
+    assert names == ["distribution", "downscale", "plot", "to_zarr"]
+    assert all(callable(getattr(xdeepsd, name)) for name in names if name != "plot")
+    assert xdeepsd.plot.compare.__name__ in dir(make_coarse().deepsd.plot)

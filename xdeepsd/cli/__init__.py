@@ -18,12 +18,12 @@ except ImportError as error:
 
 import typer
 
-from xdeepsd.cli import card, config, demo, downscale, evaluate, fetch, prepare, sweep, train
+from xdeepsd.cli import card, config, demo, downscale, evaluate, fetch, prepare, report, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Statistical downscaling with stacked SRCNNs (DeepSD)."
 )
 for _command in (demo.demo, fetch.fetch, downscale.downscale, prepare.prepare, train.train, sweep.sweep,
-                 evaluate.evaluate, card.card):  # fmt: skip
+                 evaluate.evaluate, report.report, card.card):  # fmt: skip
     app.command()(_command)
 app.add_typer(config.app, name="config")

@@ -13,10 +13,12 @@ from dask.distributed import Client, LocalCluster
 from rich.console import Console
 from rich.table import Table
 
+from xdeepsd.cli.report import write_report
 from xdeepsd.cli.terminal import bar
+from xdeepsd.cli.toml import load_config
 from xdeepsd.evaluation.baselines import baselines
 from xdeepsd.evaluation.errors import compare
-from xdeepsd.evaluation.plot import plot_maps
+from xdeepsd.evaluation.plot.panels import compare as compare_maps
 from xdeepsd.inference.downscale import downscale
 from xdeepsd.levels.climate import make_climate
 from xdeepsd.levels.disk import build_levels, open_levels
@@ -24,16 +26,26 @@ from xdeepsd.models.files import load_model, save_model
 from xdeepsd.stores.target import not_ours
 from xdeepsd.stores.whole import partial_of
 from xdeepsd.stores.write import to_zarr
-from xdeepsd.training.config import TrainConfig
+from xdeepsd.training.checkpoints import is_checkpoint
 from xdeepsd.training.stack import train_stack
 
 FACTORS = (2, 2, 2)
 # Everything the demo writes, the arrays in its Zarr stores, and the file that marks a folder as made by the demo.
-_MADE = ("fine.zarr", "levels.zarr", "model", "coarse.zarr", "downscaled.zarr", "maps.png")
+_FILES = ("maps.png", "config.toml", "report.html")
+_MADE = ("fine.zarr", "levels.zarr", "model", "coarse.zarr", "downscaled.zarr", "checkpoints", *_FILES)
 _ARRAYS = (
     "precipitation", "elevation", "mask", "land_fraction", "climatology", "lat", "lon", "time", "done", "releases",
 )  # fmt: skip
 _MARK = ".made-by-xdeepsd-demo"
+# The folder is that of a training: xdeepsd train and xdeepsd report go on with it.
+_CONFIG = """\
+# What xdeepsd demo trains.
+[training]
+steps = {steps}
+seed = {seed}
+validation = ["{last}-10-20/{last}-12-31"]
+test = [{held_out}]
+"""
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "bias": "bias", "correlation": "correlation"}
 
 
@@ -58,7 +70,9 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
 
     console.print(f"[bold]3[/] Training three stages on {years[0]} and {years[1]}; {years[2]} is held out")
     seen = [level.sel(time=slice(None, str(years[-2]))) for level in levels]
-    model = train_stack(seen, TrainConfig(steps=steps, seed=seed))
+    (out / "config.toml").write_text(_CONFIG.format(steps=steps, seed=seed, last=years[1], held_out=years[2]))
+    config = load_config(out / "config.toml")
+    model = train_stack(levels, config.training, checkpoint_dir=config.paths.checkpoints)
     save_model(model, out / "model")
 
     console.print(f"[bold]4[/] Downscaling {years[2]}, Zarr to Zarr, on a local Dask cluster")
@@ -72,7 +86,13 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     console.print("[bold]5[/] Comparison with the truth")
     means = tuple(level["precipitation"].mean("time").compute() for level in (seen[-1], seen[0]))
     table = _evaluate(out, years[-1], means, console)
-    console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything is in {out}/; look at {out}/maps.png.")
+
+    console.print("[bold]6[/] The report: tables and pictures of the held-out year on one page")
+    write_report(out, out / "report.html")
+    console.print(
+        f"Done in {time.perf_counter() - started:.0f} s. Everything is in {out}/; look at {out}/maps.png and at"
+    )
+    console.print((out / "report.html").absolute().as_uri(), markup=False)
     return table
 
 
@@ -87,12 +107,13 @@ def _make_room(out: Path, console: Console) -> None:
             "alone. Type --out NAME for a new folder."
         )
     old = [path for path in (out / name for name in _MADE) if path.exists() or path.is_symlink()]
-    others = [path for path in old if path.is_symlink() or path.is_dir() != (path.name != "maps.png")]
+    others = [path for path in old if path.is_symlink() or path.is_dir() != (path.name not in _FILES)]
     levels = [f"level_{k}" for k in range(len(FACTORS) + 1)]
     stores = [path for path in old if path.suffix == ".zarr" and path not in others]
     others += [file for path in stores for file in not_ours(path, _ARRAYS, levels)]
     files = ("model.json", "model.safetensors", "model.safetensors.new")
     others += [file for file in out.glob("model/*") if (partial_of(file.name) or file.name) not in files]
+    others += [file for file in out.glob("checkpoints/**/*") if file.is_file() and not is_checkpoint(file)]
     if others:
         raise FileExistsError(
             f"{others[0]} was not made by the demo. It is left alone. Move it, or type --out NAME for a new folder."
@@ -124,16 +145,9 @@ def _evaluate(out: Path, year: int, means: tuple[xr.DataArray, ...], console: Co
         )
 
     day = int(truth.mean(("lat", "lon")).compute().argsort()[-8])
-    maps = {
-        "coarse input": coarse,
-        "bilinear interpolation": fields["bilinear"].where(truth.notnull()),
-        "xdeepsd": model,
-        "truth": truth,
-    }
     date = str(truth["time"][day].dt.strftime("%Y-%m-%d").item())
-    figure = plot_maps(
-        {k: v.isel(time=day) for k, v in maps.items()}, f"Daily precipitation, {date} (generated climate)"
-    )
+    title = f"Daily precipitation, {date} (generated climate)"
+    figure = compare_maps(model, truth, coarse=coarse, day=date, mask=truth.isel(time=day).notnull(), title=title)
     figure.savefig(out / "maps.png", dpi=110)
     return table
 

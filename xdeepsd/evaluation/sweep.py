@@ -25,7 +25,7 @@ import pandas as pd
 import xarray as xr
 
 from xdeepsd.evaluation.errors import BINS, bin_edges, bin_errors
-from xdeepsd.evaluation.plot import plot_sweep
+from xdeepsd.evaluation.plot.curves import sweep as plot_sweep
 from xdeepsd.evaluation.significance import significance
 from xdeepsd.grids.interpolate import interpolate
 from xdeepsd.inference.downscale import downscale

@@ -125,7 +125,7 @@ def as_markdown(model: StackedSRCNN) -> str:
         "## Errors",
         *_errors(model),
         "## Limits",
-        "\n".join(f"* {limit}" for limit in _limits(model)),
+        "\n".join(f"* {limit}" for limit in limits(model)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -144,7 +144,7 @@ def _errors(model: StackedSRCNN) -> Iterator[str]:
     yield "Those of the stages (above) are for observed input of each stage, one by one, on the validation days."
 
 
-def _limits(model: StackedSRCNN) -> Iterator[str]:
+def limits(model: StackedSRCNN) -> Iterator[str]:
     """What the model cannot do, as far as it follows from what it is."""
     if model.learned_names:
         yield "Serves its own grid, or a part of it: the regression was fitted at each cell."

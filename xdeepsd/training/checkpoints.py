@@ -42,6 +42,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
 
+def is_checkpoint(file: Path) -> bool:
+    """Whether a training run wrote a file of this name to the folder of a stage, whole or in part."""
+    name = partial_of(file.name) or file.name
+    return file.parent.name.startswith("stage_") and (name == METRICS or _NAME.fullmatch(name) is not None)
+
+
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the state after ``step`` steps and remove all but the newest checkpoints.
 
