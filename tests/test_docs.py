@@ -32,6 +32,12 @@ def test_every_public_name_is_on_the_page():
     assert "api.md" in (ROOT / "docs/index.md").read_text()
 
 
+@pytest.mark.parametrize("name", sorted(set(xdeepsd.__all__) - {"__version__"}))
+def test_every_public_name_has_a_worked_example(name):
+    """A doctest, which runs with the others."""
+    assert ">>> " in inspect.getdoc(getattr(xdeepsd, name))
+
+
 def target(name, imported):
     """The object a dotted name refers to: in xdeepsd, the accessor, or imported from the package."""
     first, *rest = name.split(".")
