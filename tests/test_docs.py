@@ -225,6 +225,24 @@ def test_the_first_lines_of_the_readme_run_with_nothing_at_hand(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_page_of_questions_runs(files):
+    climate, coarse = files["fine"], xr.open_zarr("coarse.zarr")["pr"]
+    files["elevation"] = make_static(coarse, 4)["elevation"]
+    files["truth"] = climate.sel(time="2005")
+    files["given"] = xdeepsd.coarsen(files["truth"], 4)
+    files["prediction"] = xdeepsd.interpolate(files["given"], files["truth"])
+    run("faq.md", files)
+    assert files["fine"]["pr"].sizes["lat"] == 4 * coarse.sizes["lat"]
+    assert files["table"].loc["xdeepsd", "rmse"] == files["table"].loc["bilinear", "rmse"]
+
+
+def test_the_page_on_installing_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    run("install.md", names)
+    assert names["fine"].sizes["lat"] == 8 * names["coarse"].sizes["lat"]
+
+
 def test_the_quickstart_runs(files, monkeypatch):
     """Without a cluster."""
     as_prism(files, monkeypatch)
