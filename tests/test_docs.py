@@ -32,6 +32,12 @@ def test_every_public_name_is_on_the_page():
     assert "api.md" in (ROOT / "docs/index.md").read_text()
 
 
+@pytest.mark.parametrize("name", sorted(set(xdeepsd.__all__) - {"__version__"}))
+def test_every_public_name_has_a_worked_example(name):
+    """A doctest, which runs with the others."""
+    assert ">>> " in inspect.getdoc(getattr(xdeepsd, name))
+
+
 def target(name, imported):
     """The object a dotted name refers to: in xdeepsd, the accessor, or imported from the package."""
     first, *rest = name.split(".")
@@ -229,6 +235,24 @@ def test_the_first_lines_of_the_readme_run_with_nothing_at_hand(tmp_path, monkey
     table = xdeepsd.compare({"fine": names["fine"], "bilinear": xdeepsd.interpolate(names["coarse"], truth)}, truth)
     assert table.loc["fine", "rmse"] < table.loc["bilinear", "rmse"] / 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_of_questions_runs(files):
+    climate, coarse = files["fine"], xr.open_zarr("coarse.zarr")["pr"]
+    files["elevation"] = make_static(coarse, 4)["elevation"]
+    files["truth"] = climate.sel(time="2005")
+    files["given"] = xdeepsd.coarsen(files["truth"], 4)
+    files["prediction"] = xdeepsd.interpolate(files["given"], files["truth"])
+    run("faq.md", files)
+    assert files["fine"]["pr"].sizes["lat"] == 4 * coarse.sizes["lat"]
+    assert files["table"].loc["xdeepsd", "rmse"] == files["table"].loc["bilinear", "rmse"]
+
+
+def test_the_page_on_installing_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    run("install.md", names)
+    assert names["fine"].sizes["lat"] == 8 * names["coarse"].sizes["lat"]
 
 
 def test_the_quickstart_runs(files, monkeypatch):

@@ -59,6 +59,14 @@ class Audit:
     lags
         Correlation with the observed field, of all coarse cells and days at hand, by the days that the observations are
         taken later; empty without an observed field.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1).isel(time=[0, 1, 4])
+    >>> found = xdeepsd.audit(xdeepsd.coarsen(climate["precipitation"], 8), xdeepsd.load_model("demo"))
+    >>> found.period, found.missing_days  # print(found) shows all of it
+    ('1 day (by its steps)', 2)
     """
 
     variable: str
@@ -171,6 +179,15 @@ def audit(
     ------
     ValueError, TypeError
         As `xdeepsd.downscale`; and where the observed field shares no date with the input.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1).isel(time=slice(3))
+    >>> coarse = xdeepsd.coarsen(climate["precipitation"], 8)
+    >>> found = xdeepsd.audit(coarse, xdeepsd.load_model("demo"))
+    >>> found.days, found.units, found.covered
+    (3, 'mm day-1', 1.0)
     """
     correction = None if bias_correct is None else as_correction(bias_correct)
     ready = prepare(ds, model, static, variable, mask, units, day_ends, allow_partial, correction)

@@ -96,6 +96,16 @@ def fit_correction(
     -----
     Cannon et al. (2015), doi 10.1175/JCLI-D-14-00754.1, equations 3 to 6; frequency adaptation: Themessl et al. (2012),
     doi 10.1007/s10584-011-0224-4. All days of a block of cells are in memory at a time.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> observed = climate["precipitation"].fillna(0)
+    >>> history = (1.5 * observed).assign_attrs(observed.attrs)  # half as much again as was observed
+    >>> correction = xdeepsd.fit_correction(history, observed, group="time", nquantiles=20)
+    >>> round(float(correction.apply(history).mean() / observed.mean()), 2)
+    1.0
     """
     require("bias", "The bias correction")
     options: dict[str, Any] = {"group": group, "window": window, "kind": kind, "interp": interp}

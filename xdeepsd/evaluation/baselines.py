@@ -38,6 +38,16 @@ def climatology_ratio(
     -------
     As `xdeepsd.grids.interpolate.interpolate`; lazy if ``coarse`` is. The means are computed. The ratio is 1 where the
     interpolated mean is 0.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> coarse = xdeepsd.coarsen(truth, 4)
+    >>> fine = xdeepsd.climatology_ratio(coarse, truth, truth.mean("time"), coarse.mean("time"))
+    >>> table = xdeepsd.compare({"ratio": fine, "bilinear": xdeepsd.interpolate(coarse, truth)}, truth)
+    >>> bool(table.loc["ratio", "rmse"] < table.loc["bilinear", "rmse"])
+    True
     """
     fine, below = (np.asarray(da.transpose("lat", "lon").values, np.float64) for da in (fine_mean, coarse_mean))
     between = upsample(fill(below), fine.shape[0] // below.shape[0])
@@ -289,6 +299,13 @@ def baselines(
     Returns
     -------
     Lazy if ``coarse`` is; the means and the quantiles of the ``past`` are computed. Errors as in `bcsd`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> list(xdeepsd.baselines(xdeepsd.coarsen(truth, 4), truth))
+    ['bilinear', 'bicubic', 'bilinear, means kept', 'bicubic, means kept']
     """
     fields = {"bilinear": interpolate(coarse, like), "bicubic": interpolate(coarse, like, method="cubic")}
     mapped = None

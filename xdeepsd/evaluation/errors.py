@@ -34,6 +34,15 @@ def compare(predictions: Mapping[str, xr.DataArray], observed: xr.DataArray) -> 
     """Table of `errors`, with a row for each prediction (the model and its baselines); computes.
 
     All rows are over the same cells: those present in every prediction and in the observations.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> bilinear = xdeepsd.interpolate(xdeepsd.coarsen(truth, 4), truth).where(truth.notnull())
+    >>> table = xdeepsd.compare({"bilinear": bilinear, "truth": truth}, truth)
+    >>> float(table.loc["truth", "rmse"]), list(table.columns)
+    (0.0, ['rmse', 'mae', 'bias', 'correlation'])
     """
     observed = _common(predictions, observed)
     lazy = {name: errors(da.where(observed.notnull()), observed) for name, da in predictions.items()}
@@ -59,6 +68,13 @@ def bin_edges(observed: xr.DataArray, bins: int = BINS, *, scheduler: str | None
     """Edges ``(bins + 1,)`` of equal-width bins over the range of the observed values, in their units; computes.
 
     ``scheduler`` as in `bin_errors`. Raises ValueError where no value is finite or all are equal.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> xdeepsd.bin_edges(xr.DataArray([0.0, 3.0, 10.0]))
+    array([ 0.,  2.,  4.,  6.,  8., 10.])
     """
     low, high = (float(v) for v in dask.compute(observed.min(), observed.max(), scheduler=scheduler))
     if not (np.isfinite([low, high]).all() and high > low):
@@ -100,6 +116,17 @@ def bin_errors(
     One row per prediction and bin: ``name``, ``rank`` (1 = the rarest bin that holds anything), ``low``, ``high``,
     ``count``, ``rmse``, ``mae``; then one row per prediction with ``rank`` 0 for all bins together. Empty bins have no
     row.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> observed = xr.DataArray([[0.0, 0.0, 0.0, 10.0]], dims=("lat", "lon"))
+    >>> xdeepsd.bin_errors({"dry": 0 * observed}, observed, bins=2)
+      name  rank  low  high  count  rmse   mae
+    0  dry     1  5.0  10.0      1  10.0  10.0
+    1  dry     2  0.0   5.0      3   0.0   0.0
+    2  dry     0  0.0  10.0      4   5.0   2.5
     """
     common = _common(predictions, observed)
     limits = bin_edges(common, bins, scheduler=scheduler) if edges is None else np.asarray(edges, np.float64)

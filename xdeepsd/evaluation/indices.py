@@ -66,6 +66,14 @@ def climate_indices(precipitation: xr.Dataset | xr.DataArray) -> xr.Dataset:
     ------
     ValueError
         No dates, latitude or longitude, or units that are none of precipitation.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> rain = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> indices = xdeepsd.climate_indices(rain)
+    >>> bool(indices["RX1day"].max() == rain.max())
+    True
     """
     return _indices(_dated(prepared(precipitation, "precipitation")))
 
@@ -88,6 +96,15 @@ def compare_indices(
     Lazy if the input is: a map of bias ``(name, lat, lon)`` for each index, in its units; and ``relative_error``
     ``(name, index)``: the mean of the absolute bias over the mean of the index in the truth, both weighted by area.
     NaN where an index is undefined. Errors as in `xdeepsd.evaluate`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> bilinear = xdeepsd.interpolate(xdeepsd.coarsen(truth, 4), truth).where(truth.notnull())
+    >>> bias = xdeepsd.compare_indices(bilinear, truth)
+    >>> bool(bias["R01"].mean() > 0), bool(bias["SDII"].mean() < 0)  # wet too often, and too little
+    (True, True)
     """
     observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
     known = _indices(_dated(observed))
@@ -111,6 +128,16 @@ def compare_changes(
     -------
     As `compare_indices`: maps of the change in the prediction less that in the truth, and ``relative_error``, the mean
     of its absolute value over that of the change in the truth. Errors as in `xdeepsd.evaluate`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=2, shape=(16, 16), warming=3)["precipitation"]
+    >>> bilinear = xdeepsd.interpolate(xdeepsd.coarsen(truth, 4), truth).where(truth.notnull())
+    >>> earlier, later = ([field.sel(time=year) for field in (bilinear, truth)] for year in ("2001", "2002"))
+    >>> found = xdeepsd.compare_changes((earlier[0], later[0]), (earlier[1], later[1]))
+    >>> float(found["relative_error"].sel(name="prediction", index="RX1day")) > 0
+    True
     """
     periods = [alike(y, {"prediction": p}) for p, y in zip(prediction, truth, strict=True)]
     before, after = (_indices(_dated(observed)) for observed, _ in periods)

@@ -54,6 +54,17 @@ def rank_histogram(members: xr.DataArray, observed: xr.DataArray, dim: str = "me
     Returns
     -------
     ``(rank,)`` float64: counts for 0 (below all members) to m (above all). NaN is left out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> observed = xr.DataArray(np.random.default_rng(0).normal(size=500), dims="time")
+    >>> members = xr.DataArray(np.random.default_rng(1).normal(size=(9, 500)), dims=("member", "time"))
+    >>> ranks = xdeepsd.rank_histogram(members, observed)  # members and truth are drawn from the same
+    >>> dict(ranks.sizes), float(ranks.sum())
+    ({'rank': 10}, 500.0)
     """
     members, observed = _checked(members, observed, dim)
     count = members.sizes[dim]
@@ -100,6 +111,17 @@ def spread_skill(members: xr.DataArray, observed: xr.DataArray, dim: str = "memb
     ``spread``: root of the mean variance (``m - 1`` in the denominator) times ``sqrt(1 + 1 / m)``, for the error of the
     mean of few members is larger (Fortin et al., J. Hydrometeorol. 2014, equation 15); ``rmse`` of the mean; ``ratio``,
     spread over RMSE; ``crps``, the mean of `crps`; ``mae`` of the mean. In the units of the input, the ratio without.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> observed = xr.DataArray(np.random.default_rng(0).normal(size=500), dims="time")
+    >>> members = xr.DataArray(np.random.default_rng(1).normal(size=(9, 500)), dims=("member", "time"))
+    >>> found = xdeepsd.spread_skill(members, observed)
+    >>> 0.9 < found["ratio"] < 1.1
+    True
     """
     members, observed = _checked(members, observed, dim)
     count = members.sizes[dim]
@@ -132,6 +154,15 @@ def reliability(members: xr.DataArray, observed: xr.DataArray, threshold: float,
     -------
     ``(probability,)``, lazy if the input is: ``observed_frequency`` (NaN where no cell had that probability) and
     ``count``, the cells and days that had it; ``probability`` is the share of the members, 0 to 1. Errors as in `crps`.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> members = xr.DataArray([[0.0, 2.0, 2.0], [2.0, 2.0, 2.0]], dims=("member", "time"))
+    >>> found = xdeepsd.reliability(members, xr.DataArray([0.0, 3.0, 0.0], dims="time"), threshold=1)
+    >>> found["probability"].values, found["observed_frequency"].values
+    (array([0. , 0.5, 1. ]), array([nan, 0. , 0.5]))
     """
     members, observed = _checked(members, observed, dim)
     count = members.sizes[dim]

@@ -21,6 +21,13 @@ def significance(errors: Sequence[float] | np.ndarray, reference: Sequence[float
     Returns ``relative`` (mean error over mean reference error), ``p_mannwhitney`` (scipy's ``mannwhitneyu``: two
     independent groups) and ``p_wilcoxon`` (``wilcoxon``: pairs with the same seed; 1 where the two errors of every
     pair are equal, NaN for fewer than two pairs), both two-sided.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> found = xdeepsd.significance([1.0, 1.1, 1.2, 1.0, 1.1, 1.2], [2.0, 2.1, 2.2, 2.0, 2.1, 2.2])
+    >>> round(found["relative"], 3), found["p_wilcoxon"] <= 0.05
+    (0.524, True)
     """
     ours, theirs = np.asarray(errors, np.float64), np.asarray(reference, np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or not ours.size:
@@ -62,6 +69,16 @@ def differences(evaluated: xr.Dataset, *, block: int = 10, samples: int = 1000, 
         The package `scores` is missing.
     ValueError
         No daily errors, as from ``by="season"``; ``block`` or ``samples`` below 1.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> coarse = xdeepsd.coarsen(truth, 4)
+    >>> bicubic, bilinear = (xdeepsd.interpolate(coarse, truth, method=method) for method in ("cubic", "linear"))
+    >>> table = xdeepsd.differences(xdeepsd.evaluate(bicubic, truth, beside={"bilinear": bilinear}))
+    >>> bool((table["high"] < 0).all())  # bicubic is better, beyond chance
+    True
     """
     require("evaluate", "The Diebold-Mariano test")
     for name, given in (("block", block), ("samples", samples)):

@@ -36,6 +36,16 @@ def compare_spectra(
     ``wavelength`` ``(wavenumber)``, in cells. ``log_distance`` ``(name)``, dB: the root mean square over the scales of
     ``10 log10(spectrum / spectrum of the truth)``; NaN where a spectrum is 0 at some scale. Errors as in
     `xdeepsd.evaluate`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> bilinear = xdeepsd.interpolate(xdeepsd.coarsen(truth, 4), truth).where(truth.notnull())
+    >>> found = xdeepsd.compare_spectra(bilinear, truth)
+    >>> finest = found["spectrum"].isel(wavenumber=-1)
+    >>> bool(finest.sel(name="prediction") < finest.sel(name="truth"))  # interpolation has no small scales
+    True
     """
     observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
     shape = observed.sizes["lat"], observed.sizes["lon"]
@@ -111,6 +121,15 @@ def fractions_skill(
     -------
     ``(name, event, window)``, 0 to 1, float64, lazy if the input is; NaN where there is no event at all. The members
     of an ensemble count as so many predictions. Errors as in `xdeepsd.evaluate`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> bilinear = xdeepsd.interpolate(xdeepsd.coarsen(truth, 4), truth).where(truth.notnull())
+    >>> skill = xdeepsd.fractions_skill(bilinear, truth, windows=(1, 5)).sel(name="prediction", event="10 mm")
+    >>> bool(skill[1] > skill[0])  # rain that is in the wrong cell is often in the next
+    True
     """
     observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
     sides = [side for side in windows if side <= min(observed.sizes["lat"], observed.sizes["lon"])]

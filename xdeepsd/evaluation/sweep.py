@@ -99,6 +99,17 @@ def run_sweep(
     ValueError
         No validation or test days, or none with observations; another configuration or other precipitation in
         ``folder`` (the error says what differs); an unknown ``choose``.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], factors=(2,))
+    >>> small = {"channels": (4, 2), "kernels": (3, 1, 3), "patch": 8, "stride": 4, "batch": 4, "steps": 2}
+    >>> config = xdeepsd.TrainConfig(validation=0.2, test=0.2, **small)
+    >>> table = xdeepsd.run_sweep(levels, config, alphas=[0.0, 0.5], seeds=1, folder="sweep")
+    >>> sorted(table["part"].unique())
+    ['test', 'validation']
     """
     levels = check_levels(levels)
     configs = [config] * (len(levels) - 1) if isinstance(config, TrainConfig) else list(config)

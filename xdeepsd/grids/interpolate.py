@@ -79,6 +79,17 @@ def interpolate(
     -------
     ``(..., lat, lon)`` on the coordinates of ``like``, dtype of ``coarse``, NaN inside missing coarse cells; lazy if
     ``coarse`` is. Raises ValueError if the fine sizes are not one whole multiple of the coarse ones.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> coarse = xr.DataArray([[0.0, 4.0]], coords={"lat": [0.0], "lon": [0.0, 2.0]}, dims=("lat", "lon"))
+    >>> fine = xr.Dataset(coords={"lat": [-0.5, 0.5], "lon": [-0.5, 0.5, 1.5, 2.5]})
+    >>> like = xr.DataArray(0.0, fine.coords, dims=("lat", "lon"))
+    >>> xdeepsd.interpolate(coarse, like).values
+    array([[0., 1., 3., 4.],
+           [0., 1., 3., 4.]])
     """
     if method not in ("linear", "cubic"):
         raise ValueError(f"method is {method!r}. Needed: 'linear' or 'cubic'.")

@@ -107,6 +107,17 @@ def regrid_weights(
 
     ``regrid_weights(ds, target).save("weights.npz")``, then ``regrid(ds, weights="weights.npz")``. Reads coordinates
     only; arguments as in `regrid`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> fine = xr.DataArray(np.ones((4, 4)), coords={"lat": np.arange(4.0), "lon": np.arange(4.0)}, dims=("lat", "lon"))
+    >>> target = xr.Dataset(coords={"lat": [0.5, 2.5], "lon": [0.5, 2.5]})
+    >>> weights = xdeepsd.regrid_weights(fine, target)
+    >>> xdeepsd.regrid(fine, weights=weights).shape
+    (2, 2)
     """
     return _build(read_grid(source), read_grid(target), method, engine)
 

@@ -32,6 +32,17 @@ class Weights:
 
     ``lat`` ``(target nlat, source nlat)`` and ``lon`` ``(target nlon, source nlon)`` if the weights are a product,
     otherwise ``matrix`` ``(target cells, source cells)``, cells in row-major order. float64 CSR.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> fine = xr.DataArray(np.ones((4, 4)), coords={"lat": np.arange(4.0), "lon": np.arange(4.0)}, dims=("lat", "lon"))
+    >>> target = xr.Dataset(coords={"lat": [0.5, 2.5], "lon": [0.5, 2.5]})
+    >>> weights = xdeepsd.regrid_weights(fine, target)
+    >>> weights.lat.shape, weights.method
+    ((2, 4), 'conservative')
     """
 
     method: str

@@ -45,6 +45,16 @@ class Correction:
         (shares) and ``wettest_added`` (mm day-1), all ``(lat, lon, group)``. Lazy if what it was fitted on is.
     options
         How it was fitted and is applied: the arguments of `xdeepsd.fit_correction`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> observed = climate["precipitation"].fillna(0)
+    >>> history = (1.5 * observed).assign_attrs(observed.attrs)
+    >>> correction = xdeepsd.fit_correction(history, observed, group="time", nquantiles=20)
+    >>> correction.data["factors"].dims
+    ('lat', 'lon', 'group', 'quantiles')
     """
 
     data: xr.Dataset
@@ -184,6 +194,16 @@ def load_correction(path: str | os.PathLike[str]) -> Correction:
 
     Raises FileNotFoundError if there is none, and ValueError if the file is something else, changed or truncated, or
     comes from a newer version of xdeepsd.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> observed = climate["precipitation"].fillna(0)
+    >>> history = (1.5 * observed).assign_attrs(observed.attrs)
+    >>> xdeepsd.fit_correction(history, observed, group="time", nquantiles=20).save("correction.nc")
+    >>> xdeepsd.load_correction("correction.nc").options["group"]
+    'time'
     """
     path = Path(path)
     if not path.exists():

@@ -69,6 +69,17 @@ def distribution(
     ------
     ValueError, TypeError
         As `xdeepsd.downscale`; a list of models; a model that takes noise, or whose last stage gives values.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], factors=(2,))
+    >>> small = {"channels": (4, 2), "kernels": (3, 1, 3), "patch": 8, "stride": 4, "batch": 4, "steps": 2}
+    >>> config = xdeepsd.TrainConfig(loss="bernoulli_gamma", **small)
+    >>> model = xdeepsd.train_stack(levels, config, progress=False)
+    >>> list(xdeepsd.distribution(levels[0]["precipitation"], model))
+    ['wet_chance', 'shape', 'scale']
     """
     _check(model)
     made = lay_out(
@@ -120,6 +131,14 @@ def expectation(distribution: xr.Dataset) -> xr.DataArray:
     ----------
     distribution
         From `xdeepsd.distribution`. Lazy if it is; NaN stays NaN.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> given = xr.Dataset({"wet_chance": 0.5, "shape": 1.0, "scale": 8.0})  # of one cell and day
+    >>> float(xdeepsd.expectation(given))
+    4.0
     """
     return _of(distribution, _expectation, distribution.attrs.get("variable", "expectation"), "expectation")
 
@@ -138,6 +157,14 @@ def chance_above(distribution: xr.Dataset, threshold: float | xr.DataArray) -> x
     ------
     ValueError
         A threshold below 0, or NaN.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> given = xr.Dataset({"wet_chance": 0.5, "shape": 1.0, "scale": 8.0})  # of one cell and day
+    >>> round(float(xdeepsd.chance_above(given, 8)), 4)  # 0.5 exp(-1)
+    0.1839
     """
     if not isinstance(threshold, xr.DataArray) and not threshold >= 0:
         raise ValueError(
@@ -161,6 +188,14 @@ def quantile(distribution: xr.Dataset, q: float | Sequence[float]) -> xr.DataArr
     ------
     ValueError
         A ``q`` outside that range: the gamma distribution has no largest value.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> given = xr.Dataset({"wet_chance": 0.5, "shape": 1.0, "scale": 8.0})  # of one cell and day
+    >>> xdeepsd.quantile(given, [0.25, 0.75]).values.round(4)  # it is dry half of the time; then 8 log(2)
+    array([0.    , 5.5452])
     """
     levels = xr.DataArray(np.asarray(q, np.float64), dims="quantile" if np.ndim(q) else ())
     if not bool(((levels >= 0) & (levels < 1)).all()):

@@ -126,6 +126,15 @@ def downscale(
     Notes
     -----
     Vandal et al., DeepSD (KDD 2017), section 3.2; edges, upsampling and clipping as docs/conventions.md defines.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1).isel(time=slice(3))
+    >>> coarse = xdeepsd.coarsen(climate["precipitation"], 8)
+    >>> fine = xdeepsd.downscale(coarse, xdeepsd.load_model("demo"))
+    >>> dict(coarse.sizes), dict(fine.sizes)
+    ({'time': 3, 'lat': 12, 'lon': 16}, {'time': 3, 'lat': 96, 'lon': 128})
     """
     options: dict[str, Any] = {
         "device": device, "precision": precision, "batch_size": batch_size, "conserve": conserve,

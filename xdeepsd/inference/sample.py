@@ -55,6 +55,18 @@ def sample(distribution: xr.Dataset, members: int, *, seed: int = 0, length: flo
     ValueError
         ``members`` below 1, ``length`` below 0, a dim ``member`` that is there already, or a grid or chunks that cut
         coarse cells whose means are kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> coords = {"time": pd.date_range("2001-01-01", periods=2), "lat": [44.0, 44.5], "lon": [2.0, 2.5]}
+    >>> one = xr.DataArray(np.ones((2, 2, 2)), coords, dims=("time", "lat", "lon"))
+    >>> members = xdeepsd.sample(xr.Dataset({"wet_chance": 0.5 * one, "shape": one, "scale": 8 * one}), 100)
+    >>> dict(members.sizes), bool(abs(members.mean() - 4) < 1)
+    ({'member': 100, 'time': 2, 'lat': 2, 'lon': 2}, True)
     """
     check_count(members)
     if not (math.isfinite(length) and length >= 0):

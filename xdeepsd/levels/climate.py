@@ -227,6 +227,13 @@ def make_climate(
     Dataset on ``(time, lat, lon)``, latitude descending: ``precipitation`` (mm day-1, float32, NaN in the ocean and
     in gaps), ``elevation`` (m, float32, 0 in the ocean) and ``mask`` (bool, True on land). With the defaults it takes
     55 MB of memory; with ``chunks`` the precipitation is lazy. Raises ValueError for a number that makes no sense.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 24))
+    >>> dict(climate["precipitation"].sizes)
+    {'time': 365, 'lat': 16, 'lon': 24}
     """
     options = {"storms": storms, "seasons": seasons, "shadow": shadow, "gaps": gaps}
     for name, value in (options | {"warming": warming}).items():

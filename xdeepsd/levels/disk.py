@@ -214,6 +214,14 @@ def build_levels(
     The levels as `open_levels` opens them. Memory is bounded by the chunks: per worker a few times ``chunk_mb``, or the
     chunk of ``fine`` if that is larger. Raises ValueError, before anything is written, for what does not fit: another
     store, days that differ from those in the store without being a newer release, precipitation read from ``path``.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> levels = xdeepsd.build_levels(climate["precipitation"], climate[["elevation"]], (2, 2), "levels.zarr")
+    >>> [level.sizes["lat"] for level in levels]
+    [4, 8, 16]
     """
     da, announced, empty = _source(fine, variable, chunk_mb)
     _check_apart(da, path)
@@ -381,6 +389,14 @@ def open_levels(path: PathLike) -> list[xr.Dataset]:
 
     Days whose writing was interrupted are left out, with a warning in the log, and so is a climatology that is not the
     mean of the training years now in the store. Raises ValueError where ``path`` is not a store of levels.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> levels = xdeepsd.build_levels(climate["precipitation"], climate[["elevation"]], (2, 2), "levels.zarr")
+    >>> list(xdeepsd.open_levels("levels.zarr")[0])
+    ['elevation', 'land_fraction', 'mask', 'precipitation']
     """
     with reading(path):
         root = find_store(path, "r") if Path(path).exists() else None

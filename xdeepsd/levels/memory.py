@@ -256,6 +256,14 @@ def make_levels(
     One Dataset per level with the variables of docs/conventions.md: ``precipitation`` ``(time, lat, lon)`` mm day-1
     float32, area-weighted means of the finest cells with NaN left out; the static fields, block means of the finest;
     ``land_fraction`` and ``mask``. Raises ValueError, before any work, for what does not fit.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> coarse, middle, fine = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], factors=(2, 2))
+    >>> dict(coarse.sizes)
+    {'time': 60, 'lat': 4, 'lon': 4}
     """
     factors = [int(f) for f in factors]
     if not factors or factors[0] < (2 if coarse is None else 1) or min(factors[1:], default=2) < 2:

@@ -40,6 +40,18 @@ class DenseLoss(nn.Module):
     ------
     ValueError
         If ``dense_weight`` is not fitted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> import xdeepsd
+    >>> rain = np.concatenate([np.zeros(900), np.linspace(0, 50, 100)])
+    >>> loss = xdeepsd.DenseLoss(xdeepsd.DenseWeight(alpha=1.0).fit(rain))
+    >>> target = torch.tensor([0.0, 40.0])
+    >>> missed = [float(loss(target + torch.tensor(error), target)) for error in ([1.0, 0.0], [0.0, 1.0])]
+    >>> missed[1] > 100 * missed[0]  # an error of 1 mm counts where it rains hard
+    True
     """
 
     table: Tensor

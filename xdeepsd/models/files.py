@@ -87,6 +87,14 @@ def save_model(model: StackedSRCNN, path: str | os.PathLike[str], overwrite: boo
     Raises FileExistsError if ``path`` exists and ``overwrite`` is False, or if it is anything but a model. Only
     these two files of an existing model are replaced; whenever saving is interrupted, either the old or the new model
     is complete. Lazy static fields are computed.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> model = xdeepsd.load_model("demo")
+    >>> xdeepsd.save_model(model, "my_model")
+    >>> xdeepsd.load_model("my_model").fingerprint() == model.fingerprint()
+    True
     """
     path = Path(path)
     check_model_folder(path, overwrite)
@@ -128,6 +136,13 @@ def load_model(path: str | os.PathLike[str], *, sha256: str | None = None) -> St
     Raises FileNotFoundError if the folder or one of its two files is missing, and ValueError if a file is truncated or
     changed, or comes from a newer version of xdeepsd. For an address also ValueError if a file is not the pinned one,
     and OSError if it cannot be fetched; neither leaves anything behind.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> model = xdeepsd.load_model("demo")
+    >>> model.scale, model.units
+    (8, 'mm day-1')
     """
     if isinstance(path, str) and path.startswith(hub.SCHEMES):
         path = hub.fetch(path, sha256)
@@ -187,6 +202,15 @@ def load_models(path: str | os.PathLike[str]) -> list[StackedSRCNN]:
 
     In the order of their names, numbers by value; other folders and files are passed over. Raises FileNotFoundError if
     there is none, and errors as `load_model` for a model that cannot be read.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> model = xdeepsd.load_model("demo")
+    >>> for seed in range(2):
+    ...     xdeepsd.save_model(model, f"seeds/seed_{seed}")
+    >>> len(xdeepsd.load_models("seeds"))
+    2
     """
     folders = model_folders(path)
     if not folders:

@@ -45,6 +45,13 @@ class SRCNNConfig:
     head
         "value": precipitation. "bernoulli_gamma": its distribution, the chance of rain and the shape and scale of wet
         amounts (`xdeepsd.models.bernoulli_gamma`), whose expectation is what later stages and `xdeepsd.downscale` see.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> config = xdeepsd.SRCNNConfig(static=("elevation", "climatology"), residual=True)
+    >>> config.kernels, config.radius
+    ((9, 1, 5), 6)
     """
 
     channels: tuple[int, ...] = (64, 32)
@@ -118,6 +125,12 @@ class SRCNN(nn.Module):
 
     ``parameters()`` yields the weight and bias of each layer in order: 13,313 numbers with 9-1-5 kernels, 64-32-1
     channels and two input channels.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> sum(weights.numel() for weights in xdeepsd.SRCNN().parameters())
+    13313
     """
 
     def __init__(self, config: SRCNNConfig | None = None) -> None:

@@ -44,6 +44,16 @@ class StackedSRCNN:
         precipitation of the coarsest level on the training days, in ``units``.
     kind
         Properties of the variable: `xdeepsd.models.variable.PRECIPITATION`, so far the only one.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> net = xdeepsd.SRCNN(xdeepsd.SRCNNConfig(channels=(4, 2), kernels=(3, 1, 3)))
+    >>> rain = xdeepsd.Normalizer(mean=2.0, std=5.0)  # mm day-1
+    >>> stage = xdeepsd.Stage(net, rain, {"elevation": xdeepsd.Normalizer(mean=500.0, std=400.0)}, rain)
+    >>> model = xdeepsd.StackedSRCNN([stage, stage])
+    >>> model.scale, model.factors
+    (4, (2, 2))
     """
 
     stages: Sequence[Stage]

@@ -43,6 +43,15 @@ class Stage:
     transform
         "sqrt" or "log1p": the coarse precipitation is transformed first, and the output is transformed back at the
         end; everything in between (interpolation, normalisers, residual) uses transformed values. None: no transform.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> net = xdeepsd.SRCNN(xdeepsd.SRCNNConfig(channels=(4, 2), kernels=(3, 1, 3)))
+    >>> rain = xdeepsd.Normalizer(mean=2.0, std=5.0)  # mm day-1
+    >>> stage = xdeepsd.Stage(net, rain, {"elevation": xdeepsd.Normalizer(mean=500.0, std=400.0)}, rain)
+    >>> stage.config.factor
+    2
     """
 
     net: SRCNN

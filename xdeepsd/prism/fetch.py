@@ -32,7 +32,15 @@ _GIVE_UP = 5
 
 @dataclass
 class FetchReport:
-    """What a call of `fetch_prism` did: days written, days already held, and what is missing and why."""
+    """What a call of `fetch_prism` did: days written, days already held, and what is missing and why.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import xdeepsd
+    >>> xdeepsd.FetchReport(unpublished=[pd.Timestamp("2026-01-01")]).complete
+    False
+    """
 
     fetched: list[pd.Timestamp] = field(default_factory=list)
     held: list[pd.Timestamp] = field(default_factory=list)
@@ -103,6 +111,13 @@ def fetch_prism(
         Nothing can be written at ``out``.
     httpx.HTTPError, PermissionError
         The service does not list its releases: nothing is done.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> report = xdeepsd.fetch_prism("prism.zarr", "ppt", "2014-01-01", "2014-12-31")  # doctest: +SKIP
+    >>> report.complete, len(report.fetched)  # doctest: +SKIP
+    (True, 365)
     """
     days = _check(variable, start, end, resolution, region)
     if "://" in str(out):

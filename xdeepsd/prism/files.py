@@ -113,6 +113,16 @@ def open_prism(
         For normals, monthly grids, broken files and zips (all are listed), grids that differ, a day on which two files
         of the same release have different data, and missing days. If two files have the same day, the later release
         is taken; no other files are read at this point.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import xdeepsd
+    >>> header = "ncols 2\\nnrows 1\\nxllcorner -120.0208333\\nyllcorner 43.9791667\\ncellsize 0.04166667\\n"
+    >>> text = header + "NODATA_value -9999\\n1.5 -9999\\n"
+    >>> _ = Path("PRISM_ppt_stable_4kmD2_20110101_asc.asc").write_text(text)
+    >>> xdeepsd.open_prism("*.asc")["ppt"].values
+    array([[[1.5, nan]]], dtype=float32)
     """
     if isinstance(paths, str | PathLike) and (Path(paths) / "zarr.json").is_file():
         return _open_store(Path(paths), allow_missing)

@@ -114,6 +114,15 @@ def to_zarr(
     coordinates, and Dask's name of each lazy array, which depends on the input's path and modification time and on
     every later step. The input's values are not read: a change that leaves its path and modification time alone goes
     unnoticed.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import xdeepsd
+    >>> ds = xdeepsd.make_climate(years=1, shape=(16, 16)).chunk(time=100)
+    >>> xdeepsd.to_zarr(ds, "climate.zarr")  # run it again: nothing is left to do
+    >>> xr.open_zarr("climate.zarr").attrs["xdeepsd_status"]
+    'complete'
     """
     ds = as_dataset(ds)
     target = open_store(store, storage_options)

@@ -84,6 +84,15 @@ class TrainConfig:
     ------
     ValueError
         A value makes no sense; the error says what is needed.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> config = xdeepsd.TrainConfig(validation=[2004], test=[2005], loss="denseloss", alpha=0.5)
+    >>> config.steps, config.static
+    (2000, ('elevation', 'climatology'))
+    >>> xdeepsd.TrainConfig.paper().static
+    ('elevation',)
     """
 
     # Network

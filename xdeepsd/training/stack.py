@@ -72,6 +72,16 @@ def train_stack(
     ------
     ValueError, FileExistsError, FloatingPointError, OSError
         As `train_stage`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], factors=(2,))
+    >>> small = {"channels": (4, 2), "kernels": (3, 1, 3), "patch": 8, "stride": 4, "batch": 4, "steps": 2}
+    >>> model = xdeepsd.train_stack(levels, xdeepsd.TrainConfig(**small), progress=False)
+    >>> model.scale, model.training["stages"][0]["steps"]
+    (2, 2)
     """
     [(_, stack)] = train_stacks(
         levels, [config or TrainConfig()], client=client,
@@ -109,6 +119,17 @@ def train_stacks(
         ``then(levels, stack)`` is called for every stack, with the levels as a list; with a ``client``, as a task on a
         worker (to evaluate the stack there, say; Dask computations in it must use a scheduler other than the
         cluster's). Its return value takes the place of the stack.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], factors=(2,))
+    >>> small = {"channels": (4, 2), "kernels": (3, 1, 3), "patch": 8, "stride": 4, "batch": 4, "steps": 2}
+    >>> seeds = [xdeepsd.TrainConfig(seed=seed, **small) for seed in (0, 1)]
+    >>> stacks = dict(xdeepsd.train_stacks(levels, seeds, progress=False))
+    >>> stacks[0].fingerprint() == stacks[1].fingerprint()
+    False
     """
     levels = check_levels(levels)
     count = len(levels) - 1

@@ -48,6 +48,16 @@ class TrainedStage(NamedTuple):
 
     ``fields``: the regression's coefficients ``(lat, lon)`` on the fine grid, dimensionless; empty unless
     ``TrainConfig.static`` names "regression". A stack needs them among its static fields.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], factors=(2,))
+    >>> small = {"channels": (4, 2), "kernels": (3, 1, 3), "patch": 8, "stride": 4, "batch": 4, "steps": 2}
+    >>> trained = xdeepsd.train_stage(*levels, xdeepsd.TrainConfig(static=("elevation",), **small))
+    >>> trained.summary["days"]
+    {'train': 54, 'validation': 6, 'test': 0}
     """
 
     stage: Stage
@@ -116,6 +126,17 @@ def train_stage(
         The loss or the weights became NaN or infinite. The last good checkpoint stays.
     OSError
         A checkpoint could not be written. The one before it stays.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> climate = xdeepsd.make_climate(years=1, shape=(16, 16)).isel(time=slice(60))
+    >>> levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], factors=(2,))
+    >>> small = {"channels": (4, 2), "kernels": (3, 1, 3), "patch": 8, "stride": 4, "batch": 4, "steps": 2}
+    >>> config = xdeepsd.TrainConfig(static=("elevation",), validate_every=1, **small)
+    >>> trained = xdeepsd.train_stage(*levels, config)
+    >>> trained.history["step"].tolist()
+    [1, 2]
     """
     config = for_product(config or TrainConfig(), coarse, index)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
