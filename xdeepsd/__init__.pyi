@@ -7,8 +7,10 @@ from .evaluation.errors import bin_edges, bin_errors, compare
 from .evaluation.evaluate import evaluate
 from .evaluation.indices import climate_indices, compare_changes, compare_indices
 from .evaluation.members import crps, rank_histogram, reliability, spread_skill
+from .evaluation.objects import sal
 from .evaluation.significance import differences, significance
-from .evaluation.space import compare_spectra, fractions_skill
+from .evaluation.space import compare_spectra, decorrelation_length, fractions_skill
+from .evaluation.spells import compare_spells
 from .evaluation.sweep import run_sweep
 from .grids.interpolate import interpolate
 from .grids.regrid import coarsen, regrid, regrid_weights
@@ -64,7 +66,9 @@ __all__ = [
     "compare_changes",
     "compare_indices",
     "compare_spectra",
+    "compare_spells",
     "crps",
+    "decorrelation_length",
     "differences",
     "distribution",
     "downscale",
@@ -89,6 +93,7 @@ __all__ = [
     "regrid_weights",
     "reliability",
     "run_sweep",
+    "sal",
     "sample",
     "save_model",
     "significance",

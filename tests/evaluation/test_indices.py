@@ -52,6 +52,8 @@ TEN = [1.0, 10, 25, 0, 4, 6, 0.9, 0, 2, 20]
         ("CWD", 3),
         ("WW", 4 / 6),  # the last day has no successor
         ("DW", 2 / 3),
+        ("WetSpell", 7 / 3),
+        ("DrySpell", 3 / 2),
         ("AC1", np.corrcoef(TEN[1:], TEN[:-1])[0, 1]),
     ],
 )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from xdeepsd.evaluation.fields import alike, mean_of_members
-from xdeepsd.evaluation.measures import GROUPS, grouped, of_cells, of_days, of_groups, of_members
-from xdeepsd.evaluation.sums import day_sums
+from xdeepsd.evaluation.fields import alike, mean_of_members, regions_of
+from xdeepsd.evaluation.measures import GROUPS, grouped, of_cells, of_days, of_groups, of_members, of_one
+from xdeepsd.evaluation.sums import day_sums, region_sums
 from xdeepsd.levels.days import name_days
 from xdeepsd.levels.splits import within
 from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.stack import StackedSRCNN
 
-By = Literal["season", "month", "cell"]
+By = Literal["season", "month", "region", "cell"]
 _LONG_NAMES = {
     "bias": "mean error", "rmse": "root mean squared error", "mae": "mean absolute error",
     "correlation": "correlation", "skill": "overlap of the distributions",
@@ -28,7 +29,8 @@ _LONG_NAMES = {
     "pod": "probability of detection", "far": "false alarm ratio", "csi": "critical success index",
     "frequency_bias": "predicted over observed events", "wasserstein": "Wasserstein distance of the distributions",
     "predicted_quantile": "quantile of the prediction", "observed_quantile": "quantile of the truth",
-    "crps": "fair continuous ranked probability score", "spread": "spread of the members",
+    "crps": "fair continuous ranked probability score",
+    "tail_crps": "the same of what lies above the amount of the event", "spread": "spread of the members",
     "spread_skill_ratio": "spread over the error of the mean", "rank_histogram": "occurrences of the rank of the truth",
     "daily_weight": "area that counts", "daily_error": "mean error of the day",
     "daily_absolute": "mean absolute error of the day", "daily_squared": "mean squared error of the day",
@@ -43,6 +45,7 @@ def evaluate(
     *,
     beside: Mapping[str, xr.Dataset | xr.DataArray] | None = None,
     by: By | None = None,
+    regions: xr.DataArray | None = None,
     thresholds: Sequence[float] = (0.1, 10.0, 50.0),
     wet: float = 1.0,
     model: StackedSRCNN | None = None,
@@ -64,8 +67,13 @@ def evaluate(
         Other methods by name, as from `xdeepsd.baselines`. A cell counts on a day where all of them and the truth have
         a value.
     by
-        None: over all days and cells; "season" or "month": over the days of each, and all cells; "cell": over the days,
-        for each cell, without what needs whole distributions.
+        None: over all days and cells; "season" or "month": over the days of each, and all cells; "region": over all
+        days, and the cells of each of the ``regions``; "cell": over the days, for each cell, without what needs whole
+        distributions.
+    regions
+        With ``by="region"``: a map ``(lat, lon)`` on the grid of the truth, of labels (numbers or text; NaN or an empty
+        text: in no region), such as `regionmask` makes of polygons; or a mask, whose regions are "inside" and
+        "outside". It is computed.
     thresholds
         mm day-1; an event is that amount or more. Taken are the edges of the bins nearest below (0.1 mm and whole
         millimetres up to 25, 30, 40, 50 and 100 are edges, others are up to 1.6 % away; by cell they are exact).
@@ -92,7 +100,8 @@ def evaluate(
       99th percentile of the truth as ``p99``; ``amount`` says how much that is;
     * ``predicted_quantile``, ``observed_quantile`` ``(name, quantile)`` and ``wasserstein`` ``(name)``, in bins of 1 to
       1.6 %;
-    * with members: ``crps`` (fair; the MAE of a method without), ``spread``, ``spread_skill_ratio`` and
+    * with members: ``crps`` (fair; the MAE of a method without), ``tail_crps`` ``(name, event)`` (of what lies above
+      each of the thresholds, as `xdeepsd.crps` with ``above=``), ``spread``, ``spread_skill_ratio`` and
       ``rank_histogram`` as in `xdeepsd.spread_skill` and `xdeepsd.rank_histogram`;
     * with ``by=None``: ``daily_error``, ``daily_absolute``, ``daily_squared`` ``(name, time)`` and ``daily_weight``
       ``(time)``, of which `xdeepsd.differences` makes intervals.
@@ -103,7 +112,10 @@ def evaluate(
     ------
     ValueError
         Other grids or days; no time, latitude or longitude; units that are none of precipitation; dims besides
-        ``member``; an unknown ``by``.
+        ``member``; an unknown ``by``; regions on another grid, without any label, or missing, or given for another
+        ``by``.
+    TypeError
+        ``regions`` is no DataArray.
 
     >>> rain = xr.DataArray([[[0.0, 12.0]], [[4.0, 20.0]]], dims=("time", "lat", "lon"), name="pr",
     ...     attrs={"units": "mm day-1"},
@@ -112,26 +124,43 @@ def evaluate(
     >>> found["bias"].item(), found["pod"].values[0].tolist()
     (1.0, [1.0, 1.0, nan, 1.0])
     """
-    if by not in (None, *GROUPS, "cell"):
-        raise ValueError(f"by is {by!r}; needed: None, 'season', 'month' or 'cell'.")
+    if by not in (None, *GROUPS, "region", "cell"):
+        raise ValueError(f"by is {by!r}; needed: None, 'season', 'month', 'region' or 'cell'.")
+    if by == "region" and regions is None:
+        raise ValueError(
+            "by is 'region', and regions is not given. Needed: a map of labels, or a mask, on the grid of the truth. "
+            "Type regions=mask."
+        )
+    if by != "region" and regions is not None:
+        raise ValueError(f"by is {by!r}, and regions are given. Needed: both or neither. Type by='region'.")
     observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
     _warn_of_training(observed, model, training_days)
     means = {name: mean_of_members(da) for name, da in fields.items()}
     area = xr.DataArray(cell_weights(observed["lat"].values, observed.sizes["lon"]), dims=("lat", "lon"))
     members = {name: da for name, da in fields.items() if "member" in da.dims}
+    over: Callable[[xr.DataArray], xr.DataArray]
     if by == "cell":
         edges = tuple(map(float, thresholds))
         parts = {name: of_cells(mean, observed, area, wet, edges) for name, mean in means.items()}
+        over = partial(xr.DataArray.sum, dim="time")
+    elif by == "region":
+        codes, labels = regions_of(regions, observed)
+        sums = {name: region_sums(mean, observed, area, codes, len(labels), wet) for name, mean in means.items()}
+        of_each = {name: da.sum("time").assign_coords(region=labels) for name, da in sums.items()}
+        parts = {name: of_groups(da, thresholds) for name, da in of_each.items()}
+        inside = (codes == xr.DataArray(np.arange(len(labels)), dims="region")).astype(np.float64)
+        inside = inside.assign_coords(region=labels)
+        over = partial(_of_regions, inside=inside)
     else:
         sums = {name: day_sums(mean, observed, area, wet) for name, mean in means.items()}
         parts = {name: of_groups(grouped(da, by), thresholds) for name, da in sums.items()}
         if by is None:
             parts = {name: part | of_days(sums[name]) for name, part in parts.items()}
+        over = partial(_of_days, by=by)
     for name in parts if members else ():
-        if name in members:
-            parts[name] |= of_members(members[name], observed, area, by, parts[name])
-        else:
-            parts[name] |= {"crps": parts[name]["mae"]}
+        judged = of_members(members[name], observed, area, over, parts[name], thresholds) if name in members else (
+            of_one(means[name], observed, area, over, parts[name], thresholds))  # fmt: skip
+        parts[name] |= judged
     # Ensembles may differ in size: only the ranks among the members of the prediction are shown.
     ranks = {name: part.pop("rank_histogram") for name, part in parts.items() if name in members}
     whole = xr.concat([xr.Dataset(part) for part in parts.values()], "name", join="outer", coords="minimal",
@@ -142,6 +171,14 @@ def evaluate(
     for shared in {"count", "daily_weight", "amount"} & set(whole):
         whole[shared] = whole[shared].isel(name=0)
     return _labelled(whole)
+
+
+def _of_days(field: xr.DataArray, by: str | None) -> xr.DataArray:
+    return grouped(field.sum(("lat", "lon")), by)
+
+
+def _of_regions(field: xr.DataArray, inside: xr.DataArray) -> xr.DataArray:
+    return xr.dot(field.fillna(0.0), inside, dim=("lat", "lon")).sum("time")
 
 
 def _warn_of_training(truth: xr.DataArray, model: StackedSRCNN | None, training_days: Any) -> None:

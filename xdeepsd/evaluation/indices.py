@@ -14,8 +14,7 @@ import dask.array
 import numpy as np
 import xarray as xr
 
-from xdeepsd.evaluation.fields import alike, prepared
-from xdeepsd.levels.days import missing_days
+from xdeepsd.evaluation.fields import alike, dated, prepared, regions_of
 from xdeepsd.models.conserve import cell_weights
 
 WET = 1.0  # mm day-1
@@ -25,7 +24,7 @@ LOOK_BACK = 4  # days before each, for the wettest 5
 UNITS = {
     "R01": "1", "SDII": "mm day-1", "R10": "days year-1", "R20": "days year-1", "RX1day": "mm", "RX5day": "mm",
     "P98Wet": "mm day-1", "P98WetAmount": "mm year-1", "CDD": "days", "CWD": "days", "WW": "1", "DW": "1", "AC1": "1",
-    "AnnualCycleAmp": "mm day-1", "VarY": "mm day-1", "RV20": "mm",
+    "AnnualCycleAmp": "mm day-1", "VarY": "mm day-1", "RV20": "mm", "WetSpell": "days", "DrySpell": "days",
 }  # fmt: skip
 LONG_NAMES = {
     "R01": "share of wet days", "SDII": "mean amount of wet days", "R10": "days of 10 mm or more",
@@ -35,6 +34,7 @@ LONG_NAMES = {
     "WW": "chance that a wet day follows a wet day", "DW": "chance that a wet day follows a dry day",
     "AC1": "correlation of successive days", "AnnualCycleAmp": "range of the monthly means",
     "VarY": "standard deviation of the annual means", "RV20": "daily amount exceeded once in 20 years",
+    "WetSpell": "mean length of the wet spells", "DrySpell": "mean length of the dry spells",
 }  # fmt: skip
 
 
@@ -60,7 +60,8 @@ def climate_indices(precipitation: xr.Dataset | xr.DataArray) -> xr.Dataset:
     * ``AnnualCycleAmp`` the largest less the smallest monthly mean (NaN if a month is missing); ``VarY`` the standard
       deviation of the annual means (NaN for one year);
     * ``RV20``: the daily amount exceeded once in 20 years, of a Gumbel distribution fitted to the annual maxima by
-      L-moments (Hosking, J. R. Stat. Soc. B 1990); NaN for fewer than 10 years.
+      L-moments (Hosking, J. R. Stat. Soc. B 1990); NaN for fewer than 10 years;
+    * ``WetSpell``, ``DrySpell``: mean length of the wet and the dry spells (`xdeepsd.compare_spells`: all lengths).
 
     Raises
     ------
@@ -75,7 +76,7 @@ def climate_indices(precipitation: xr.Dataset | xr.DataArray) -> xr.Dataset:
     >>> bool(indices["RX1day"].max() == rain.max())
     True
     """
-    return _indices(_dated(prepared(precipitation, "precipitation")))
+    return _indices(dated(prepared(precipitation, "precipitation")))
 
 
 def compare_indices(
@@ -83,6 +84,7 @@ def compare_indices(
     truth: xr.Dataset | xr.DataArray,
     *,
     beside: Mapping[str, xr.Dataset | xr.DataArray] | None = None,
+    regions: xr.DataArray | None = None,
 ) -> xr.Dataset:
     """`climate_indices` of a prediction and of what stands beside it, less those of the truth.
 
@@ -90,6 +92,8 @@ def compare_indices(
     ----------
     prediction, truth, beside
         As in `xdeepsd.evaluate`: the same cells and days count in all of them.
+    regions
+        As in `xdeepsd.evaluate`: the one number is then one for each of them, ``(name, index, region)``.
 
     Returns
     -------
@@ -107,9 +111,9 @@ def compare_indices(
     (True, True)
     """
     observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
-    known = _indices(_dated(observed))
-    found = _joined({name: _indices(_dated(da)) for name, da in fields.items()})
-    return _summed_up(found - known, known)
+    known = _indices(dated(observed))
+    found = _joined({name: _indices(dated(da)) for name, da in fields.items()})
+    return _summed_up(found - known, known, None if regions is None else regions_of(regions, observed))
 
 
 def compare_changes(
@@ -140,29 +144,23 @@ def compare_changes(
     True
     """
     periods = [alike(y, {"prediction": p}) for p, y in zip(prediction, truth, strict=True)]
-    before, after = (_indices(_dated(observed)) for observed, _ in periods)
-    found = [_joined({name: _indices(_dated(da)) for name, da in fields.items()}) for _, fields in periods]
+    before, after = (_indices(dated(observed)) for observed, _ in periods)
+    found = [_joined({name: _indices(dated(da)) for name, da in fields.items()}) for _, fields in periods]
     return _summed_up((found[1] - found[0]) - (after - before), after - before)
-
-
-def _dated(da: xr.DataArray) -> xr.DataArray:
-    if not hasattr(da.indexes["time"], "year"):
-        raise ValueError(
-            f"The times are {da['time'].dtype}, such as {da['time'].values[:1]}. Needed: dates, from which the years "
-            "and months follow. Type ds.assign_coords(time=xr.date_range('2001-01-01', periods=ds.sizes['time']))."
-        )
-    # The days left out, between winters for example, are missing: what is on both sides of them does not follow.
-    absent = missing_days(da.indexes["time"])
-    whole = da.reindex(time=da.indexes["time"].union(absent)) if len(absent) else da
-    return whole.where(np.isfinite(whole))
 
 
 def _joined(parts: Mapping[str, xr.Dataset]) -> xr.Dataset:
     return xr.concat(list(parts.values()), "name").assign_coords(name=list(parts))
 
 
-def _summed_up(apart: xr.Dataset, known: xr.Dataset) -> xr.Dataset:
+def _summed_up(
+    apart: xr.Dataset, known: xr.Dataset, regions: tuple[xr.DataArray, list[Any]] | None = None
+) -> xr.Dataset:
     area = xr.DataArray(cell_weights(known["lat"].values, known.sizes["lon"]), dims=("lat", "lon"))
+
+    if regions is not None:
+        codes, labels = regions
+        area = area * (codes == xr.DataArray(np.arange(len(labels)), {"region": labels}, "region"))
 
     def mean(name: str, da: xr.DataArray) -> xr.DataArray:
         there = apart[name].notnull() & known[name].notnull()
@@ -172,7 +170,7 @@ def _summed_up(apart: xr.Dataset, known: xr.Dataset) -> xr.Dataset:
     attrs = {"long_name": "mean absolute error over the mean of the truth", "units": "1"}
     for name in UNITS:
         apart[name].attrs = {"long_name": f"error of: {LONG_NAMES[name]}", "units": UNITS[name]}
-    whole = xr.concat(numbers, "index").assign_coords(index=list(UNITS)).transpose("name", "index")
+    whole = xr.concat(numbers, "index").assign_coords(index=list(UNITS)).transpose("name", "index", ...)
     return apart.assign(relative_error=whole.assign_attrs(attrs))
 
 
@@ -233,6 +231,7 @@ def _part(blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep:
     sums = [
         known, wet, np.where(wet, x, 0.0), x >= 10, x >= 20, follows & wet_before, follows & ~wet_before,
         follows & wet_before & wet, follows & ~wet_before & wet, follows, now, then, now**2, then**2, now * then,
+        wet & ~wet_before, known & ~wet & ~(before < WET),
     ]  # fmt: skip
     total = np.stack([field.sum(0, dtype=np.float64) for field in sums])
     of_months = {}
@@ -278,7 +277,7 @@ def _highest(days: np.ndarray, keep: int) -> np.ndarray:
 def _finish(part: Part) -> np.ndarray:
     """``(index, lat, lon)`` in the order of `UNITS`."""
     total, of_months, of_years, highest = part
-    days, wet, amount, ten, twenty, after_wet, after_dry, wet_wet, dry_wet, pairs, x, y, xx, yy, xy = total
+    days, wet, amount, ten, twenty, after_wet, after_dry, wet_wet, dry_wet, pairs, x, y, xx, yy, xy, *spells = total
     years = [np.stack(fields) for fields in zip(*of_years.values(), strict=True)]
     wettest, five, both, dry_runs, wet_runs = years
     means = np.stack([_ratio(fields[0], fields[1]) for fields in of_months.values()])
@@ -301,6 +300,7 @@ def _finish(part: Part) -> np.ndarray:
         "DW": _ratio(dry_wet, after_dry), "AC1": correlation,
         "AnnualCycleAmp": means.max(0) - means.min(0) if len(means) == 12 else np.full_like(days, np.nan),
         "VarY": np.sqrt(_mean((annual - _mean(annual)) ** 2, 1)), "RV20": _return_value(wettest),
+        "WetSpell": _ratio(wet, spells[0]), "DrySpell": _ratio(days - wet, spells[1]),
     }  # fmt: skip
     return np.stack([found[name] for name in UNITS])
 

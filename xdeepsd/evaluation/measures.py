@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -149,22 +149,47 @@ def of_cells(
 
 
 def of_members(
-    members: xr.DataArray, observed: xr.DataArray, area: xr.DataArray, by: str | None, found: Mapping[str, xr.DataArray]
+    members: xr.DataArray,
+    observed: xr.DataArray,
+    area: xr.DataArray,
+    over: Callable[[xr.DataArray], xr.DataArray],
+    found: Mapping[str, xr.DataArray],
+    thresholds: Sequence[float],
 ) -> dict[str, xr.DataArray]:
-    """CRPS, spread, ratio and ranks, over the same groups as the errors."""
+    """CRPS, spread, ratio and ranks, over the same groups as the errors: ``over`` sums ``(..., time, lat, lon)`` up."""
     count = members.sizes["member"]
     variance = members.astype(np.float64).var("member", ddof=1, skipna=False).where(observed.notnull())
-    score, ranks = crps(members, observed), rank_parts(members, observed)
-    if by == "cell":
-        return {"crps": score.mean("time"), **_spread(variance.mean("time"), count, found),
-                "rank_histogram": ranks.sum("time")}  # fmt: skip
-    space = ("lat", "lon")
-    weight = grouped((area * observed.notnull()).sum(space), by)
-    sums = [grouped((area * field).sum(space), by) for field in (score, variance)]
-    return {"crps": _ratio(sums[0], weight), **_spread(_ratio(sums[1], weight), count, found),
-            "rank_histogram": grouped(ranks.sum(space), by)}  # fmt: skip
+    weight = over(area * observed.notnull())
+    spread = (_ratio(over(area * variance), weight) * (1 + 1 / count)) ** 0.5
+    return {
+        "crps": _ratio(over(area * crps(members, observed)), weight),
+        "tail_crps": _tails([crps(members, observed, above=t) for t in thresholds], thresholds, area, over, weight),
+        "spread": spread, "spread_skill_ratio": _ratio(spread, found["rmse"]),
+        "rank_histogram": over(rank_parts(members, observed)),
+    }  # fmt: skip
 
 
-def _spread(variance: xr.DataArray, count: int, found: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
-    spread = (variance * (1 + 1 / count)) ** 0.5
-    return {"spread": spread, "spread_skill_ratio": _ratio(spread, found["rmse"])}
+def of_one(
+    mean: xr.DataArray,
+    observed: xr.DataArray,
+    area: xr.DataArray,
+    over: Callable[[xr.DataArray], xr.DataArray],
+    found: Mapping[str, xr.DataArray],
+    thresholds: Sequence[float],
+) -> dict[str, xr.DataArray]:
+    """What `of_members` is of a single field: its CRPS is the absolute error."""
+    tails = [abs(mean.clip(min=t) - observed.clip(min=t)) for t in thresholds]
+    weight = over(area * observed.notnull())
+    return {"crps": found["mae"], "tail_crps": _tails(tails, thresholds, area, over, weight)}
+
+
+def _tails(
+    scores: Sequence[xr.DataArray],
+    thresholds: Sequence[float],
+    area: xr.DataArray,
+    over: Callable[[xr.DataArray], xr.DataArray],
+    weight: xr.DataArray,
+) -> xr.DataArray:
+    """The mean of each score, by the events of the thresholds."""
+    means = [_ratio(over(area * score), weight) for score in scores]
+    return xr.concat(means, "event").assign_coords(event=[f"{t:g} mm" for t in thresholds])

@@ -9,7 +9,9 @@ import numpy as np
 import xarray as xr
 
 
-def crps(members: xr.DataArray, observed: xr.DataArray, dim: str = "member") -> xr.DataArray:
+def crps(
+    members: xr.DataArray, observed: xr.DataArray, dim: str = "member", *, above: float | None = None
+) -> xr.DataArray:
     """Fair continuous ranked probability score of each cell and day; of a single field it would be the absolute error.
 
     ``mean |x_i - y| - sum over pairs |x_i - x_j| / (m (m - 1))`` (Ferro, Q. J. R. Meteorol. Soc. 2014, equation 8): its
@@ -23,6 +25,9 @@ def crps(members: xr.DataArray, observed: xr.DataArray, dim: str = "member") -> 
         ``(...)`` on the same coordinates, in the same units. NaN where it or a member is NaN.
     dim
         Name of the members' dim.
+    above
+        In the units of the input: the tail-weighted score, which looks only at what lies above this; the CRPS of
+        ``max(x, above)`` (Gneiting and Ranjan, J. Bus. Econ. Stat. 2011, with a weight of 1 above and 0 below).
 
     Returns
     -------
@@ -34,6 +39,8 @@ def crps(members: xr.DataArray, observed: xr.DataArray, dim: str = "member") -> 
     array([1., 0.])
     """
     members, observed = _checked(members, observed, dim)
+    if above is not None:
+        members, observed = members.clip(min=above, keep_attrs=True), observed.clip(min=above, keep_attrs=True)
 
     def score(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         x = np.sort(x.astype(np.float64), axis=-1)

@@ -1,8 +1,9 @@
-"""Whether the maps of a prediction have the right structure: power by scale, and skill by scale; lazily."""
+"""Whether the maps of a prediction have the right structure: power, skill and correlation by scale; lazily."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -11,6 +12,7 @@ from scipy import fft
 from xdeepsd.evaluation.fields import alike
 
 TRUTH = "truth"
+KM_PER_DEGREE = 6371.0 * np.pi / 180
 
 
 def compare_spectra(
@@ -157,6 +159,100 @@ def fractions_skill(
     names = [f"{threshold:g} mm" for threshold in thresholds]
     found = xr.concat(by_name, "name").assign_coords(name=list(fields), event=names, window=sides)
     return found.rename("fractions_skill").assign_attrs(long_name="fractions skill score", units="1")
+
+
+def decorrelation_length(
+    prediction: xr.Dataset | xr.DataArray,
+    truth: xr.Dataset | xr.DataArray,
+    *,
+    beside: Mapping[str, xr.Dataset | xr.DataArray] | None = None,
+) -> xr.Dataset:
+    """Distance at which rain is no longer alike: where the spatial autocorrelation of the maps falls below 1/e.
+
+    Of the differences from the mean of each day's map, all days together, by all pairs of cells that are known, through
+    Fourier transforms; degrees of longitude have the length that they have in the middle of the region.
+
+    Parameters
+    ----------
+    prediction, truth, beside
+        As in `xdeepsd.evaluate`, with whole maps in each chunk. The members of an ensemble count as so many days.
+
+    Returns
+    -------
+    Lazy if the input is, float64, with "truth" as the last name: ``autocorrelation`` ``(name, distance)``, in rings as
+    wide as a cell up to half the shorter side of the region, whose mean distance (km) is the coordinate; ``length``
+    ``(name)``, km, between rings linearly, NaN where it does not fall that low, or all maps are constant. Errors as in
+    `xdeepsd.evaluate`; ValueError where the region is narrower than 4 cells.
+    """
+    observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
+    shape = observed.sizes["lat"], observed.sizes["lon"]
+    if min(shape) < 4:
+        raise ValueError(f"The maps have {shape[0]} x {shape[1]} cells; needed: 4 or more along each side.")
+    steps = [abs(float(np.diff(a).mean())) for a in plane(observed["lat"].values, observed["lon"].values)]
+    size = [fft.next_fast_len(2 * n - 1, real=True) for n in shape]
+    lags = [np.minimum(np.arange(n), n - np.arange(n)) * step for n, step in zip(size, steps, strict=True)]
+    away = np.hypot(lags[0][:, None], lags[1])
+    width = max(steps)
+    rings = np.floor(away / width + 0.5).astype(int)
+    count = int(min(n * step for n, step in zip(shape, steps, strict=True)) / 2 / width) + 1
+    rings = np.minimum(rings, count)
+
+    def sums(maps: np.ndarray) -> np.ndarray:
+        """``(..., ring, 2)``: the products of the pairs that are so far apart, and how many pairs there are."""
+        out = np.zeros((*maps.shape[:-2], count, 2))
+        for place in np.ndindex(maps.shape[:-2]):
+            known = np.isfinite(maps[place])
+            if not known.any():
+                continue
+            apart = np.where(known, maps[place].astype(np.float64), 0.0)
+            apart = np.where(known, apart - apart.sum() / known.sum(), 0.0)
+            for k, field in enumerate((apart, known.astype(np.float64))):
+                pairs = fft.irfft2(np.abs(fft.rfft2(field, size)) ** 2, size)
+                out[(*place, slice(None), k)] = np.bincount(rings.ravel(), pairs.ravel(), count + 1)[:count]
+        return out
+
+    found = []
+    for da in (*fields.values(), observed):
+        of_days = xr.apply_ufunc(
+            sums, da, input_core_dims=[["lat", "lon"]], output_core_dims=[["distance", "part"]], dask="parallelized",
+            output_dtypes=[np.float64], dask_gufunc_kwargs={"output_sizes": {"distance": count, "part": 2}},
+        )  # fmt: skip
+        products, pairs = (of_days.isel(part=k).sum([d for d in da.dims if d not in ("lat", "lon")]) for k in (0, 1))
+        covariance = products / pairs.where(pairs > 0.5)  # whole numbers, but for rounding
+        variance = covariance.isel(distance=0)
+        found.append(covariance / variance.where(variance > 0))
+    # In the middle of each ring, as far as all pairs of the region are concerned.
+    all_pairs = fft.irfft2(np.abs(fft.rfft2(np.ones(shape), size)) ** 2, size).ravel()
+    weights = np.bincount(rings.ravel(), all_pairs, count + 1)[:count]
+    distance = np.bincount(rings.ravel(), all_pairs * away.ravel(), count + 1)[:count] / np.maximum(weights, 1)
+    whole = xr.concat(found, "name").assign_coords(
+        name=[*fields, TRUTH], distance=("distance", distance, {"units": "km"})
+    )
+    length = xr.apply_ufunc(
+        partial(_first_below, at=distance, level=np.exp(-1)), whole, input_core_dims=[["distance"]],
+        dask="parallelized", output_dtypes=[np.float64],
+    )  # fmt: skip
+    return xr.Dataset(
+        {
+            "autocorrelation": whole.assign_attrs(long_name="spatial autocorrelation", units="1"),
+            "length": length.assign_attrs(long_name="decorrelation length", units="km"),
+        }
+    )
+
+
+def _first_below(values: np.ndarray, at: np.ndarray, level: float) -> np.ndarray:
+    """Where ``values`` ``(..., distance)`` first fall below the level, linearly between two of them; NaN: nowhere."""
+    below = values < level
+    after = np.maximum(below.argmax(-1), 1)
+    high, low = (np.take_along_axis(values, k[..., None], -1)[..., 0] for k in (after - 1, after))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        part = (high - level) / (high - low)
+    return np.where(below.any(-1), at[after - 1] + part * (at[after] - at[after - 1]), np.nan)
+
+
+def plane(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances (km) along the meridian and the middle parallel: a map of the region as a plane."""
+    return np.asarray(lat) * KM_PER_DEGREE, np.asarray(lon) * KM_PER_DEGREE * np.cos(np.deg2rad(np.mean(lat)))
 
 
 def _fractions(events: np.ndarray, side: int) -> np.ndarray:

@@ -7,7 +7,7 @@ are made of the sums, lazily, and the tests compare them with those of `scores`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import dask.array
 import numpy as np
@@ -106,8 +106,33 @@ def day_sums(predicted: xr.DataArray, observed: xr.DataArray, area: xr.DataArray
     -------
     Lazy if the input is; the chunks of ``observed`` are each read once.
     """
-    out = _blockwise(_of_days, "tijk", {"k": WIDTH}, {"i": 1, "j": 1}, predicted, observed, area, wet)
+    out = _blockwise(_of_days, "tijk", {"k": WIDTH}, {"i": 1, "j": 1}, predicted, observed, [area], wet)
     return xr.DataArray(out.sum((1, 2)), {"time": observed["time"]}, ("time", "sum"))
+
+
+def _of_regions(
+    predicted: np.ndarray, observed: np.ndarray, area: np.ndarray, codes: np.ndarray, wet: float, count: int
+) -> np.ndarray:
+    """``(time, 1, 1, count, WIDTH)`` of a chunk ``(time, lat, lon)``."""
+    out = np.zeros((len(predicted), 1, 1, count, WIDTH))
+    for code in range(count):
+        here = codes == code
+        if here.any():
+            part = _of_days(predicted[:, here][:, None], observed[:, here][:, None], area[here][None], wet)
+            out[:, :, :, code] = part
+    return out
+
+
+def region_sums(
+    predicted: xr.DataArray, observed: xr.DataArray, area: xr.DataArray, codes: xr.DataArray, count: int, wet: float
+) -> xr.DataArray:
+    """``(time, region, sum)`` float64: those of `day_sums` over the cells of each region, whose number ``codes`` has.
+
+    Parameters and laziness as in `day_sums`; each cell is looked at once.
+    """
+    new, shrunk = {"r": count, "k": WIDTH}, {"i": 1, "j": 1}
+    out = _blockwise(_of_regions, "tijrk", new, shrunk, predicted, observed, [area, codes], wet, count)
+    return xr.DataArray(out.sum((1, 2)), {"time": observed["time"]}, ("time", "region", "sum"))
 
 
 def _of_cells(
@@ -137,23 +162,22 @@ def cell_sums(
     Parameters and laziness as in `day_sums`; each day counts the same.
     """
     width = len(NAMES) + 3 * len(edges)
-    out = _blockwise(_of_cells, "tijk", {"k": width}, {"t": 1}, predicted, observed, area, wet, edges)
+    out = _blockwise(_of_cells, "tijk", {"k": width}, {"t": 1}, predicted, observed, [area], wet, edges)
     coords = {dim: observed[dim] for dim in ("lat", "lon")}
     return xr.DataArray(out.sum(0), coords, ("lat", "lon", "sum"))
 
 
 def _blockwise(
     function: Callable[..., np.ndarray], dims: str, new: dict[str, int], shrunk: dict[str, int],
-    predicted: xr.DataArray, observed: xr.DataArray, area: xr.DataArray, *options: object,
+    predicted: xr.DataArray, observed: xr.DataArray, maps: Sequence[xr.DataArray], *options: object,
 ) -> np.ndarray | dask.array.Array:  # fmt: skip
-    """``function`` of each chunk of ``(time, lat, lon)``; of the whole where nothing is lazy."""
+    """``function`` of each chunk of ``(time, lat, lon)`` and of the maps; of the whole where nothing is lazy."""
     p, y = (da.transpose("time", "lat", "lon").data for da in (predicted, observed))
-    weights = area.transpose("lat", "lon").values
+    flat = [da.transpose("lat", "lon").values for da in maps]
     if not any(isinstance(data, dask.array.Array) for data in (p, y)):
-        return function(p, y, weights, *options)
-    p, y, weights = (dask.array.asarray(data) for data in (p, y, weights))
-    pairs = ((p, "tij"), (y, "tij"), (weights, "ij"))
+        return function(p, y, *flat, *options)
+    pairs = [(dask.array.asarray(data), "tij") for data in (p, y)] + [(dask.array.asarray(m), "ij") for m in flat]
     return dask.array.blockwise(
         function, dims, *(x for pair in pairs for x in pair), *(x for option in options for x in (option, None)),
-        new_axes=new, adjust_chunks=shrunk, dtype=np.float64, meta=np.empty((0,) * 4), align_arrays=True,
+        new_axes=new, adjust_chunks=shrunk, dtype=np.float64, meta=np.empty((0,) * len(dims)), align_arrays=True,
     )  # fmt: skip
