@@ -1004,6 +1004,12 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def cut_short(store):
+    """Metadata that were cut, as by a copy that broke off."""
+    (store / "zarr.json").write_bytes((store / "zarr.json").read_bytes()[:-50])
+    return store
+
+
 def another(name="path"):
     return meaning("another path", f"{name} = folder / 'b.zarr'")
 
@@ -1040,6 +1046,8 @@ CASES["store"] = [
          "session.discard_changes()"),
     case("It is left alone: type another path", xdeepsd.to_zarr,
          lambda tmp: to_store(tmp, thesis(tmp)), another("store")),
+    case(" is damaged: ", xdeepsd.to_zarr, lambda tmp: {"ds": lazy(), "store": cut_short(begun(tmp))},
+         meaning("Move it away", "store.rename(folder / 'away.zarr')"), another("store")),
     case("also holds something that is not Zarr", xdeepsd.to_zarr,
          lambda tmp: {"ds": lazy(), "store": with_notes(begun(tmp)), "overwrite": True},
          meaning("Move it away", "(store / 'notes.txt').rename(folder / 'notes.txt')"), another("store")),

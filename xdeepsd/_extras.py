@@ -9,7 +9,7 @@ PACKAGES = {
     "fast": ("numba",),
     "hub": ("pooch",),
     "plot": ("matplotlib",),
-    "prism": ("filelock", "h5netcdf", "httpx", "rasterio", "rioxarray", "tenacity"),
+    "prism": ("h5netcdf", "httpx", "rasterio", "rioxarray", "tenacity"),
     "regrid": ("spherely",),
     "report": ("jinja2", "matplotlib", "scores"),
 }

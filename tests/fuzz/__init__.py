@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # builders, oracle, prism_server
 
 # And how many of 20 cases are of this kind; quick kinds are frequent.
-KINDS = {"stacks": 4, "regridding": 4, "damage": 9, "folders": 2, "kills": 1}
+KINDS = {"stacks": 4, "regridding": 4, "damage": 9, "folders": 2, "kills": 1, "faults": 1}
 
 
 class Wrong(Exception):
@@ -31,12 +31,13 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a case ended: "ok", "wrong", "lost" or "traceback", and the details."""
+    """How a case ended: "ok", "wrong", "lost" or "traceback", the details, and which faults happened."""
 
     kind: str
     seed: int
     verdict: str = "ok"
     text: str = ""
+    faults: tuple[tuple[str, str], ...] = ()  # kind and details
 
     def __str__(self) -> str:
         return f"{self.verdict}: {self.text}\n  repeat: python -m tests.fuzz --kind {self.kind} --seed {self.seed}"
@@ -68,14 +69,17 @@ def run(kind: str, seed: int) -> Outcome:
     """Run one case in its own folder."""
     case = importlib.import_module(f"{__name__}.{kind}").case
     folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-"))
+    verdict, text = "ok", ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             case(seed, folder)
     except (Wrong, Lost) as error:
-        return Outcome(kind, seed, type(error).__name__.lower(), str(error))
+        verdict, text = type(error).__name__.lower(), str(error)
     except Exception:
-        return Outcome(kind, seed, "traceback", traceback.format_exc())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(kind, seed)
+        verdict, text = "traceback", traceback.format_exc()
+    faults = folder / "faults"
+    lines = faults.read_text().splitlines() if faults.exists() else ()
+    happened = tuple((kind, details) for kind, _, details in (line.partition(": ") for line in lines))
+    shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(kind, seed, verdict, text, happened)

@@ -30,19 +30,33 @@ EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "
 DAYS = pd.date_range("2011-01-01", periods=6)
 
 
-def victim(name, folder, variant, at, delay):
-    """Run an operation, and die at its ``at``-th action on a file in ``folder``, or ``delay`` seconds later."""
+def watched(folder, strike):
+    """From now on ``strike(number, event, arguments)`` comes before each action on ``folder``; returns the counter."""
     counted = itertools.count(1)
-    die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+    place = str(folder)
 
     def watch(event, arguments):
-        if event not in EVENTS or not str(arguments[0]).startswith(str(folder)):
-            return
-        number = next(counted)
-        if number == at:
-            threading.Timer(delay, die).start() if delay else die()
+        if event in EVENTS and (text := str(arguments[0])).startswith(place) and text[len(place) :][:1] in ("", os.sep):
+            strike(next(counted), event, arguments)
 
     sys.addaudithook(watch)
+    return counted
+
+
+def nothing(*_):
+    """The strike of a run that nothing stops."""
+
+
+def die(at, delay, number, event, arguments):
+    """Killed at the ``at``-th action, or ``delay`` seconds later."""
+    kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+    if number == at:
+        threading.Timer(delay, kill).start() if delay else kill()
+
+
+def victim(name, folder, variant, strike):
+    """Run an operation under a strike; leaves the number of its actions beside the folder."""
+    counted = watched(folder, strike)
     OPERATIONS[name].run(folder, variant)
     Path(f"{folder}.count").write_text(str(next(counted) - 1))
 
@@ -69,8 +83,9 @@ class Nursery:
                 try:
                     call(*arguments)
                     os._exit(0)
-                except BaseException:
-                    Path(f"{arguments[1]}.error").write_text(traceback.format_exc())
+                except BaseException as error:
+                    told = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+                    Path(f"{arguments[1]}.error").write_text(told)
                     os._exit(1)
             there.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
@@ -322,6 +337,74 @@ class Fetch:
         return listing(folder / "store")
 
 
+class Inference:
+    """A model and a Zarr store read from disk, downscaled to Zarr: a region of days after another."""
+
+    def variants(rng):
+        return {}
+
+    def input(days=6):
+        return make_coarse(days=days, nlat=4, nlon=6).to_dataset()
+
+    def prepare(folder, variant):
+        stages = make_stack(2, channels=(3,), kernels=(3, 3)).stages
+        model = xdeepsd.StackedSRCNN(stages, static=make_static(make_coarse(nlat=4, nlon=6), 4))
+        xdeepsd.save_model(model, folder / "model")
+        Inference.input().chunk(time=1).to_zarr(folder / "coarse.zarr", consolidated=False)
+
+    def run(folder, variant):
+        coarse = xr.open_zarr(folder / "coarse.zarr", consolidated=False)
+        xdeepsd.to_zarr(coarse.deepsd.downscale(xdeepsd.load_model(folder / "model")), folder / "fine.zarr")
+
+    def check(folder, variant):
+        try:
+            there = xr.open_zarr(folder / "fine.zarr", consolidated=False).load()
+        except (FileNotFoundError, KeyError):
+            return
+        if "pr" in there:
+            whole = xr.open_zarr(reference("inference", ())[0] / "fine.zarr").pr.values
+            held = np.isfinite(there.pr.values).any(axis=(1, 2))
+            if not np.array_equal(there.pr.values[held], whole[held]):
+                raise Wrong("a day is neither whole nor missing")
+            if there.attrs.get("xdeepsd_status") == "complete" and not held.all():
+                raise Wrong("marked complete, and is not")
+
+    def result(folder):
+        values = xr.open_zarr(folder / "fine.zarr").load()  # attributes hold the date, and the paths of the input
+        return [v.values for v in values.variables.values()]
+
+
+class Chain:
+    """Levels, training of all stages with checkpoints, the model and its maps: each continues where it was stopped."""
+
+    def variants(rng):
+        return {}
+
+    def prepare(folder, variant):
+        pass
+
+    def run(folder, variant):
+        fine = make_coarse(days=10, nlat=12, nlon=16).chunk(time=2)
+        levels = xdeepsd.build_levels(fine, make_static(fine, 1), (2, 2), folder / "levels.zarr", chunk_mb=0.0012)
+        chosen = xdeepsd.TrainConfig(
+            channels=(3,), kernels=(3, 1), patch=6, stride=3, batch=4, steps=4, threads=1, workers=1, min_land=0.1,
+            validation=0.3, validate_every=2, checkpoint_every=2, static=("elevation",), learning_rate=1e-2,
+        )  # fmt: skip
+        if not (folder / "model" / "model.json").exists():
+            model = xdeepsd.train_stack(levels, chosen, checkpoint_dir=folder / "checkpoints", resume=True)
+            xdeepsd.save_model(model, folder / "model")
+        model = xdeepsd.load_model(folder / "model")
+        xdeepsd.to_zarr(levels[0]["precipitation"].deepsd.downscale(model), folder / "fine.zarr")
+
+    def check(folder, variant):
+        if (folder / "model" / "model.json").exists():
+            xdeepsd.load_model(folder / "model")
+
+    def result(folder):
+        levels = [level.load() for level in xdeepsd.open_levels(folder / "levels.zarr")]
+        return [*levels, Model.result(folder), *Inference.result(folder)]
+
+
 OPERATIONS = {
     "store": Store,
     "levels": Levels,
@@ -330,6 +413,8 @@ OPERATIONS = {
     "correction": Correction,
     "training": Training,
     "fetch": Fetch,
+    "inference": Inference,
+    "chain": Chain,
 }
 
 
@@ -339,7 +424,7 @@ def reference(name, variant):
     folder = Path(tempfile.mkdtemp(prefix="xdeepsd-fuzz-whole-"), "whole")
     folder.mkdir()
     OPERATIONS[name].prepare(folder, dict(variant))
-    if Nursery.run(victim, name, folder, dict(variant), -1, 0):
+    if Nursery.run(victim, name, folder, dict(variant), nothing):
         raise RuntimeError(Path(f"{folder}.error").read_text())
     return folder, int(Path(f"{folder}.count").read_text())
 
@@ -356,7 +441,7 @@ def case(seed, folder):
     story = f"{name} {variant}"
     for _ in range(rng.integers(1, 4)):
         at, delay = int(rng.integers(1, count + 1)), pick(rng, [0, float(rng.uniform(0, 0.01))])
-        code = Nursery.run(victim, name, place, variant, at, delay)
+        code = Nursery.run(victim, name, place, variant, functools.partial(die, at, delay))
         story += f", killed at file {at} of {count} + {1000 * delay:.1f} ms"
         if code not in (0, -signal.SIGKILL):
             raise RuntimeError(f"{story}: {Path(f'{place}.error').read_text()}")

@@ -29,10 +29,10 @@ def rounds(base: int, kinds: Iterable[str] = KINDS) -> Iterator[tuple[str, int]]
 
 def _work(pipe, folder: str) -> None:
     tempfile.tempdir = folder
-    kills.Nursery.start()  # before there are threads
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # messages of libraries about broken files
         os.dup2(null, stream)
+    kills.Nursery.start()  # before there are threads
     while True:
         pipe.send(run(*pipe.recv()))
 

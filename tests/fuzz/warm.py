@@ -1,13 +1,14 @@
 """Imported once by the server that forks processes: loads all modules, compiles with numba, leaves no thread."""
 
 import dask
+import distributed  # noqa: F401
 import torch
 import torch._dynamo  # imported when the first optimizer is made
 from builders import make_coarse, make_stack, make_static
 
 import xdeepsd
 
-from . import damage, folders, kills, regridding, stacks  # noqa: F401
+from . import damage, faults, folders, kills, regridding, stacks  # noqa: F401
 
 torch.set_num_threads(1)
 for dtype in ("float32", "float64"):

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import logging
 import os
@@ -24,6 +25,7 @@ from xdeepsd.levels import disk as levels_module
 from xdeepsd.levels import store as levels_store
 from xdeepsd.levels.disk import build_levels, open_levels
 from xdeepsd.levels.memory import fit_edges, make_levels
+from xdeepsd.stores.whole import alone
 
 
 def days(n, start="2000-01-01"):
@@ -914,3 +916,54 @@ def test_an_array_of_the_users_in_a_level(tmp_path):
     (path / "level_0" / "mine").rename(tmp_path / "mine")
     build_levels(fine(6), elevation(fine(6)), (2,), path)
     assert open_levels(path)[0].sizes["time"] == 6
+
+
+def test_a_run_with_nothing_to_do_touches_nothing(tmp_path):
+    """What is computed from the levels knows its input by the times of its files, and would refuse to go on."""
+    da, path = fine(6), tmp_path / "l.zarr"
+    build_levels(da, elevation(da), path=path, climatology=slice("2000", "2000"))
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    build_levels(da, elevation(da), path=path, climatology=slice("2000", "2000"))
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "file", ["level_0/time/zarr.json", "level_0/elevation/zarr.json", "done/zarr.json", "done/c/0"]
+)
+def test_a_cut_file_is_told_when_days_are_added(tmp_path, file):
+    da, path = fine(6), tmp_path / "l.zarr"
+    build_levels(da[:4], elevation(da), path=path)
+    (path / file).write_bytes((path / file).read_bytes()[:-3])
+    with pytest.raises(ValueError, match=rf"{path} is damaged"):
+        build_levels(da, elevation(da), path=path)
+
+
+def test_a_full_disk_names_the_store(tmp_path, monkeypatch):
+    """The system's own error of a write names no file."""
+    da, path = fine(4), tmp_path / "l.zarr"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(levels_module, "write_days", full)
+        with pytest.raises(
+            OSError, match=rf"{path} could not be written .*No space left.*the same call goes on"
+        ) as told:
+            build_levels(da, elevation(da), path=path)
+    assert told.value.errno == errno.ENOSPC
+    assert_same_levels(build_levels(da, elevation(da), path=path), make_levels(da, elevation(da)))
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    """Two that create one store would each clear away what the other writes."""
+    da, path = fine(4), tmp_path / "l.zarr"
+    with (
+        alone(path, "build_levels", "path"),
+        pytest.raises(
+            ValueError, match=rf"Another build_levels is writing to {path}\. Wait for it, or use another path"
+        ),
+    ):
+        build_levels(da, elevation(da), path=path)
+    assert not path.exists()
+    build_levels(da, elevation(da), path=path)

@@ -86,7 +86,7 @@ def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less
         text = str(error)
         if type(error).__name__ == "KilledWorker":  # by name: distributed may not be installed
             text = f"Workers kept dying, probably out of memory: {less_memory}. {text}"
-        elif isinstance(error, CancelledError):
+        elif isinstance(error, CancelledError) or type(error).__name__ == "CommClosedError":
             text = f"The connection to the scheduler was lost. What has been done is kept. {text}"
         elif not isinstance(error, kinds):
             raise

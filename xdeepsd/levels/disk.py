@@ -41,6 +41,7 @@ from xdeepsd.levels.store import (
 )
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.models.variable import find_variable
+from xdeepsd.stores.whole import alone, writing
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,8 @@ def build_levels(
     -------
     The levels as `open_levels` opens them. Memory is bounded by the chunks: per worker a few times ``chunk_mb``, or the
     chunk of ``fine`` if that is larger. Raises ValueError, before anything is written, for what does not fit: another
-    store, days that differ from those in the store without being a newer release, precipitation read from ``path``.
+    store, days that differ from those in the store without being a newer release, precipitation read from ``path``,
+    another call that is writing to it.
 
     Examples
     --------
@@ -246,33 +248,36 @@ def build_levels(
         "climatology_years": years,
         "coarse": None if coarse is None else _grid_of(coarse),
     }
-    root = find_store(path, "r+")
-    if root is not None:
-        check_store(root, path, wanted, described)
-    time = finest["time"] if root is None else _longer(root, path, finest["time"])
-    missing = _missing(time, finest, empty, allow_missing)
-    days = calendar_days(finest)
-    where = np.where(calendar_days(time).isin(empty), -1, days.get_indexer(calendar_days(time)))
-    renewed = np.zeros(time.size, bool)
-    if root is None:
-        if isinstance(climatology, slice):
-            training_years(finest, climatology)
-        sizes = {"fine_size": [da.sizes["lat"], da.sizes["lon"]], "size": [finest.sizes["lat"], finest.sizes["lon"]]}
-        root = create(path, wanted, _days_in_chunk(finest, chunk_mb), described | sizes)
-    else:
-        both = {len(factors): finest} | ({} if product is None else {0: product})
-        renewed = _renewed(root, path, both, where, announced)
-        grow(root, path, time, len(wanted))  # before attributes change, which drops the metadata from the root
-        _announce(root, time, renewed)
-    with reporting(progress, f"{Path(path).name}, days") as report:
-        _fill(root, path, wanted, where, renewed, announced, report)
-    unseen = days[np.isin(days, calendar_days(time)[~done_days(root)])].difference(missing)
-    if len(unseen):
-        text = f"{len(unseen)} days have no values at all: {name_days(unseen)}. All other days are in {path}."
-        if not allow_missing:
-            raise ValueError(f"{text} Needed: every day. Fetch them and run this again, or type allow_missing=True.")
-        logger.warning("%s They are left out.", text)
-    _finish_climatology(path, root, described["factors"])
+    with alone(Path(path), "build_levels", "path"), writing(path):
+        root = find_store(path, "r+")
+        if root is not None:
+            check_store(root, path, wanted, described)
+        time = finest["time"] if root is None else _longer(root, path, finest["time"])
+        missing = _missing(time, finest, empty, allow_missing)
+        days = calendar_days(finest)
+        where = np.where(calendar_days(time).isin(empty), -1, days.get_indexer(calendar_days(time)))
+        renewed = np.zeros(time.size, bool)
+        if root is None:
+            if isinstance(climatology, slice):
+                training_years(finest, climatology)
+            sizes = {name: [a.sizes["lat"], a.sizes["lon"]] for name, a in (("fine_size", da), ("size", finest))}
+            root = create(path, wanted, _days_in_chunk(finest, chunk_mb), described | sizes)
+        else:
+            both = {len(factors): finest} | ({} if product is None else {0: product})
+            renewed = _renewed(root, path, both, where, announced)
+            grow(root, path, time, len(wanted))  # before attributes change, which drops the metadata from the root
+            _announce(root, time, renewed)
+        with reporting(progress, f"{Path(path).name}, days") as report:
+            _fill(root, path, wanted, where, renewed, announced, report)
+        unseen = days[np.isin(days, calendar_days(time)[~done_days(root)])].difference(missing)
+        if len(unseen):
+            text = f"{len(unseen)} days have no values at all: {name_days(unseen)}. All other days are in {path}."
+            if not allow_missing:
+                raise ValueError(
+                    f"{text} Needed: every day. Fetch them and run this again, or type allow_missing=True."
+                )
+            logger.warning("%s They are left out.", text)
+        _finish_climatology(path, root, described["factors"])
     return open_levels(path)
 
 
@@ -313,7 +318,8 @@ def _missing(time: xr.DataArray, finest: xr.DataArray, empty: Any, allow_missing
 
 def _longer(root: zarr.Group, path: PathLike, time: xr.DataArray) -> xr.DataArray:
     """The days of the store, then the later ones of ``time``; ValueError where one of ``time`` falls in between."""
-    held = open_maps(path, 0)["time"].isel(time=slice(done_days(root).size)).load()  # without a half-done `grow`
+    with reading(path):
+        held = open_maps(path, 0)["time"].isel(time=slice(done_days(root).size)).load()  # without a half-done `grow`
     days, held_days = calendar_days(time), calendar_days(held)
     between = days[(days <= held_days[-1]) & ~days.isin(held_days)]
     if len(between):
@@ -389,6 +395,7 @@ def open_levels(path: PathLike) -> list[xr.Dataset]:
 
     Days whose writing was interrupted are left out, with a warning in the log, and so is a climatology that is not the
     mean of the training years now in the store. Raises ValueError where ``path`` is not a store of levels.
+
 
     Examples
     --------

@@ -52,22 +52,30 @@ def reading(path: PathLike) -> Iterator[None]:
 
 def get_array(root: zarr.Group, name: str) -> zarr.Array[Any]:
     """The array called ``name``, such as ``level_0/precipitation``."""
-    array = root[name]
+    with reading(_place(root)):
+        array = root[name]
     assert isinstance(array, zarr.Array)
     return array
 
 
+def _place(root: zarr.Group) -> str:
+    return str(root.store_path).removeprefix("file://")
+
+
 def done_days(root: zarr.Group) -> np.ndarray:
     """Bool ``(days,)``, True where a day is on disk in every level."""
-    return np.asarray(get_array(root, "done")[:])
+    array = get_array(root, "done")
+    with reading(_place(root)):
+        return np.asarray(array[:])
 
 
 def held_releases(root: zarr.Group) -> np.ndarray:
     """Releases of the days in the store, as `days.releases` returns them; 0 where not known."""
     found = np.zeros((get_array(root, "done").shape[0], 2), np.int32)
-    if "releases" in root:  # older versions of xdeepsd wrote none
-        held = np.asarray(get_array(root, "releases")[: len(found)])
-        found[: len(held)] = held
+    with reading(_place(root)):
+        if "releases" in root:  # older versions of xdeepsd wrote none
+            held = np.asarray(get_array(root, "releases")[: len(found)])
+            found[: len(held)] = held
     return found
 
 
@@ -151,10 +159,13 @@ def _is_consolidated(path: PathLike) -> bool:
 def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
     """Make room for the days of ``time`` at the end of each level; called again after an interruption, finish that.
 
-    Meanwhile, readers use the old metadata in the root.
+    Meanwhile, readers use the old metadata in the root. Where all have room, nothing is touched: what is computed from
+    the levels knows its input by the times of its files.
     """
     if not _is_consolidated(path):
         consolidate(path)
+    elif _has_room(path, time.size, levels):
+        return
     for k in range(levels):
         with open_maps(path, k) as held:
             encoding = {name: held["time"].encoding[name] for name in ("units", "calendar", "dtype")}
@@ -172,21 +183,32 @@ def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> N
     consolidate(path)
 
 
+def _has_room(path: PathLike, days: int, levels: int) -> bool:
+    """Whether the metadata in the root, which are written last, have so many days everywhere."""
+    root = zarr.open_group(path, mode="r")
+    names = ["done", "releases", *(f"level_{k}/{name}" for k in range(levels) for name in ("time", "precipitation"))]
+    return all(name in root and get_array(root, name).shape[0] == days for name in names)
+
+
 def open_maps(path: PathLike, level: int) -> xr.Dataset:
     """A level without its precipitation: static fields, mask and days, including those not done.
 
     Raises ValueError where the user keeps arrays in it that xarray cannot open.
     """
-    group = zarr.open_group(path, mode="r", use_consolidated=False)[f"level_{level}"]
-    assert isinstance(group, zarr.Group)
-    names = {name: getattr(array.metadata, "dimension_names", None) for name, array in group.arrays() if array.ndim}
+    with reading(path):
+        group = zarr.open_group(path, mode="r", use_consolidated=False)[f"level_{level}"]
+        assert isinstance(group, zarr.Group)
+        names = {name: getattr(array.metadata, "dimension_names", None) for name, array in group.arrays() if array.ndim}
     others = [name for name, dims in names.items() if dims is None]
     if others:
         raise ValueError(
             f"{path} holds the arrays {others} in level_{level}, whose dims have no names, so xarray cannot open the "
             "level. Needed: arrays that build_levels or xarray wrote. Move them to another store."
         )
-    return xr.open_zarr(path, group=f"level_{level}", consolidated=False, chunks=None, drop_variables="precipitation")
+    with reading(path):
+        return xr.open_zarr(
+            path, group=f"level_{level}", consolidated=False, chunks=None, drop_variables="precipitation"
+        )
 
 
 def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:

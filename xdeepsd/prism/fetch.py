@@ -23,6 +23,7 @@ from xdeepsd.prism.names import PrismGrid, Source
 from xdeepsd.prism.raster import raster_grid, read_map, zip_sources
 from xdeepsd.prism.service import Service
 from xdeepsd.prism.store import Release
+from xdeepsd.stores.whole import alone, writing
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def fetch_prism(
     if "://" in str(out):
         raise ValueError(f"out is {str(out)!r}. Needed: a local folder. Copy the store there when it is complete.")
     path = Path(out).expanduser().absolute()
-    with prism_store.alone(path):
+    with alone(path, "xdeepsd fetch", "out"), writing(path):
         store = prism_store.open_store(path, region, resolution)
         with Service(base_url, region, resolution, pace, timeout) as service:
             if variable == "elevation":

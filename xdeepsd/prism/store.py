@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pandas as pd
 import zarr
@@ -77,31 +75,6 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 for _variable in VARIABLES:
     _OWN |= _arrays(_variable)
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of the store; the system releases it even if the process is killed.
-
-    Raises OSError with the reason if nothing can be written, ValueError if another call holds the lock.
-    """
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-        if path.is_dir():
-            tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        why = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
-        raise type(error)(
-            f"{path} cannot be written: {why} ({error.filename}). Needed: a place that can be written to; type "
-            "another out."
-        ) from error
-    try:
-        with filelock.FileLock(lock, timeout=0):
-            yield
-    except filelock.Timeout:
-        raise ValueError(f"Another xdeepsd fetch is writing to {path}. Wait for it, or use another out.") from None
 
 
 def open_store(path: Path, region: str, resolution: str) -> Any:

@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +76,21 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
 def name_of(target: Store) -> str:
     """The name of the store in messages: its folder, or its string form."""
     return str(target.root) if isinstance(target, zarr.storage.LocalStore) else str(target)
+
+
+@contextmanager
+def reading(target: Store, prefix: str) -> Iterator[None]:
+    """Turn Zarr's errors about damaged metadata into a ValueError that names the store."""
+    where = f"{name_of(target)}/{prefix}".rstrip("/")
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ValueError) and where in str(error):
+            raise
+        raise ValueError(
+            f"{where} is damaged: {type(error).__name__}: {error}. Nothing is replaced. Move it away, or type another "
+            "path."
+        ) from error
 
 
 def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:

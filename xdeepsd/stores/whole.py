@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PARTIAL = r"\.[0-9a-f]{32}\.partial"
@@ -27,13 +29,55 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.filename != str(temporary):
+        if error.filename not in (str(temporary), None):  # a disk that fills up while writing names none
             raise
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         for left in path.parent.iterdir() if path.parent.is_dir() else ():
             if partial_of(left.name) == path.name:
                 left.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path, who: str, argument: str) -> Iterator[None]:
+    """Hold the lock of a store, a file beside it; the system releases it even if the process is killed.
+
+    Raises OSError with the reason if nothing can be written, ValueError if another call of ``who`` holds the lock; both
+    advise another ``argument``.
+    """
+    import filelock
+
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+        if path.is_dir():
+            tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        why = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise type(error)(
+            f"{path} cannot be written: {why} ({error.filename}). Needed: a place that can be written to; type "
+            f"another {argument}."
+        ) from error
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            yield
+    except filelock.Timeout:
+        raise ValueError(f"Another {who} is writing to {path}. Wait for it, or use another {argument}.") from None
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name ``path`` in an OSError of the system that names no file, as that of a disk that fills up does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None or str(path) in str(error):
+            raise
+        text = (
+            f"{path} could not be written to the end ({error.strerror}). What is done is kept; the same call goes on."
+        )
+        raise type(error)(error.errno, text) from error
 
 
 def partial_of(file_name: str) -> str | None:

@@ -39,6 +39,7 @@ from xdeepsd.stores.target import (
     name_of,
     open_array,
     open_store,
+    reading,
 )
 
 logger = logging.getLogger(__name__)
@@ -144,8 +145,9 @@ def to_zarr(
         _full_disk_told(target, count := _Count(report)),
     ):
         check_apart([v.data.dask for v in lazy.values()], target, prefix)
-        begin_or_resume(target, prefix, layout, lazy, resume=resume, overwrite=overwrite, same_input=same_input)
-        arrays = {name: open_array(target, prefix + name) for name in lazy}
+        with reading(target, prefix):
+            begin_or_resume(target, prefix, layout, lazy, resume=resume, overwrite=overwrite, same_input=same_input)
+            arrays = {name: open_array(target, prefix + name) for name in lazy}
         regions = {name: list(regions_of(arrays[name], v.data.chunks)) for name, v in lazy.items()}
         todo = unfinished(target, arrays, regions)
         count.begin(total=_number(regions), left=_number(todo))
