@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import dask.array
 import pytest
+import xarray as xr
 from builders import make_coarse, make_stack, make_static
 from conftest import left_over, until_true
 from distributed import get_task_stream
+from typer.testing import CliRunner
 
 import xdeepsd
+from xdeepsd.cli import app
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 DAYS, CHUNK = 24, 2
@@ -294,3 +298,63 @@ def test_an_error_inside(cluster, kubectl):
     with pytest.raises(ZeroDivisionError), cluster(workers=1) as client:
         client.submit(lambda: 1 / 0).result()
     assert not kubectl("get", "daskclusters", "-o", "name")
+
+
+def test_plain_manifests_run_a_job(kubectl, image, local, tmp_path):
+    """What `xdeepsd kubernetes manifest` prints, by kubectl alone: the downscaling of a store, and then all is gone."""
+    coarse, stack = make_coarse(days=DAYS), make_stack(seed=3)
+    coarse.chunk(time=CHUNK).to_dataset().to_zarr(tmp_path / "in.zarr", consolidated=False)
+    xdeepsd.save_model(xdeepsd.StackedSRCNN(stack.stages, static=make_static(coarse, stack.scale)), tmp_path / "model")
+    (tmp_path / "cluster.toml").write_text("memory = '2Gi'\nscheduler_memory = '2Gi'\n")
+    files = ["in.zarr", "model", "out.zarr"]
+    made = manifest(
+        "job", image("test"), "--workers", "1:2", "--name", "nightly",
+        "--cluster-options", tmp_path / "cluster.toml", "--",
+        "xdeepsd", "downscale", *(tmp_path / name for name in files), "--chunk-days", CHUNK,
+    )  # fmt: skip
+    kubectl("create", "--validate=false", "-f", "-", text=made)
+    try:
+        status = ("get", "daskjobs", "nightly", "-o", "jsonpath={.status.jobStatus}")
+        ended = until_true(lambda: (found := kubectl(*status)) in ("Successful", "Failed") and found, 300)
+        assert ended == "Successful", kubectl("logs", "nightly-runner", check=False)
+        found = chunks_of(tmp_path / "out.zarr")
+        assert {key: found[key] for key in local if key.startswith("pr/")} == {
+            key: chunk for key, chunk in local.items() if key.startswith("pr/")
+        }
+        until_true(lambda: not kubectl("get", "daskclusters", "-o", "name"))
+    finally:
+        kubectl("delete", "daskjob", "nightly")
+
+
+def test_plain_manifests_of_a_cluster(kubectl, image):
+    made = manifest("cluster", image("test"), "--workers", "1:2", "--gpus", 1, "--name", "standing")
+    kubectl("create", "--validate=false", "-f", "-", text=made)
+    try:
+        until_true(lambda: len(workers_of(kubectl, "standing")) == 2)
+        [taken] = [name for name in workers_of(kubectl, "standing") if "-gpu-worker" in name]
+        node = ("get", "pod", taken, "-o", "jsonpath={.spec.nodeName}")
+        assert until_true(lambda: kubectl(*node))
+        assert "nvidia.com/gpu" in kubectl("get", "node", kubectl(*node), "-o", "jsonpath={.status.allocatable}")
+    finally:
+        kubectl("delete", "daskcluster", "standing")
+
+
+def manifest(kind, image, *words):
+    words = ["kubernetes", "manifest", "--kind", kind, "--image", image, *map(str, words)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_notebook_runs(image, kubectl, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDEEPSD_IMAGE", image("test"))
+    monkeypatch.setenv("XDEEPSD_FOLDER", str(tmp_path))
+    names = {}
+    page = (Path(__file__).resolve().parents[2] / "examples" / "kubernetes.md").read_text()
+    try:
+        for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(compile(code, "kubernetes.md", "exec"), names)
+    finally:
+        names["stack"].close()
+    assert "http://" in capsys.readouterr().out
+    xr.testing.assert_equal(xr.open_zarr(tmp_path / "fine.zarr", consolidated=False), names["fine"].compute())
