@@ -51,6 +51,8 @@ from xdeepsd.cli import app, demo_run, inputs
 from xdeepsd.cli.inputs import open_file
 from xdeepsd.cli.terminal import check_writable
 from xdeepsd.cli.toml import load_config, read_levels
+from xdeepsd.clusters import cluster as clusters
+from xdeepsd.clusters.manifests import check_image
 from xdeepsd.evaluation import sweep
 from xdeepsd.evaluation.baselines import map_quantiles
 from xdeepsd.evaluation.errors import bin_edges, compare
@@ -76,6 +78,13 @@ ELSEWHERE = {
     "check their order": "no error: what from-ini leaves to be done by hand",
     "Everything is in": "no error: where the pictures are",
     "Use another elevation": "PRISM has none",
+    "Run this in the image of the cluster, or give one": "needs another image: tests/clusters/test_kubernetes.py",
+    "Type kubectl delete daskcluster": "the connection to a Kubernetes was lost",
+    "more time. Type a larger timeout=": "nodes are added: tests/clusters/test_kubernetes.py has a missing one",
+    "Type export KUBECONFIG=FILE": "tests/clusters/test_kubernetes.py has one that works",
+    "Type address='https://HUB/services/dask-gateway'": "tests/clusters/test_gateway.py has one that works",
+    "added first. Type a larger timeout=": "the nodes of a hub are added",
+    "A Gateway has one kind of worker": "what a hub offers for a GPU is its own",
     "Use xdeepsd.regrid for other grids": "open_prism reads PRISM's own grids; test_regrid.py has the others",
 }
 
@@ -2028,6 +2037,24 @@ CASES["demo"] = [
     case("was not made by the demo. It is left alone. Move it", demo_run._make_room, lambda tmp: a_demo_with_notes(tmp),
          meaning("Move it", "(out / 'model' / 'notes.txt').rename(folder / 'notes.txt')"),
          meaning("--out NAME", "out = folder / 'new'")),
+]  # fmt: skip
+
+
+def computed(**options):
+    """Something computed on a cluster."""
+    with xdeepsd.cluster(**options) as client:
+        return client.submit(sum, [1, 2]).result()
+
+
+CASES["clusters"] = [
+    case("No image is given", check_image, lambda tmp: {"image": None},
+         meaning("image='REGISTRY/xdeepsd:TAG'", "image = 'ghcr.io/me/xdeepsd:1.0'"),
+         machine=lambda patch: patch.delenv("JUPYTER_IMAGE_SPEC", raising=False)),
+    case("has no tag, so", check_image, lambda tmp: {"image": "me/xdeepsd"},
+         meaning("image='me/xdeepsd:TAG'", "image = 'me/xdeepsd:1.0'")),
+    case("on this machine needs distributed", computed, lambda tmp: {"kind": "local", "workers": 1},
+         meaning("pip install distributed", "patch.undo()"),
+         machine=lambda patch: patch.setattr(clusters, "find_spec", lambda name: None)),
 ]  # fmt: skip
 
 CASES["terminal"] = [

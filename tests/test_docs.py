@@ -226,6 +226,15 @@ def test_the_page_on_climate_models_runs(files):
     assert xr.open_zarr("fine.zarr", consolidated=False).attrs["xdeepsd_adapted"].startswith("regridded")
 
 
+def test_the_page_on_clusters_runs(files):
+    """On this machine: what needs a hub or Kubernetes is only defined there, and runs in tests/clusters."""
+    run("howto/cluster.md", files)
+    assert files["client"].status == "closed"
+    xr.testing.assert_equal(
+        xr.open_zarr("fine.zarr", consolidated=False), files["coarse"].deepsd.downscale(files["model"])
+    )
+
+
 def test_the_first_lines_of_the_readme_run_with_nothing_at_hand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

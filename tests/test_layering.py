@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "xdeepsd"
 # Each folder may import earlier ones and, within itself, anything that makes no cycle. Members of a set do not import
 # each other.
 ORDER = [
-    {"_version", "_extras", "_progress"}, {"stores"}, {"prism", "grids"}, {"models"}, {"inference", "levels", "losses"},
+    {"_version", "_extras", "_progress"}, {"stores", "clusters"}, {"prism", "grids"}, {"models"},
+    {"inference", "levels", "losses"},
     {"training", "climate"}, {"evaluation"}, {"accessor"}, {""}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
@@ -124,7 +125,7 @@ def test_planted_arrows_are_found(tmp_path, file, code, wrong):
 
 def test_only_networks_see_torch():
     """No module below the networks imports torch, and compiled code imports neither torch nor xarray."""
-    for room, foreign in (("stores", {"torch"}), ("prism", {"torch"}), ("grids", {"torch"}),
+    for room, foreign in (("stores", {"torch"}), ("clusters", {"torch"}), ("prism", {"torch"}), ("grids", {"torch"}),
                           ("inference/fast", {"torch", "xarray"})):  # fmt: skip
         for path in (PACKAGE / room).glob("*.py"):
             tree = ast.parse(path.read_text())

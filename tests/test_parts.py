@@ -76,12 +76,29 @@ from xdeepsd.inference.forward import fast_forward
 xdeepsd.DenseWeight().fit(np.arange(100.0))
 assert fast_forward() is not None
 """,
+    "gateway": """
+import xdeepsd
+try:
+    with xdeepsd.cluster("gateway", address="http://127.0.0.1:1"):
+        pass
+except ConnectionError as error:
+    assert "No Dask Gateway answers" in str(error)
+""",
     "hub": """
 from xdeepsd import load_model
 try:
     load_model("http://127.0.0.1:1/rain", sha256=64 * "0")
 except OSError as error:
     assert "was not fetched" in str(error)
+""",
+    "kubernetes": """
+import os, xdeepsd
+os.environ.update(KUBECONFIG="/none", HOME="/none")
+try:
+    with xdeepsd.cluster("kubernetes", image="xdeepsd:1.0"):
+        pass
+except ConnectionError as error:
+    assert "Kubernetes cannot be reached" in str(error)
 """,
     "plot": """
 import numpy as np, xarray as xr
@@ -134,7 +151,9 @@ def test_extras_are_those_of_the_project():
     for extra, packages in PACKAGES.items():
         assert set(packages) <= EXTRAS[extra], extra
         assert not set(packages) & CORE
-    assert re.search(r"\[(.*)\]", PROJECT["optional-dependencies"]["all"][0])[1].split(",") == sorted(PACKAGES)
+    # The clients of clusters bring a lot that most people never use.
+    included = sorted(set(PACKAGES) - {"gateway", "kubernetes"})
+    assert re.search(r"\[(.*)\]", PROJECT["optional-dependencies"]["all"][0])[1].split(",") == included
 
 
 def test_the_core_downscales_and_trains():

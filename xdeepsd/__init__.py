@@ -3,7 +3,7 @@
 The public names are listed in ``__init__.pyi``; each is imported on first use. Each folder has one role, described in
 its docstring, and imports go one way:
 ``stores <- grids <- models <- {inference, levels, losses} <- {training, climate} <- evaluation <- cli``;
-``stores`` and ``prism`` know nothing about networks.
+``stores``, ``prism`` and ``clusters`` know nothing about networks.
 """
 
 import sys as _sys

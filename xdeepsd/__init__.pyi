@@ -1,6 +1,7 @@
 from ._version import __version__ as __version__
 from .climate.audit import Audit, audit
 from .climate.correction import fit_correction
+from .clusters.cluster import cluster
 from .evaluation import plot
 from .evaluation.baselines import baselines, bcsd, climatology_ratio
 from .evaluation.errors import bin_edges, bin_errors, compare
@@ -61,6 +62,7 @@ __all__ = [
     "chance_above",
     "climate_indices",
     "climatology_ratio",
+    "cluster",
     "coarsen",
     "compare",
     "compare_changes",

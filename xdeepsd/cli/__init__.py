@@ -18,7 +18,7 @@ except ImportError as error:
 
 import typer
 
-from xdeepsd.cli import card, config, demo, downscale, evaluate, fetch, prepare, report, sweep, train
+from xdeepsd.cli import card, config, demo, downscale, evaluate, fetch, kubernetes, prepare, report, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Statistical downscaling with stacked SRCNNs (DeepSD)."
@@ -27,3 +27,4 @@ for _command in (demo.demo, fetch.fetch, downscale.downscale, prepare.prepare, t
                  evaluate.evaluate, report.report, card.card):  # fmt: skip
     app.command()(_command)
 app.add_typer(config.app, name="config")
+app.add_typer(kubernetes.app, name="kubernetes")

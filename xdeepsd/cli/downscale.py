@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, told
+from xdeepsd.cli import clusters
+from xdeepsd.cli.terminal import check_writable, consoles, logged, told
 
 if TYPE_CHECKING:
     from xdeepsd import Audit
@@ -106,11 +108,13 @@ def downscale(
     same_input: Annotated[
         bool, typer.Option("--same-input", help="Resume even if the input was moved or touched, its data unchanged.")
     ] = False,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Worker processes of a local Dask cluster. 0: threads in this process.")
-    ] = 0,
+    workers: clusters.Workers = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (of each worker). Default: all cores.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
+    scheduler: clusters.Scheduler = None,
+    cluster: clusters.Kind = None,
+    image: clusters.Image = None,
+    gpus: clusters.Gpus = 0,
+    cluster_options: clusters.Options = None,
 ) -> None:
     """Downscale a store with a trained model, Zarr to Zarr. After any interruption, the same command resumes."""
     import xdeepsd
@@ -129,7 +133,7 @@ def downscale(
             raise ValueError("--observed is looked at by --check only.")
         if scale_factor is not None and not scale_factor > 0:
             raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
-        if scheduler is not None and workers:
+        if scheduler is not None and cluster is None and clusters.local_processes(workers, 0):
             raise ValueError("--scheduler and --workers cannot be combined: --scheduler connects to a running cluster.")
         if out and "://" not in out:
             check_writable(Path(out))
@@ -141,9 +145,10 @@ def downscale(
         given: dict[str, Any] = {"variable": name, "mask": land, "units": units, "day_ends": day_ends}
         if bias_correct is not None:
             given["bias_correct"] = open_correction(bias_correct, coarse, name, units, day_ends)
+        computing = functools.partial(_computing, threads, cluster, workers, scheduler, image, gpus, cluster_options)
         if check:
             seen = None if observed is None else open_file(observed, chunks={})
-            with _computing(workers, scheduler, threads), _naming(source[0]):
+            with computing(), _naming(source[0]):
                 _show(xdeepsd.audit(coarse, models[0], fields, observed=seen, allow_partial=True, **given), console)
             return
         fine = xdeepsd.downscale(
@@ -159,7 +164,7 @@ def downscale(
             if audit:
                 _show(xdeepsd.audit(coarse, models[0], fields, allow_partial=allow_partial, **given), console)
 
-        with _computing(workers, scheduler, threads), _bar(console, days, before) as progress, _naming(source[0]):
+        with computing(), _bar(console, days, before) as progress, _naming(source[0]):
             xdeepsd.to_zarr(
                 fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
                 encoding=None if scale_factor is None else dict.fromkeys(packed, packing), progress=progress,
@@ -207,13 +212,14 @@ def _naming(source: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _computing(workers: int, scheduler: str | None, threads: int | None) -> Iterator[None]:
+def _computing(threads: int | None, cluster: str | None, workers: str | None, *where: Any) -> Iterator[None]:
     """Compute on a cluster, or on threads of this process."""
     import dask
     from dask.system import CPU_COUNT
 
-    each = threads or max(1, CPU_COUNT // max(workers, 1))
-    with connected(workers, scheduler, each) as client:
+    processes = 0 if cluster is not None else clusters.local_processes(workers, 0)
+    each = threads or max(1, CPU_COUNT // max(processes, 1))
+    with clusters.connected(cluster, workers, *where, threads=each) as client:
         how: dict[str, Any] = {} if client is not None else {"scheduler": "threads", "num_workers": each}
         with dask.config.set(**how):
             yield

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xdeepsd.cli import clusters
 from xdeepsd.cli.terminal import bar, consoles, logged, told
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def prepare(
         ),
     ] = None,
     coarse_variable: Annotated[str | None, typer.Option(help="Name of the precipitation in it.")] = None,
+    workers: clusters.Workers = None,
+    scheduler: clusters.Scheduler = None,
+    cluster: clusters.Kind = None,
+    image: clusters.Image = None,
+    gpus: clusters.Gpus = 0,
+    cluster_options: clusters.Options = None,
 ) -> None:
     """Write the resolution ladder that training reads; run it again to resume, or with later days to append."""
     import xarray as xr
@@ -54,7 +61,10 @@ def prepare(
     from xdeepsd.levels.disk import build_levels
 
     console, errors = consoles()
-    with logged(console), told(errors, (ValueError, OSError), "What was written is kept: the same command continues."):
+    with (
+        logged(console),
+        told(errors, (ValueError, OSError, ImportError), "What was written is kept: the same command continues."),
+    ):
         numbers = _numbers(factors)
         if climatology is not None and climatology_years is not None:
             raise ValueError("Both --climatology and --climatology-years were given. Needed: only one of them.")
@@ -66,7 +76,8 @@ def prepare(
             maps["elevation"] = ds["elevation"]
         given = None if climatology is None else _open(climatology)
         product = _open_days(coarse, coarse_variable, chunk_mb) if coarse else None
-        with bar(console, "days") as progress:
+        where = cluster, workers, scheduler, image, gpus, cluster_options
+        with clusters.connected(*where), bar(console, "days") as progress:
             levels = build_levels(
                 ds, maps if maps.data_vars else None, numbers, out, variable=variable,
                 climatology=slice(*climatology_years) if climatology_years else given,

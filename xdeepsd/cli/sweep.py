@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xdeepsd.cli.terminal import connected, consoles, logged, told
+from xdeepsd.cli import clusters
+from xdeepsd.cli.terminal import consoles, logged, told
 from xdeepsd.cli.train import LESS_MEMORY, STOPS
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ def sweep(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each alpha.")] = 20,
     stage: Annotated[int | None, typer.Option(min=0, help="Sweep only this stage; 0 is the coarsest.")] = None,
     choose: Annotated[str, typer.Option(help="Error that alpha is chosen by: bins, rarest or all.")] = "bins",
-    workers: Annotated[int, typer.Option(min=-1, help="Processes that train at once; 0: none; -1: one per core.")] = -1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to train on instead.")] = None,
+    workers: clusters.Workers = None,
+    scheduler: clusters.Scheduler = None,
+    cluster: clusters.Kind = None,
+    image: clusters.Image = None,
+    gpus: clusters.Gpus = 0,
+    cluster_options: clusters.Options = None,
 ) -> None:
     """Train with DenseLoss for many alphas and seeds, choose alpha on the validation days, report the test days once.
 
@@ -45,7 +50,8 @@ def sweep(
         configs = settings.stage_configs(len(levels) - 1, stage)
         if stage is not None:
             levels, configs = levels[stage : stage + 2], configs[stage : stage + 1]
-        with connected((os.cpu_count() or 1) if workers < 0 else workers, scheduler) as client:
+        where = cluster, None if workers == "-1" else workers, scheduler, image, gpus, cluster_options
+        with clusters.connected(*where, default=os.cpu_count() or 1) as client:
             table = run_sweep(levels, configs, alphas, seeds, settings.paths.sweep, client=client, choose=choose)
     report(table, settings.paths.sweep, choose, console)
 

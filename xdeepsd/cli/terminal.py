@@ -1,4 +1,4 @@
-"""What the commands share: consoles, the log, errors as one sentence, a Dask client."""
+"""What the commands share: consoles, the log, errors as one sentence, a progress bar."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ def with_flags(text: str) -> str:
     text = re.sub(r"\bunits='([^']+)'(?: to downscale)?", r"--units '\1'", text)
     text = re.sub(r"\bday_ends=(\d+|\.\.\.)", r"--day-ends \1", text)
     text = re.sub(r"\bday_ends(?= out\b)", "--day-ends", text)
+    text = re.sub(r"\bimage='([^']+)'", r"--image \1", text)
+    text = re.sub(r"\ba larger timeout=", "a larger timeout in the file of --cluster-options", text)
+    text = text.replace("xdeepsd.clusters.manifests.role()", "xdeepsd kubernetes manifest --kind rbac")
     text = re.sub(r"\b([a-z_]+)=True\b", lambda found: f"--{found[1].replace('_', '-')}", text)
     return re.sub(
         r"\b([Tt]ype |or )(variable|device|precision|edges)='?([A-Za-z0-9]+)'?",
@@ -103,22 +106,3 @@ def bar(console: Any, what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def connected(workers: int, scheduler: str | None, threads: int = 1) -> Iterator[Any]:
-    """A Dask client of a running scheduler or of local processes; None if neither is asked for."""
-    if scheduler is None and not workers:
-        yield None
-        return
-    from distributed import Client, LocalCluster
-
-    if scheduler is not None:
-        with Client(scheduler, timeout=30) as client:
-            yield client
-    else:
-        local = LocalCluster(
-            n_workers=workers, threads_per_worker=threads, dashboard_address=":0", silence_logs=logging.ERROR
-        )
-        with local as cluster, Client(cluster) as client:
-            yield client

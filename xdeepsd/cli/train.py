@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xdeepsd.cli.terminal import check_writable, connected, consoles, logged, told
+from xdeepsd.cli import clusters
+from xdeepsd.cli.terminal import check_writable, consoles, logged, told
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,8 +26,12 @@ def train(
         int | None, typer.Option(min=1, help="Train an ensemble: a model for each of N seeds, in folders of their own.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoints.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that train stages in parallel; 0: none.")] = 0,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to train on instead.")] = None,
+    workers: clusters.Workers = None,
+    scheduler: clusters.Scheduler = None,
+    cluster: clusters.Kind = None,
+    image: clusters.Image = None,
+    gpus: clusters.Gpus = 0,
+    cluster_options: clusters.Options = None,
 ) -> None:
     """Train a stack, all stages or one, and save it as a model.
 
@@ -73,7 +78,7 @@ def train(
         else:
             plans = [[dataclasses.replace(c, seed=c.seed + i) for c in configs] for i in range(len(names))]
             found: list[Any] = [None] * len(names)
-            with connected(workers, scheduler) as client:
+            with clusters.connected(cluster, workers, scheduler, image, gpus, cluster_options) as client:
                 for i, model in train_stacks(
                     levels, plans, client=client, checkpoint_dirs=[folder / name for name in names], resume=resume,
                     progress=console.is_terminal,
