@@ -73,6 +73,9 @@ ELSEWHERE = {
     "check their order": "no error: what from-ini leaves to be done by hand",
     "Everything is in": "no error: where the pictures are",
     "Use another elevation": "PRISM has none",
+    "there is no such bucket": "test_s3.py, on an S3 server",
+    "cannot be reached ({})": "test_s3.py, on an S3 server",
+    "Needed: credentials that may list": "test_s3.py, on an S3 server",
     "Use xdeepsd.regrid for other grids": "open_prism reads PRISM's own grids; test_regrid.py has the others",
 }
 
@@ -1533,6 +1536,9 @@ CASES["levels"] = [
     case("Needed: the first and the last training year", build_levels,
          lambda tmp: to_build(tmp, climatology=slice(None, "2005")), "climatology=slice('1981', '2005')"),
     case("would overwrite", build_levels, of_its_own_levels, another()),
+    case("reads a copy of it from anywhere", build_levels,
+         lambda tmp: to_build(tmp, path="s3://bucket/levels.zarr"), "path='levels.zarr'",
+         meaning("copy the finished store", "path = folder / 'levels.zarr'")),
     case("which build_levels did not write", build_levels, half_built,
          meaning("Move them", "(path / 'notes.txt').rename(folder / 'notes.txt')"), another()),
     case("for a new store;", build_levels, lambda tmp: built(tmp, factors=(4,)), another()),
