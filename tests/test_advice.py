@@ -85,6 +85,9 @@ ELSEWHERE = {
     "Type address='https://HUB/services/dask-gateway'": "tests/clusters/test_gateway.py has one that works",
     "added first. Type a larger timeout=": "the nodes of a hub are added",
     "A Gateway has one kind of worker": "what a hub offers for a GPU is its own",
+    "there is no such bucket": "test_s3.py, on an S3 server",
+    "cannot be reached ({})": "test_s3.py, on an S3 server",
+    "Needed: credentials that may list": "test_s3.py, on an S3 server",
     "Use xdeepsd.regrid for other grids": "open_prism reads PRISM's own grids; test_regrid.py has the others",
 }
 
@@ -1574,6 +1577,9 @@ CASES["levels"] = [
     case("Needed: the first and the last training year", build_levels,
          lambda tmp: to_build(tmp, climatology=slice(None, "2005")), "climatology=slice('1981', '2005')"),
     case("would overwrite", build_levels, of_its_own_levels, another()),
+    case("reads a copy of it from anywhere", build_levels,
+         lambda tmp: to_build(tmp, path="s3://bucket/levels.zarr"), "path='levels.zarr'",
+         meaning("copy the finished store", "path = folder / 'levels.zarr'")),
     case("which build_levels did not write", build_levels, half_built,
          meaning("Move them", "(path / 'notes.txt').rename(folder / 'notes.txt')"), another()),
     case("for a new store;", build_levels, lambda tmp: built(tmp, factors=(4,)), another()),

@@ -120,6 +120,7 @@ def downscale(
     import xdeepsd
     from xdeepsd.cli.inputs import open_coarse, open_correction, open_file, open_mask, open_models, open_static
     from xdeepsd.grids.axes import find_time
+    from xdeepsd.stores.remote import is_url
 
     source, model, out = _arguments(source, model, out, check)
     console, errors = consoles()
@@ -135,8 +136,8 @@ def downscale(
             raise ValueError(f"--scale-factor is {scale_factor:g}. Needed: a number above 0, such as 0.02.")
         if scheduler is not None and cluster is None and clusters.local_processes(workers, 0):
             raise ValueError("--scheduler and --workers cannot be combined: --scheduler connects to a running cluster.")
-        if out and "://" not in out:
-            check_writable(Path(out))
+        if out and not is_url(out):
+            check_writable(Path(out.removeprefix("file://")))
         trained = open_models(model)
         models = trained if isinstance(trained, list) else [trained]
         coarse, name = open_coarse(source, group, models[0], variable, chunk_days)
@@ -205,6 +206,8 @@ def _naming(source: str) -> Iterator[None]:
     """Add the input's name to errors about damaged bytes: libraries notice them only now, and do not name the file."""
     try:
         yield
+    except (PermissionError, ConnectionError, FileNotFoundError):  # they say themselves what they are about
+        raise
     except (RuntimeError, OSError) as error:
         if source not in str(error) and not getattr(error, "filename", None) and not getattr(error, "errno", None):
             raise type(error)(f"While reading {source}: {error}") from error

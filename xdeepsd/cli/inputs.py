@@ -70,11 +70,14 @@ def open_file(path: str, **options: Any) -> Any:
     """Open a file or store as a Dataset, by its absolute path, because resuming an output compares the path."""
     import xarray as xr
 
-    if "://" not in path:
+    from xdeepsd.stores.remote import is_url, meaning, without_secrets
+
+    if not is_url(path):
+        path = path.removeprefix("file://")
         if not Path(path).exists():
             raise FileNotFoundError(f"{path} does not exist.")
         path = str(Path(path).resolve())
-    if "://" in path or Path(path).is_dir():
+    if is_url(path) or Path(path).is_dir():
         options["engine"] = "zarr"
     elif _is_grib(path):
         if find_spec("cfgrib") is None:
@@ -94,6 +97,9 @@ def open_file(path: str, **options: Any) -> Any:
                 "gs://, adlfs for az://."
             ) from error
         except Exception as error:  # libraries raise all kinds of errors on damaged bytes
+            known = meaning(error, without_secrets(path))
+            if known is not None:
+                raise known from error
             if options.get("group") is not None and isinstance(error, KeyError | FileNotFoundError):
                 raise ValueError(f"{path} has no group {options['group']!r} ({error}). Type --group NAME.") from error
             why = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"

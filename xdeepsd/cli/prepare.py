@@ -18,21 +18,22 @@ _NETCDF = (".nc", ".nc4", ".h5")
 
 def prepare(
     fine: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="Daily precipitation: a Zarr store (such as fetch writes), NetCDF files, or PRISM files or folders."
+            help="Daily precipitation: a Zarr store (such as fetch writes; a path or a URL), NetCDF files, or PRISM "
+            "files or folders."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Zarr store of levels to create, resume or append days to.")],
+    out: Annotated[str, typer.Option(help="Zarr store of levels to create, resume or append days to.")],
     elevation: Annotated[
-        Path | None, typer.Option(help="Elevation (m) on the fine grid or a larger one. Default: that in FINE, if any.")
+        str | None, typer.Option(help="Elevation (m) on the fine grid or a larger one. Default: that in FINE, if any.")
     ] = None,
-    static: Annotated[Path | None, typer.Option(help="Further static maps on the fine grid (NetCDF or Zarr).")] = None,
+    static: Annotated[str | None, typer.Option(help="Further static maps on the fine grid (NetCDF or Zarr).")] = None,
     variable: Annotated[
         str | None, typer.Option(help="Name of the precipitation, if several variables could be meant.")
     ] = None,
     factors: Annotated[str, typer.Option(help="Fine cells per coarse cell of each stage, coarsest first.")] = "2,2,2",
-    climatology: Annotated[Path | None, typer.Option(help="Mean precipitation on the fine grid, as a file.")] = None,
+    climatology: Annotated[str | None, typer.Option(help="Mean precipitation on the fine grid, as a file.")] = None,
     climatology_years: Annotated[
         tuple[str, str] | None,
         typer.Option(help="First and last training year: their mean precipitation is the climatology."),
@@ -41,7 +42,7 @@ def prepare(
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Accept missing days.")] = False,
     chunk_mb: Annotated[float, typer.Option(help="Size of a chunk of the finest level, MB.", min=0.01)] = 64.0,
     coarse: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             help="Independent coarse product of the same days (reanalysis): the first stage's input. NetCDF "
             "(may be repeated) or a Zarr store."
@@ -96,12 +97,17 @@ def _numbers(factors: str) -> list[int]:
         raise ValueError(f"--factors is {factors!r}. Needed: whole numbers. Type --factors 2,2,2.") from None
 
 
-def _open(path: Path) -> xr.Dataset:
+def _open(given: str) -> xr.Dataset:
     """A Zarr store, a NetCDF file, or PRISM files."""
     import xarray as xr
 
+    from xdeepsd.cli.inputs import open_file
     from xdeepsd.prism.files import open_prism
+    from xdeepsd.stores.remote import is_url
 
+    if is_url(given):
+        return open_file(given, chunks={})
+    path = Path(given)
     if (path / "zarr.json").exists() or (path / ".zgroup").exists():
         store = xr.open_zarr(path)
         # The axis of a store written by fetch begins in 1981, whichever days were fetched.
@@ -109,19 +115,25 @@ def _open(path: Path) -> xr.Dataset:
     return xr.open_dataset(path) if path.suffix in _NETCDF else open_prism(path, allow_missing=True)
 
 
-def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.Dataset:
+def _open_days(given: list[str], variable: str | None, chunk_mb: float) -> xr.Dataset:
     """Open one store or folder, NetCDF files combined in chunks of about ``chunk_mb``, or PRISM files."""
     import xarray as xr
 
     from xdeepsd.grids.axes import find
     from xdeepsd.models.variable import find_variable
     from xdeepsd.prism.files import open_prism
+    from xdeepsd.stores.remote import is_url
 
+    if any(map(is_url, given)):
+        if len(given) > 1:
+            raise ValueError(f"{len(given)} inputs, with a URL among them. Needed: one Zarr store, or files on a disk.")
+        return _open(given[0])
+    paths = [Path(path) for path in given]
     absent = [str(path) for path in paths if not path.exists()]
     if absent:
         raise ValueError(f"Not found: {', '.join(absent)}. Needed: files or folders that exist.")
     if paths[0].suffix not in _NETCDF:
-        return _open(paths[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
+        return _open(given[0]) if len(paths) == 1 else open_prism(paths, allow_missing=True)
     with xr.open_dataset(paths[0]) as first:
         da = find_variable(first, variable)
         found = find(da)
@@ -130,7 +142,7 @@ def _open_days(paths: list[Path], variable: str | None, chunk_mb: float) -> xr.D
     return xr.open_mfdataset(paths, combine="by_coords", chunks=chunks)
 
 
-def _only_elevation(ds: xr.Dataset, path: Path) -> xr.DataArray:
+def _only_elevation(ds: xr.Dataset, path: str) -> xr.DataArray:
     """The variable ``elevation``, or the only variable there is."""
     if len(ds.data_vars) != 1 and "elevation" not in ds:
         raise ValueError(f"{path} holds {sorted(map(str, ds.data_vars))}. Needed: only the elevation.")

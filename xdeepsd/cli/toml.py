@@ -19,6 +19,7 @@ from xdeepsd.cli.inputs import open_file
 from xdeepsd.levels.coarse import in_chunks, with_coarse
 from xdeepsd.levels.disk import open_levels
 from xdeepsd.levels.pairs import factor_between
+from xdeepsd.stores.remote import is_url
 from xdeepsd.training.config import TrainConfig
 
 PRESETS = ("paper",)
@@ -28,8 +29,8 @@ PRESETS = ("paper",)
 class Paths:
     """``[paths]``: relative paths are taken from the folder of the TOML file."""
 
-    levels: Path = Path("levels.zarr")
-    """The resolution ladder that training reads (``xdeepsd prepare``)."""
+    levels: str | Path = Path("levels.zarr")
+    """The resolution ladder that training reads (``xdeepsd prepare``), or the URL of a copy of it."""
     checkpoints: Path = Path("checkpoints")
     model: Path = Path("model")
     sweep: Path = Path("sweep")
@@ -44,7 +45,7 @@ class Data:
     factors: tuple[int, ...] | None = None
     """Factor of each stage, the coarsest first; must be those of the levels. None: whatever they are. With ``coarse`` a
     1 may come first: a stage that corrects the product on its own grid."""
-    coarse: Path | None = None
+    coarse: str | Path | None = None
     """NetCDF file or Zarr store of an independent coarse product, which the first stage learns from."""
     coarse_variable: str | None = None
     """Name of its precipitation."""
@@ -132,10 +133,10 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
             raise ValueError(f"{path}: {name} is {content[name]!r}. Needed: a table, {wanted}.")
     paths = _checked(Paths, content.get("paths", {}), f"{path}, [paths]")
     folder = path.absolute().parent  # a worker may run elsewhere
-    absolute = Paths(**{name: folder / value for name, value in vars(paths).items()})
+    absolute = Paths(_from(folder, paths.levels), **{k: folder / v for k, v in vars(paths).items() if k != "levels"})
     data = _checked(Data, content.get("data", {}), f"{path}, [data]")
     if data.coarse is not None:
-        data = dataclasses.replace(data, coarse=folder / data.coarse)
+        data = dataclasses.replace(data, coarse=_from(folder, data.coarse))
     if data.years is not None and data.years[0] > data.years[1]:
         raise ValueError(f"{path}, [data]: years is {list(data.years)}. Needed: the first and the last year.")
     training = _training(content.get("training", {}), preset, f"{path}, [training]")
@@ -149,6 +150,11 @@ def parse_config(content: Mapping[str, Any], path: Path = Path("config.toml")) -
         if data.factors is not None and len(data.factors) != len(stages):
             raise ValueError(f"{path}: {len(stages)} [[stages]], but factors {list(data.factors)}. Needed: as many.")
     return Config(absolute, data, training, tuple(stages) or None)
+
+
+def _from(folder: Path, place: str | Path) -> str | Path:
+    """A path of a TOML file, taken from the file's folder; a URL as it is."""
+    return place if is_url(place) else folder / place
 
 
 def _training(given: Mapping[str, Any], preset: str | None, where: str) -> TrainConfig:

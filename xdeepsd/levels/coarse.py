@@ -21,6 +21,7 @@ from xdeepsd.grids.regrid_weights import Weights, build
 from xdeepsd.levels.days import calendar_days, each_once, name_days, name_span
 from xdeepsd.models.static import COARSE_PRODUCT
 from xdeepsd.models.variable import PRECIPITATION, Values, clean, find_variable
+from xdeepsd.stores.remote import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def _in_product() -> Iterator[None]:
 def _name(coarse: xr.DataArray | xr.Dataset, da: xr.DataArray) -> str:
     """What a model says of its input: the product's title, else its file, else its variable; no path."""
     title = str(coarse.attrs.get("title", "")).strip()
-    file = Path(str(coarse.encoding.get("source", da.encoding.get("source", "")))).name
+    file = Path(without_secrets(str(coarse.encoding.get("source", da.encoding.get("source", ""))))).name
     return title or (f"{da.name} of {file}" if file else str(da.name))
 
 

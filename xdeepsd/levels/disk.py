@@ -41,6 +41,7 @@ from xdeepsd.levels.store import (
 )
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.models.variable import find_variable
+from xdeepsd.stores.remote import is_url
 from xdeepsd.stores.whole import alone, writing
 
 logger = logging.getLogger(__name__)
@@ -225,6 +226,11 @@ def build_levels(
     >>> [level.sizes["lat"] for level in levels]
     [4, 8, 16]
     """
+    if is_url(path):
+        raise ValueError(
+            f"path is {path}. Needed: a folder on a disk, where days are written and marked one by one; training then "
+            "reads a copy of it from anywhere. Type path='levels.zarr', and copy the finished store."
+        )
     da, announced, empty = _source(fine, variable, chunk_mb)
     _check_apart(da, path)
     years = _years(climatology)
@@ -393,7 +399,11 @@ def _fill(
 def open_levels(path: PathLike) -> list[xr.Dataset]:
     """The levels of a store that `build_levels` wrote, coarsest first. Lazy, one Dask chunk per Zarr chunk.
 
+    ``path`` is a folder, or a URL (``s3://bucket/levels.zarr``) to which one was copied.
+
     Days whose writing was interrupted are left out, with a warning in the log, and so is a climatology that is not the
+    mean of the training years now in the store. Raises ValueError where ``path`` is not a store of levels, and OSError
+    where an object store refuses access or cannot be reached.
     mean of the training years now in the store. Raises ValueError where ``path`` is not a store of levels.
 
 
@@ -406,7 +416,7 @@ def open_levels(path: PathLike) -> list[xr.Dataset]:
     ['elevation', 'land_fraction', 'mask', 'precipitation']
     """
     with reading(path):
-        root = find_store(path, "r") if Path(path).exists() else None
+        root = find_store(path, "r") if is_url(path) or Path(path).exists() else None
         if root is None:
             raise ValueError(
                 f"No store of levels at {path}. Needed: a folder that build_levels wrote. Type "

@@ -26,6 +26,7 @@ from xdeepsd.grids.regrid_weights import Weights, apply
 from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.stores.begun import changed_fields
+from xdeepsd.stores.remote import is_url, meaning, without_secrets
 from xdeepsd.stores.target import consolidate, not_ours
 from xdeepsd.stores.whole import is_zarr_partial
 
@@ -47,6 +48,9 @@ def reading(path: PathLike) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
+        known = meaning(error, without_secrets(str(path)))
+        if known is not None:
+            raise known from error
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -82,12 +86,16 @@ def held_releases(root: zarr.Group) -> np.ndarray:
 def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
     """The store at ``path``; None if there is none yet, or its creation was interrupted."""
     folder = Path(path)
-    if not folder.exists() or (folder.is_dir() and all(is_zarr_partial(file.name) for file in folder.iterdir())):
+    if is_url(path):
+        path = str(path)
+    elif not folder.exists() or (folder.is_dir() and all(is_zarr_partial(file.name) for file in folder.iterdir())):
         return None
     try:
         root = zarr.open_group(path, mode=mode, use_consolidated=False)
     except (FileNotFoundError, ValueError, NotADirectoryError):
         root = None
+    if root is None and is_url(path):
+        return None
     if root is None or root.attrs.get("xdeepsd_levels") != _FORMAT:
         raise ValueError(
             f"{path} exists, but is not a store of levels. Needed: a new path, or a store that build_levels wrote. "
@@ -95,6 +103,8 @@ def find_store(path: PathLike, mode: Literal["r", "r+"]) -> zarr.Group | None:
         )
     if root.attrs.get("ready"):
         return root
+    if is_url(path):  # it was copied there before it was whole
+        return None
     arrays: Any = root.attrs.get("arrays", ())
     groups = [file.name for file in folder.iterdir() if re.fullmatch(r"level_\d+", file.name)]
     foreign = [p.relative_to(folder).as_posix() for p in not_ours(folder, (*arrays, "done", "releases"), groups)]

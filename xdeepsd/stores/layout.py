@@ -19,6 +19,7 @@ import zarr
 import zarr.storage
 from zarr.abc.store import Store
 
+from xdeepsd.stores.remote import without_secrets
 from xdeepsd.stores.sources import stamp
 
 STATUS, INPUT = "xdeepsd_status", "xdeepsd_input"
@@ -147,7 +148,8 @@ def lay_out(
 def _input_identity(ds: xr.Dataset, lazy: Mapping[str, xr.Variable]) -> str:
     """Where the data comes from, as JSON, so that the attribute also fits into a netCDF file."""
     arrays = {name: v.data.name for name, v in sorted(lazy.items())}
-    return json.dumps({"source": ds.encoding.get("source"), "arrays": arrays})
+    source = ds.encoding.get("source")
+    return json.dumps({"source": None if source is None else without_secrets(str(source)), "arrays": arrays})
 
 
 def check_aligned(layout: Store, lazy: Mapping[str, xr.Variable]) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import cloudpickle
 from dask.base import tokenize
 from zarr.abc.store import Store
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
 
 _LONGEST = 4096  # characters in a path
+# Of obstore's stores: the scheme of their URLs, as fsspec writes it, and what their bucket is called.
+_BUCKETS = {"S3Store": ("s3", "bucket"), "GCSStore": ("gs", "bucket"), "AzureStore": ("abfs", "container_name")}
 
 
 class _Search(cloudpickle.Pickler):
@@ -62,6 +64,28 @@ def _file(text: str) -> Path | None:
     return Path(os.path.realpath(text))
 
 
+def place_of(store: Store, path: str = "") -> str | None:
+    """The URL of a place in a store, the same for all libraries that reach it; None if that is not known."""
+    if isinstance(store, LocalStore):
+        return f"file://{os.path.realpath(Path(store.root) / path)}"
+    if isinstance(store, FsspecStore):
+        root = getattr(store.fs, "sync_fs", store.fs).unstrip_protocol(store.path)
+    elif isinstance(store, ObjectStore) and type(store.store).__name__ in _BUCKETS:
+        scheme, bucket = _BUCKETS[type(store.store).__name__]
+        root = f"{scheme}://{store.store.config[bucket]}/{store.store.prefix or ''}"
+    elif isinstance(store, ObjectStore) and type(store.store).__name__ == "LocalStore":
+        root = f"file://{os.path.realpath(store.store.prefix or '/')}"
+    else:
+        return None
+    return "/".join(
+        part.strip("/") if i else part.rstrip("/") for i, part in enumerate((root, path)) if part.strip("/")
+    )
+
+
+def _overlap(a: str, b: str) -> bool:
+    return a == b or a.startswith(f"{b}/") or b.startswith(f"{a}/")
+
+
 def _same_store(a: Store, b: Store) -> bool:
     if type(a) is not type(b):
         return False
@@ -80,14 +104,12 @@ def reads(values: Any, target: Store, prefix: str) -> Iterator[str]:
     search = _search(values)
     place = Path(os.path.realpath(target.root)) / prefix if isinstance(target, LocalStore) else None
     for source in search.stores:
-        if place is not None and isinstance(source.store, LocalStore):
-            there = Path(os.path.realpath(source.store.root)) / source.path
-            if there == place or place in there.parents or there in place.parents:
-                yield str(there)
-        elif place is None and _same_store(source.store, target):
-            a, b = PurePath(source.path.strip("/")), PurePath(prefix.strip("/"))
-            if a == b or b in a.parents or a in b.parents:
-                yield str(source)
+        there, here = place_of(source.store, source.path), place_of(target, prefix)
+        if there is not None and here is not None:
+            if _overlap(there, here):
+                yield there.removeprefix("file://")
+        elif _same_store(source.store, target) and _overlap(f"/{source.path}".rstrip("/"), f"/{prefix}".rstrip("/")):
+            yield str(source)
     for text in search.texts if place is not None else ():
         file = _file(text)
         if file is not None and (file == place or place in file.parents) and file.exists():

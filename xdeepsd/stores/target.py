@@ -21,7 +21,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from xdeepsd.stores.layout import BEGUN, COMPLETE, INCOMPLETE, STATUS, differences
-from xdeepsd.stores.sources import reads
+from xdeepsd.stores.remote import is_url, without_secrets
+from xdeepsd.stores.sources import place_of, reads
 from xdeepsd.stores.whole import clear_zarr_partials, is_zarr_partial
 
 logger = logging.getLogger(__name__)
@@ -37,14 +38,16 @@ _HALF = "xdeepsd_half"
 
 def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> Store:
     """A Zarr store that writes each chunk whole or not at all, and can be listed."""
-    if isinstance(store, str) and "://" in store and not store.startswith("file://"):
+    if isinstance(store, str) and is_url(store):
         try:
-            return zarr.storage.FsspecStore.from_url(store, storage_options=dict(storage_options or {}))
+            opened = zarr.storage.FsspecStore.from_url(store, storage_options=dict(storage_options or {}))
         except ImportError as error:
             raise ImportError(
                 f"{store} needs a package that is not installed ({error}). Type pip install s3fs for s3://, gcsfs for "
                 "gs://, adlfs for az://."
             ) from error
+        _forget_listings(opened)
+        return opened
     if storage_options:
         raise ValueError(f"storage_options are for URLs; got {store!r}. Leave them out, or type a URL such as s3://.")
     if isinstance(store, str | Path):
@@ -65,6 +68,7 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
             f"{store} cannot be resumed: it cannot delete or list keys. Type to_zarr('out.zarr') for a folder, and "
             "pack it afterwards."
         )
+    _forget_listings(store)
     fs = getattr(store, "fs", None)
     if "file" in getattr(getattr(fs, "sync_fs", fs), "protocol", ()):
         raise ValueError(
@@ -73,9 +77,18 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
     return store
 
 
+def _forget_listings(store: Store) -> None:
+    """Drop the listings that fsspec keeps: other processes may have written or deleted chunks since."""
+    fs = getattr(store, "fs", None)
+    if fs is not None:
+        getattr(fs, "sync_fs", fs).invalidate_cache()
+
+
 def name_of(target: Store) -> str:
-    """The name of the store in messages: its folder, or its string form."""
-    return str(target.root) if isinstance(target, zarr.storage.LocalStore) else str(target)
+    """The name of the store in messages: its folder, its URL without credentials, or its string form."""
+    if isinstance(target, zarr.storage.LocalStore):
+        return str(target.root)
+    return without_secrets(place_of(target) or str(target))
 
 
 @contextmanager
@@ -110,15 +123,14 @@ def _check_replaceable(
     ``overwrite``, other Zarr nodes may not be replaced either.
     """
     if not isinstance(target, zarr.storage.LocalStore):
-        return  # other stores are not folders in which people keep files
+        if icechunk_session(target) is None:  # which holds nothing but Zarr
+            _check_keys_replaceable(target, prefix, where, half, overwrite)
+        return
     for file in (target.root / prefix).iterdir():
         if file.name in _METADATA or is_zarr_partial(file.name):
             continue
         if not overwrite and file.name not in half:
-            raise FileExistsError(
-                f"{where} was begun by a call that was interrupted, and holds {file.name}, which that call did not "
-                "write. Nothing is replaced. Move it away, or type overwrite=True to replace all the Zarr there."
-            )
+            raise FileExistsError(_not_of_that_call(where, file.name))
         folder = file.is_dir() and not file.is_symlink()
         kind = _node_type(file) if folder else None
         if kind == "group":
@@ -127,10 +139,36 @@ def _check_replaceable(
         known = kind == "array" or (folder and file.name in half)
         foreign = _not_of_an_array(file) if known else [file]
         if foreign:
-            raise FileExistsError(
-                f"{where} also holds something that is not Zarr: {foreign[0]}. Nothing is replaced. Move it away, or "
-                "type another path."
-            )
+            raise FileExistsError(_not_zarr(where, foreign[0]))
+
+
+def _check_keys_replaceable(target: Store, prefix: str, where: str, half: Collection[str], overwrite: bool) -> None:
+    """`_check_replaceable` for stores that are not folders, whose keys are listed once."""
+    keys = [key.removeprefix(prefix) for key in sync(list_keys(target.list_prefix(prefix)))]
+    arrays = {key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] in {"zarr.json", ".zarray"}}
+    for key in keys:
+        *folders, name = key.split("/")
+        if not overwrite and folders and folders[0] not in half:
+            raise FileExistsError(_not_of_that_call(where, folders[0]))
+        parents = ["/".join(folders[:n]) for n in range(len(folders), 0, -1)]
+        array = next((parent for parent in parents if parent in arrays or parent in half), None)
+        inside = [] if array is None else key.removeprefix(f"{array}/").split("/")
+        if name not in _METADATA and not (inside and all(map(_CHUNKS.fullmatch, inside))):
+            raise FileExistsError(_not_zarr(where, key))
+
+
+def _not_of_that_call(where: str, name: str) -> str:
+    return (
+        f"{where} was begun by a call that was interrupted, and holds {name}, which that call did not write. Nothing "
+        "is replaced. Move it away, or type overwrite=True to replace all the Zarr there."
+    )
+
+
+def _not_zarr(where: str, found: str | Path) -> str:
+    return (
+        f"{where} also holds something that is not Zarr: {found}. Nothing is replaced. Move it away, or type another "
+        "path."
+    )
 
 
 def not_ours(group: Path, arrays: Collection[str], groups: Collection[str] = ()) -> list[Path]:
@@ -211,7 +249,7 @@ async def list_keys(keys: AsyncIterator[T]) -> list[T]:
 async def _any_key(store: Store, prefix: str) -> bool:
     """True if there is anything other than the temporary files of killed writes."""
     async for key in store.list_prefix(prefix):
-        if not key.endswith(".partial"):
+        if key.startswith(prefix) and not key.endswith(".partial"):
             return True
     return False
 
@@ -295,7 +333,9 @@ def begin_or_resume(
 
 async def _delete(target: Store, key: str) -> None:
     """Delete a file or folder, metadata last: what is left after a kill can still be recognised as Zarr."""
-    if await target.exists(key):
+    local = isinstance(target, zarr.storage.LocalStore)
+    # A bucket has no folders, but s3fs says of "pr" that it exists where there is a "pr/zarr.json".
+    if await target.exists(key) if local else not await _any_key(target, f"{key}/"):
         await target.delete(key)
         return
     if not _CHUNKS.fullmatch(key.rpartition("/")[2]):
@@ -311,11 +351,10 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
     root = f"{prefix}zarr.json"
     prototype = default_buffer_prototype()
     parents = {"zarr_format": zarr_format} | ({} if zarr_format == 2 else {"node_type": "group", "attributes": {}})
-    folder = target.root / prefix if isinstance(target, zarr.storage.LocalStore) else None
-    there = [] if folder is None or not folder.exists() else [file.name for file in folder.iterdir()]
 
     async def begin() -> None:
         keys = await list_keys(layout.list())
+        there = [name.strip("/") for name in await list_keys(target.list_dir(prefix))]
         half = sorted({*there, *(key.partition("/")[0] for key in keys)})
         mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN, _HALF: half}}
         for parent in list(Path(prefix).parents)[::-1]:  # the groups above this one, one file each

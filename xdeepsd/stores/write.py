@@ -28,6 +28,7 @@ from zarr.abc.store import Store
 from xdeepsd._progress import reporting
 from xdeepsd.stores.layout import as_dataset, check_aligned, chunk_unread, encodings_of, lay_out, load_small
 from xdeepsd.stores.regions import Region, client_in_force, compute, graph_of, regions_of, unfinished
+from xdeepsd.stores.remote import is_url, meaning
 from xdeepsd.stores.target import (
     StoreLike,
     begin_or_resume,
@@ -103,7 +104,8 @@ def to_zarr(
     FileExistsError
         The store exists and cannot be resumed, or ``resume`` is False.
     OSError
-        The disk is full. What is written is kept; the same call resumes.
+        The disk is full; an object store has no such bucket, refuses access or cannot be reached. What is written is
+        kept; the same call resumes.
 
     Notes
     -----
@@ -142,7 +144,7 @@ def to_zarr(
         target = fork(session)
     with (
         reporting(progress, PurePath(name_of(target)).name) as report,
-        _full_disk_told(target, count := _Count(report)),
+        _stops_told(target, count := _Count(report)),
     ):
         check_apart([v.data.dask for v in lazy.values()], target, prefix)
         with reading(target, prefix):
@@ -163,8 +165,8 @@ def to_zarr(
         finally:
             if session is not None:
                 merge(session, target, written)
-    _check_all_there(target, _number(unfinished(target, arrays, regions)), count.total)
-    finish(session.store if session is not None else target, prefix, map(str, ds.variables))
+        _check_all_there(target, _number(unfinished(target, arrays, regions)), count.total)
+        finish(session.store if session is not None else target, prefix, map(str, ds.variables))
 
 
 @dataclass
@@ -189,18 +191,25 @@ def _number(regions: Mapping[str, Sequence[Region]]) -> int:
 
 
 @contextmanager
-def _full_disk_told(target: Store, count: _Count) -> Iterator[None]:
-    """Make the OSError of a full disk say how much is written and how to resume."""
+def _stops_told(target: Store, count: _Count) -> Iterator[None]:
+    """Make the errors of a full disk and of an object store say how much is written and how to resume."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except Exception as error:
+        kept = f"{count.done} of {count.total} regions are written and kept"
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise OSError(
+                error.errno,
+                f"No space left for {name_of(target)} ({error.strerror}). {kept}: free some space and give the same "
+                "command again, and it continues from there.",
+            ) from error
+        name = name_of(target)
+        known = meaning(error, name if is_url(name) else "The object store of the input")
+        if known is None:
             raise
-        raise OSError(
-            error.errno,
-            f"No space left for {name_of(target)} ({error.strerror}). {count.done} of {count.total} regions are "
-            "written and kept: free some space and give the same command again, and it continues from there.",
-        ) from error
+        if not count.total:
+            raise known from error
+        raise type(known)(f"{known} {kept}: the same command continues from there.") from error
 
 
 def _check_all_there(target: Store, missing: int, total: int) -> None:
