@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,7 +58,7 @@ def write_report(run: Path, out: Path) -> None:
     recorded = models[0].training.get("config")
     configs = [TrainConfig(**stage) for stage in recorded] if recorded else settings.stage_configs(len(levels) - 1)
     judged_days(levels, models, configs[-1])
-    source = {"configuration": file.name, "levels": settings.paths.levels.name, "folder": file.absolute().parent.name}
+    source = {"configuration": file.name, "levels": PurePath(settings.paths.levels).name, "folder": file.absolute().parent.name}
     page = make_report(
         levels, models, configs, metrics=_metrics(settings, folders, len(configs)), sweep=_sweep(settings),
         source=source,
