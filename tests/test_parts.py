@@ -142,6 +142,7 @@ def without(*kept):
     And except sphinx: where sys.modules has its name, scipy takes it for imported.
     """
     needed = set().union(CORE, {"sphinx"}, *(EXTRAS[name] for name in kept))
+    needed |= {"psutil"} if "distributed" in needed else set()  # which imports it
     return set().union(*(EXTRAS[name] for name in EXTRAS)) - needed
 
 

@@ -58,7 +58,8 @@ def write_report(run: Path, out: Path) -> None:
     recorded = models[0].training.get("config")
     configs = [TrainConfig(**stage) for stage in recorded] if recorded else settings.stage_configs(len(levels) - 1)
     judged_days(levels, models, configs[-1])
-    source = {"configuration": file.name, "levels": PurePath(settings.paths.levels).name, "folder": file.absolute().parent.name}
+    folder, ladder = file.absolute().parent, PurePath(settings.paths.levels)
+    source = {"configuration": file.name, "levels": ladder.name, "folder": folder.name}
     page = make_report(
         levels, models, configs, metrics=_metrics(settings, folders, len(configs)), sweep=_sweep(settings),
         source=source,
