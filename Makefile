@@ -49,9 +49,10 @@ lint: install  ## ruff and codespell
 types: install  ## mypy
 	$(BIN)/mypy
 
-# Runs the notebooks of examples/; a warning is an error
+# Runs the notebooks of examples/; a warning is an error. Then a browser looks at every page, if there is one
 docs: $(VENV)/.installed-docs  ## the site, to build/docs/index.html
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs
+	$(BIN)/python -m pytest -q tests/test_site.py
 
 # Every file of figures: a table on the screen and JSON in $(JSON_DIR)
 bench: $(VENV)/.installed-bench  ## the figures, to bench-results/

@@ -59,8 +59,9 @@ def contents(text: str) -> str:
     trees = []
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
         caption, _, body = section.partition("\n")
-        pages = dict.fromkeys(re.findall(r"\]\(([\w./-]+)\.(?:md|ipynb)\)", body))
-        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```")
+        pages = re.findall(r"\[([^\]]+)\]\(([\w./-]+)\.(?:md|ipynb)\)", body)
+        lines = (f"{text[0].upper()}{text[1:]} <{page}>" for text, page in pages)
+        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(lines) + "\n```")
     return text + "\n\n" + "\n\n".join(trees) + "\n"
 
 
