@@ -7,6 +7,9 @@ of its rows becomes a page of `docs/reference/`, made from the docstrings.
 import re
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 import xdeepsd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +20,7 @@ root_doc = "docs/index"
 include_patterns = ["docs/**", "examples/*.ipynb", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
                     "CODE_OF_CONDUCT.md"]  # fmt: skip
 exclude_patterns = [".*", "build", "demo", "tests", "xdeepsd", "benchmarks", "**/.ipynb_checkpoints", "docs/_*"]
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "numpydoc"]
 
 # Markdown as GitHub reads it; notebooks are run anew in each build, and an error in a cell is an error of the build.
 myst_enable_extensions = ["dollarmath"]
@@ -35,7 +38,9 @@ numpydoc_show_class_members = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "xdeepsd"
 html_static_path = ["_static"]
@@ -116,6 +121,21 @@ def on_source_read(_: object, page: str, source: list[str]) -> None:
         source[0] = f"{linked(source[0])}\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"
 
 
+def show_math(writer, node):
+    """Formulas as MathML, which browsers show without a script from elsewhere."""
+    is_block = isinstance(node, nodes.math_block)
+    found = convert(node.astext(), display="block" if is_block else "inline")
+    writer.body.append(f"<div class='formula'>{found}</div>" if is_block else found)
+    raise nodes.SkipNode
+
+
+def shorter(_app, _what, _name, _obj, _options, signature, returned):
+    """A signature without the inside of the default of `StackedSRCNN.kind`."""
+    return re.sub(r"=Variable\(.*\)\)$", "=PRECIPITATION)", signature or "") or None, returned
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", shorter)
+    app.add_html_math_renderer("mathml", (show_math, None), (show_math, None))
     app.connect("builder-inited", write_reference)
     app.connect("source-read", on_source_read)
