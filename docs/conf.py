@@ -6,6 +6,7 @@ of its rows becomes a page of `docs/reference/`, made from the docstrings.
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -17,8 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 project, author, copyright = "xdeepsd", "The xdeepsd developers", "The xdeepsd developers"
 version = release = xdeepsd.__version__
 root_doc = "docs/index"
-include_patterns = ["docs/**", "examples/*.ipynb", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
-                    "CODE_OF_CONDUCT.md"]  # fmt: skip
+include_patterns = ["docs/**", "examples/*.ipynb", "examples/*.md", "*.md"]
 exclude_patterns = [".*", "build", "demo", "tests", "xdeepsd", "benchmarks", "**/.ipynb_checkpoints", "docs/_*"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "numpydoc"]
 
@@ -81,10 +81,13 @@ def reference(text: str) -> dict[str, str]:
     for names in rows(text):
         lines = [", ".join(names), "=" * len(", ".join(names))]
         for name in names:
-            kind = type(getattr(xdeepsd, name))
-            directive = {type: "autoclass", str: "autodata"}.get(kind, "autofunction")
-            lines += ["", f".. {directive}:: xdeepsd.{name}"]
-            lines += ["   :members:", "   :inherited-members: Module"] if kind is type else []
+            found = getattr(xdeepsd, name)
+            if isinstance(found, ModuleType):
+                lines += ["", f".. automodule:: {found.__name__}", "   :members:", "   :imported-members:"]
+            elif isinstance(found, type):
+                lines += ["", f".. autoclass:: xdeepsd.{name}", "   :members:", "   :inherited-members: Module"]
+            else:
+                lines += ["", f".. auto{'data' if isinstance(found, str) else 'function'}:: xdeepsd.{name}"]
         pages[names[0].strip("_")] = "\n".join(lines) + "\n"
     return pages
 
