@@ -85,9 +85,11 @@ def reference(text: str) -> dict[str, str]:
             if isinstance(found, ModuleType):
                 lines += ["", f".. automodule:: {found.__name__}", "   :members:", "   :imported-members:"]
             elif isinstance(found, type):
-                lines += ["", f".. autoclass:: xdeepsd.{name}", "   :members:", "   :inherited-members: Module"]
+                lines += ["", f".. autoclass:: xdeepsd.{name}", "   :members:", "   :inherited-members: Module, tuple"]
+            elif isinstance(found, str):
+                lines += ["", f".. py:data:: xdeepsd.{name}", "", "   The version of xdeepsd."]
             else:
-                lines += ["", f".. auto{'data' if isinstance(found, str) else 'function'}:: xdeepsd.{name}"]
+                lines += ["", f".. autofunction:: xdeepsd.{name}"]
         pages[names[0].strip("_")] = "\n".join(lines) + "\n"
     return pages
 
@@ -137,7 +139,13 @@ def shorter(_app, _what, _name, _obj, _options, signature, returned):
     return re.sub(r"=Variable\(.*\)\)$", "=PRECIPITATION)", signature or "") or None, returned
 
 
+def skipped(_app, _what, _name, found, skip, _options):
+    """Leave out the fields of named tuples, of which nothing is said but their number."""
+    return skip or str(getattr(found, "__doc__", "")).startswith("Alias for field number") or None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", skipped)
     app.connect("autodoc-process-signature", shorter)
     app.add_html_math_renderer("mathml", (show_math, None), (show_math, None))
     app.connect("builder-inited", write_reference)
