@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JSON_DIR ?= bench-results
 
 # A target's line ends in "## what it does" for `make help`.
-.PHONY: help packages demo test fuzz mutants lint types docs bench install install-bench clean
+.PHONY: help packages demo test fuzz mutants lint types docs links bench install install-bench clean
 
 install: $(VENV)/.installed  ## .venv with everything the tests need
 
@@ -49,9 +49,13 @@ lint: install  ## ruff and codespell
 types: install  ## mypy
 	$(BIN)/mypy
 
-# Runs the notebooks of examples/; a warning is an error
+# Runs the notebooks of examples/; a warning is an error. Then a browser looks at every page, if there is one
 docs: $(VENV)/.installed-docs  ## the site, to build/docs/index.html
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs
+	$(BIN)/python -m pytest -q tests/test_site.py
+
+links: $(VENV)/.installed-docs  ## the addresses on the pages; needs the network
+	$(BIN)/python -m sphinx -b linkcheck -D nb_execution_mode=off -q -c docs -d build/doctrees-links . build/links
 
 # Every file of figures: a table on the screen and JSON in $(JSON_DIR)
 bench: $(VENV)/.installed-bench  ## the figures, to bench-results/

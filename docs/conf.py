@@ -6,6 +6,10 @@ of its rows becomes a page of `docs/reference/`, made from the docstrings.
 
 import re
 from pathlib import Path
+from types import ModuleType
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 import xdeepsd
 
@@ -14,10 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 project, author, copyright = "xdeepsd", "The xdeepsd developers", "The xdeepsd developers"
 version = release = xdeepsd.__version__
 root_doc = "docs/index"
-include_patterns = ["docs/**", "examples/*.ipynb", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
-                    "CODE_OF_CONDUCT.md"]  # fmt: skip
+include_patterns = ["docs/**", "examples/*.ipynb", "examples/*.md", "*.md"]
 exclude_patterns = [".*", "build", "demo", "tests", "xdeepsd", "benchmarks", "**/.ipynb_checkpoints", "docs/_*"]
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "numpydoc"]
 
 # Markdown as GitHub reads it; notebooks are run anew in each build, and an error in a cell is an error of the build.
 myst_enable_extensions = ["dollarmath"]
@@ -35,7 +38,9 @@ numpydoc_show_class_members = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "xdeepsd"
 html_static_path = ["_static"]
@@ -59,8 +64,9 @@ def contents(text: str) -> str:
     trees = []
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
         caption, _, body = section.partition("\n")
-        pages = dict.fromkeys(re.findall(r"\]\(([\w./-]+)\.(?:md|ipynb)\)", body))
-        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```")
+        pages = re.findall(r"\[([^\]]+)\]\(([\w./-]+)\.(?:md|ipynb)\)", body)
+        lines = (f"{text[0].upper()}{text[1:]} <{page}>" for text, page in pages)
+        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(lines) + "\n```")
     return text + "\n\n" + "\n\n".join(trees) + "\n"
 
 
@@ -75,10 +81,15 @@ def reference(text: str) -> dict[str, str]:
     for names in rows(text):
         lines = [", ".join(names), "=" * len(", ".join(names))]
         for name in names:
-            kind = type(getattr(xdeepsd, name))
-            directive = {type: "autoclass", str: "autodata"}.get(kind, "autofunction")
-            lines += ["", f".. {directive}:: xdeepsd.{name}"]
-            lines += ["   :members:", "   :inherited-members: Module"] if kind is type else []
+            found = getattr(xdeepsd, name)
+            if isinstance(found, ModuleType):
+                lines += ["", f".. automodule:: {found.__name__}", "   :members:", "   :imported-members:"]
+            elif isinstance(found, type):
+                lines += ["", f".. autoclass:: xdeepsd.{name}", "   :members:", "   :inherited-members: Module, tuple"]
+            elif isinstance(found, str):
+                lines += ["", f".. py:data:: xdeepsd.{name}", "", "   The version of xdeepsd."]
+            else:
+                lines += ["", f".. autofunction:: xdeepsd.{name}"]
         pages[names[0].strip("_")] = "\n".join(lines) + "\n"
     return pages
 
@@ -115,6 +126,27 @@ def on_source_read(_: object, page: str, source: list[str]) -> None:
         source[0] = f"{linked(source[0])}\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"
 
 
+def show_math(writer, node):
+    """Formulas as MathML, which browsers show without a script from elsewhere."""
+    is_block = isinstance(node, nodes.math_block)
+    found = convert(node.astext(), display="block" if is_block else "inline")
+    writer.body.append(f"<div class='formula'>{found}</div>" if is_block else found)
+    raise nodes.SkipNode
+
+
+def shorter(_app, _what, _name, _obj, _options, signature, returned):
+    """A signature without the inside of the default of `StackedSRCNN.kind`."""
+    return re.sub(r"=Variable\(.*\)\)$", "=PRECIPITATION)", signature or "") or None, returned
+
+
+def skipped(_app, _what, _name, found, skip, _options):
+    """Leave out the fields of named tuples, of which nothing is said but their number."""
+    return skip or str(getattr(found, "__doc__", "")).startswith("Alias for field number") or None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", skipped)
+    app.connect("autodoc-process-signature", shorter)
+    app.add_html_math_renderer("mathml", (show_math, None), (show_math, None))
     app.connect("builder-inited", write_reference)
     app.connect("source-read", on_source_read)
