@@ -1,12 +1,12 @@
 """A Kubernetes to test on, with the Dask operator: what KUBECONFIG points to; `ci/with_kubernetes.sh` starts one."""
 
-import json
 import os
 import shutil
 import subprocess
 import time
 
 import pytest
+from waiting import left_over
 
 
 @pytest.fixture(scope="session")
@@ -35,18 +35,6 @@ def image():
     return lambda tag: f"{os.environ['XDEEPSD_TEST_IMAGES']}:{tag}"
 
 
-def left_over(kubectl):
-    """Names of what is still there of any Dask cluster in the namespace."""
-    kinds = "daskclusters,daskworkergroups,daskautoscalers,daskjobs,deployments,services,pods"
-    found = json.loads(kubectl("get", kinds, "-o", "json"))["items"]
-    labels = [(item, item["metadata"].get("labels", {})) for item in found]
-    return [
-        f"{item['kind']} {item['metadata']['name']}"
-        for item, label in labels
-        if item["kind"].startswith("Dask") or "dask.org/cluster-name" in label
-    ]
-
-
 @pytest.fixture
 def nothing_left(kubectl):
     """After the test nothing of it may be left, soon."""
@@ -55,12 +43,3 @@ def nothing_left(kubectl):
     while (found := left_over(kubectl)) and time.monotonic() < until:
         time.sleep(0.5)
     assert found == []
-
-
-def until_true(true, seconds=120):
-    """Wait for something that takes an unknown time on a busy machine."""
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.3)
-    return found

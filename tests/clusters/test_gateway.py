@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import xarray as xr
 from builders import make_coarse, make_stack, make_static
+from waiting import until_true
 
 import xdeepsd
-from conftest import until_true
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent

@@ -17,9 +17,9 @@ import xarray as xr
 from builders import make_coarse, make_stack, make_static
 from distributed import get_task_stream
 from typer.testing import CliRunner
+from waiting import left_over, until_true
 
 import xdeepsd
-from conftest import left_over, until_true
 from xdeepsd.cli import app
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]

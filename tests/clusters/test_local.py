@@ -6,9 +6,9 @@ import socket
 import pytest
 import xarray as xr
 from builders import make_coarse, make_stack, make_static
+from waiting import until_true
 
 import xdeepsd
-from conftest import until_true
 
 
 def test_on_this_machine(tmp_path):

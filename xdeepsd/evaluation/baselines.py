@@ -253,6 +253,16 @@ def bcsd(
     Returns
     -------
     As `climatology_ratio`; lazy if ``coarse`` is. Errors as in `map_quantiles`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"].fillna(0)
+    >>> coarse = xdeepsd.coarsen(truth, 4)
+    >>> past, later = slice("2001-01", "2001-08"), slice("2001-09", "2001-12")
+    >>> fine = xdeepsd.bcsd(coarse.sel(time=later), truth, (truth.sel(time=past), coarse.sel(time=past)), nquantiles=20)
+    >>> dict(fine.sizes)
+    {'time': 122, 'lat': 16, 'lon': 16}
     """
     mapped, fine_mean, coarse_mean = _mapped_and_means(coarse, like, past, group, nquantiles)
     return climatology_ratio(mapped, like, fine_mean, coarse_mean)

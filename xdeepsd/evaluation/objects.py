@@ -42,6 +42,15 @@ def sal(
     below 0 too small or too peaked; ``amplitude`` (-2 to 2): above 0 too much rain over the region, weighted by area;
     ``location`` (0 to 2): distance of the centres of mass, and of the scatter about them. 0 is perfect. NaN on days
     without an object in both (of structure and amplitude) or in one (of location). Errors as in `xdeepsd.evaluate`.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> bilinear = xdeepsd.interpolate(xdeepsd.coarsen(truth, 4), truth).where(truth.notnull())
+    >>> found = xdeepsd.sal(truth, truth)
+    >>> float(abs(found["structure"]).max()), float(abs(found["location"]).max())  # the truth is perfect
+    (0.0, 0.0)
     """
     observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
     area = cell_weights(observed["lat"].values, observed.sizes["lon"])

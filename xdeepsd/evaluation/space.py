@@ -183,6 +183,15 @@ def decorrelation_length(
     wide as a cell up to half the shorter side of the region, whose mean distance (km) is the coordinate; ``length``
     ``(name)``, km, between rings linearly, NaN where it does not fall that low, or all maps are constant. Errors as in
     `xdeepsd.evaluate`; ValueError where the region is narrower than 4 cells.
+
+    Examples
+    --------
+    >>> import xdeepsd
+    >>> truth = xdeepsd.make_climate(years=1, shape=(16, 16))["precipitation"]
+    >>> bilinear = xdeepsd.interpolate(xdeepsd.coarsen(truth, 4), truth).where(truth.notnull())
+    >>> found = xdeepsd.decorrelation_length(bilinear, truth)
+    >>> found["length"].dims, found["name"].values.tolist()
+    (('name',), ['prediction', 'truth'])
     """
     observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
     shape = observed.sizes["lat"], observed.sizes["lon"]

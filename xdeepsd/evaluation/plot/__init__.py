@@ -3,6 +3,14 @@
 Each function takes what others of xdeepsd return and gives back a matplotlib Figure, which a notebook shows and
 ``figure.savefig(path)`` writes; pyplot's state is not touched. May import all of evaluation but the report and the
 sweep.
+
+Examples
+--------
+>>> import xdeepsd
+>>> climate = xdeepsd.make_climate(years=1, shape=(16, 16))
+>>> rain = climate["precipitation"].isel(time=5)
+>>> figure = xdeepsd.plot.maps({"fine": rain, "coarse": xdeepsd.coarsen(rain, 4)})
+>>> figure.savefig("maps.png")
 """
 
 from xdeepsd.evaluation.plot.curves import (
