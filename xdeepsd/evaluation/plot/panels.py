@@ -218,7 +218,7 @@ def _steps(values: np.ndarray) -> np.ndarray:
     None lies below nearly all of the values: it would stand for nothing on the map.
 
     >>> _steps(np.array([0.0, 0.1, 3.0, 42.0])).tolist()
-    [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 40.0]
+    [0.5, 1.0, 2.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 40.0]
     """
     positive = values[np.isfinite(values) & (values > 1e-12)]
     top = _top(positive[positive > 1e-3 * positive.max()]) if positive.size else 1.0
