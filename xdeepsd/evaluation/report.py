@@ -31,6 +31,7 @@ from xdeepsd.evaluation.space import compare_spectra
 from xdeepsd.evaluation.sweep import summarize
 from xdeepsd.grids.axes import days_in_chunk
 from xdeepsd.inference.downscale import downscale
+from xdeepsd.levels.coarse import product_of
 from xdeepsd.levels.days import name_days
 from xdeepsd.levels.pairs import factor_between
 from xdeepsd.levels.splits import Split
@@ -143,7 +144,7 @@ def make_report(
     import jinja2
 
     judged = judged_days(levels, models, configs[-1])
-    content = _measured(levels, models, configs, judged)
+    content = _measured(levels, models, judged)
     if metrics is not None and len(metrics):
         content["pictures"]["training"] = _picture(
             "Training", plot.training(metrics), "RMSE on the validation days against training steps, one panel a "
@@ -178,14 +179,13 @@ def make_report(
     return environment.from_string(_TEMPLATE.read_text("utf-8")).render(**content)
 
 
-def _measured(
-    levels: Sequence[xr.Dataset], models: Sequence[StackedSRCNN], configs: Sequence[TrainConfig], judged: Judged
-) -> dict[str, Any]:
+def _measured(levels: Sequence[xr.Dataset], models: Sequence[StackedSRCNN], judged: Judged) -> dict[str, Any]:
     """Tables and pictures of the judged days."""
     coarse, truth, mask = _fields(levels, judged.days)
     prediction = _downscaled(coarse, models)
     predicted = on_grid(prepared(prediction, _OURS), truth, _OURS)
-    beside = baselines(coarse["precipitation"], truth, *_means(levels, configs[-1], judged.split), mask=mask)
+    low = prepared(coarse["precipitation"], "coarse")
+    beside = baselines(low, truth, *_means(levels, judged.split), mask=mask)
     if predicted.nbytes <= _KEPT:
         predicted = predicted.persist()
     area = xr.DataArray(cell_weights(truth["lat"].values, truth.sizes["lon"]), dims=("lat", "lon"))
@@ -270,13 +270,14 @@ def _downscaled(coarse: xr.Dataset, models: Sequence[StackedSRCNN]) -> xr.DataAr
     return downscale(coarse, models[0], members=members)["precipitation"]
 
 
-def _means(levels: Sequence[xr.Dataset], config: TrainConfig, split: Split) -> tuple[xr.DataArray, xr.DataArray]:
+def _means(levels: Sequence[xr.Dataset], split: Split) -> tuple[xr.DataArray, xr.DataArray]:
     """Means of the training days, fine and coarse, for the climatology ratio; read where the levels have none."""
-    fine, coarse = (level["precipitation"].isel(time=split.train).mean("time", keep_attrs=True)
-                    for level in (levels[-1], levels[0]))  # fmt: skip
-    if CLIMATOLOGY in levels[-1] and CLIMATOLOGY in levels[0]:
-        fine, coarse = levels[-1][CLIMATOLOGY], levels[0][CLIMATOLOGY]
-    fine, coarse = dask.compute(fine, coarse)
+    ends = levels[-1], levels[0]
+    if all(CLIMATOLOGY in level for level in ends) and product_of(levels[0]) is None:
+        means = [level[CLIMATOLOGY] for level in ends]
+    else:
+        means = [prepared(level["precipitation"].isel(time=split.train), "training").mean("time") for level in ends]
+    fine, coarse = dask.compute(*means)
     return fine, coarse
 
 
@@ -385,7 +386,7 @@ def _about_data(levels: Sequence[xr.Dataset], model: StackedSRCNN, judged: Judge
     if "mask" in fine:
         cells += f", of which {int(fine['mask'].sum()):,} are wanted (the mask)"
     title = {"title": str(fine.attrs["title"])} if fine.attrs.get("title") else {}
-    product = levels[0]["precipitation"].attrs.get("coarse_product")
+    product = product_of(levels[0])
     given = {"coarse input": f"an independent product, {product}"} if product else {
         "coarse input": "means of the observations, weighted by area"}  # fmt: skip
     return {
