@@ -227,10 +227,12 @@ def _measured(levels: Sequence[xr.Dataset], models: Sequence[StackedSRCNN], judg
          "Quantiles over all cells and days, over those of the truth. Below 1 a method has too little of such rain."),
         ("Structure", plot.spectra(_renamed(spectra)), "Power spectra of the maps by wavelength.",
          "Power by scale. Below the black line a method is too smooth there."),
-        ("Seasonal cycle", plot.seasonal_cycle(series | {"truth": wetness}), "Mean precipitation of each month.",
-         "Mean precipitation of the judged days in each month."),
     ):  # fmt: skip
         pictures[name] = _picture(name, figure, alt, caption)
+    if len(np.unique(wetness["time"].dt.month)) > 1:
+        figure = plot.seasonal_cycle(series | {"truth": wetness})
+        pictures["cycle"] = _picture("Seasonal cycle", figure, "Mean precipitation of each month.",
+                                     "Mean precipitation of the judged days in each month.")  # fmt: skip
     if "rank_histogram" in found:
         pictures["ranks"] = _picture(
             "Members", plot.ranks(found), "Histogram of the rank of the truth among the members.", "The rank of the "
