@@ -92,7 +92,7 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     console.print(
         f"Done in {time.perf_counter() - started:.0f} s. Everything is in {out}/; look at {out}/maps.png and at"
     )
-    console.print((out / "report.html").absolute().as_uri(), markup=False)
+    console.print((out / "report.html").absolute().as_uri(), markup=False, soft_wrap=True)
     return table
 
 

@@ -49,7 +49,8 @@ def write_report(run: Path, out: Path) -> None:
     check_writable(out)
     folders = _models(settings)
 
-    from xdeepsd.evaluation.report import judged_days, make_report
+    from xdeepsd.evaluation.judged import judged_days
+    from xdeepsd.evaluation.report import make_report
     from xdeepsd.models.files import load_model
     from xdeepsd.training.config import TrainConfig
 

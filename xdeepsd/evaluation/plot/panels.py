@@ -254,6 +254,7 @@ def _panel(
     ax.tick_params(labelsize=8)
     if projection is None:
         ax.set_facecolor(MISSING)
+        ax.locator_params(axis="x", nbins=5)
         ax.set_aspect(aspect)
     else:
         ax.gridlines(draw_labels=False, linewidth=0.4, color="0.6")  # type: ignore[attr-defined]
