@@ -1,9 +1,10 @@
 """Ten years at PRISM's size (3652 days of 621 x 1405, float32, ten days in a chunk), judged from two Zarr stores.
 
 ``evaluate_vs_read`` is the time of everything but the spatial measures (errors, events and distributions overall and by
-month, and the climate indices) over that of reading both stores once plus that of the same measures on arrays in
-memory: by `scores` where it has them, and our indices, on some days, scaled up. All take turns in one process on two
-threads; the fastest round counts. Memory is sampled in a process of its own, above what it held before.
+month, the climate indices, the lengths of spells) over that of reading both stores once plus that of the same measures
+on arrays in memory: by `scores` where it has them, and our indices and spells, on some days, scaled up. All take turns
+in one process on two threads; the fastest round counts. Memory is sampled in a process of its own, above what it held
+before.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import xdeepsd
 
 SHAPE, CHUNK, THREADS = (621, 1405), 10, 2
 FIELDS = ("prediction", "truth")
+OF_DAYS = (xdeepsd.compare_indices, xdeepsd.compare_spells)  # the measures of series of days
 
 
 def write(path: Path, days: int, shape: tuple[int, int], seed: int) -> None:
@@ -58,11 +60,11 @@ def fields(folder: Path, days: int | None = None) -> list[xr.DataArray]:
 
 def measures(prediction: xr.DataArray, truth: xr.DataArray, indices: bool = True) -> list[xr.Dataset]:
     found = [xdeepsd.evaluate(prediction, truth), xdeepsd.evaluate(prediction, truth, by="month")]
-    return found + ([xdeepsd.compare_indices(prediction, truth)] if indices else [])
+    return found + ([of(prediction, truth) for of in OF_DAYS] if indices else [])
 
 
 def by_the_libraries(prediction: xr.DataArray, truth: xr.DataArray) -> None:
-    """The measures of `evaluate` that `scores` has, once; the indices, of which it has none, by ours."""
+    """The measures of `evaluate` that `scores` has, once; the indices and spells, of which it has none, by ours."""
     from scores import categorical, continuous
 
     area = np.cos(np.deg2rad(truth["lat"])) * xr.ones_like(truth["lon"], np.float64)
@@ -76,7 +78,8 @@ def by_the_libraries(prediction: xr.DataArray, truth: xr.DataArray) -> None:
         for name in ("probability_of_detection", "false_alarm_ratio", "critical_success_index", "frequency_bias"):
             getattr(table, name)()
     continuous.qq(prediction, truth, quantiles=[0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999])
-    xdeepsd.compare_indices(prediction, truth)
+    for of in OF_DAYS:
+        of(prediction, truth)
 
 
 def read(folder: Path) -> None:

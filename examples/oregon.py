@@ -95,10 +95,10 @@ def compare_stacks(data: Path, further: Path | None, steps: int, seed: int, cons
         whole = (4,) if factors == (4,) else (2, 2, 2)
         levels = ladders[whole]
         coarse, truth = levels[-1 - len(factors)], levels[-1]["precipitation"]
-        means = [level["precipitation"].isel(time=split.train).mean("time") for level in (levels[-1], coarse)]
+        past = levels[-1]["precipitation"].isel(time=split.train), coarse["precipitation"].isel(time=split.train)
         held_out = coarse[["precipitation"]].isel(time=split.test)
         truth = truth.isel(time=split.test)
-        fields = baselines(held_out["precipitation"], truth, *means)
+        fields = baselines(held_out["precipitation"], truth, past=past)
         for preset in configs:
             # The stages are trained independently, so the last ones of the longest stack make up the shorter stacks.
             model = models[preset, whole]

@@ -92,7 +92,8 @@ def load(data: Path) -> Iberia:
 
 def ridge(x: np.ndarray, y: np.ndarray, train: np.ndarray, penalty: float) -> np.ndarray:
     """Regression of each column of ``y`` on all of ``x``, both ``(day, value)``, standardised; 0 or more."""
-    z = (x - x[train].mean(axis=0)) / x[train].std(axis=0)
+    spread = x[train].std(axis=0)
+    z = (x - x[train].mean(axis=0)) / np.where(spread > 0, spread, 1.0)  # always dry: says nothing
     middle = y[train].mean(axis=0)
     weights = np.linalg.solve(z[train].T @ z[train] + penalty * np.eye(x.shape[1]), z[train].T @ (y[train] - middle))
     return np.clip(z @ weights + middle, 0, None)
@@ -115,7 +116,7 @@ def baselines(case: Iberia) -> dict[str, xr.DataArray]:
         return out
 
     days, means = low[train] - low[train].mean(axis=0), y[train].mean(axis=0)
-    slope = (days * (y[train] - means)).mean(axis=0) / days.var(axis=0)
+    slope = (days * (y[train] - means)).mean(axis=0) / np.where(days.var(axis=0) > 0, days.var(axis=0), np.inf)
 
     def error(penalty: float) -> float:
         predicted = as_map(ridge(x, y, train, penalty))

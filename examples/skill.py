@@ -86,9 +86,9 @@ def judge(region: Region, models: Mapping[str, xdeepsd.StackedSRCNN]) -> pd.Data
     tables = {}
     for count in range(1, len(region.levels)):
         coarse = region.levels[-1 - count]
-        means = [level["precipitation"].isel(time=split.train).mean("time") for level in (finest, coarse)]
+        past = finest["precipitation"].isel(time=split.train), coarse["precipitation"].isel(time=split.train)
         held_out = coarse[["precipitation"]].isel(time=split.test)
-        fields = baselines(held_out["precipitation"], truth, *means, mask=finest["mask"])
+        fields = baselines(held_out["precipitation"], truth, mask=finest["mask"], past=past)
         for name, model in models.items():
             short = dataclasses.replace(model, stages=model.stages[-count:])
             fields[name] = xdeepsd.downscale(held_out, short)["precipitation"].assign_coords(truth.coords)

@@ -94,6 +94,22 @@ def test_the_bias_of_a_coarse_file_is_known_where_it_has_the_training_days(store
     assert found["biased_late"]["BCSD"] == pytest.approx(found["biased_late"]["climatology ratio"], rel=1e-3)
 
 
+def test_regions_of_a_file(stores):
+    truth = xr.open_zarr(stores / "truth.zarr")["pr"].isel(time=0, drop=True).load()
+    mask = (truth["lat"] > float(truth["lat"].mean())) & truth["lon"].notnull()
+    mask.astype("int8").to_dataset(name="state").to_netcdf(stores / "regions.nc")
+    options = [stores / "prediction.zarr", stores / "truth.zarr", "--regions", stores / "regions.nc"]
+    result = run(*options)
+    assert result.exit_code == 0, result.output
+    assert "RMSE by region" in result.output
+    found = json.loads(run(*options, "--json").stdout)
+    assert list(found["region"]["rmse"]["prediction"]) == ["0", "1"]
+    mask.to_dataset(name="one").assign(two=mask).to_netcdf(stores / "two.nc")
+    result = run(*options[:-1], stores / "two.nc")
+    assert result.exit_code == 1
+    assert "has 2 maps of two dims, among one, two" in result.stderr
+
+
 def test_training_days_are_told(stores):
     with pytest.warns(UserWarning, match="90 of 90 days are days of the training"):
         run(stores / "prediction.zarr", stores / "truth.zarr", "--training", stores / "truth.zarr")

@@ -28,7 +28,7 @@ def by_xsdba(coarse, past, observed):
 
 def test_the_mapping_is_that_of_xsdba():
     past, observed, coarse = rain(1), rain(2, scale=9), rain(3, days=100, start="2003-01-01")
-    mapped = map_quantiles(coarse, past, observed)
+    mapped = map_quantiles(coarse, past, observed, max_factor=None)
     expected = by_xsdba(coarse, past, observed).transpose("time", "lat", "lon")
     # Below the lowest quantile that is wet in the past, factors are infinite, and xsdba has no value.
     known = np.isfinite(expected)
@@ -45,6 +45,16 @@ def test_the_training_days_get_the_quantiles_of_the_truth():
     # Lower down the factors change between quantiles, and a dry day cannot be made wet.
     at = (np.arange(30, 50) + 0.5) / 50
     np.testing.assert_allclose(mapped.quantile(at, "time"), observed.quantile(at, "time"), rtol=0.03)
+
+
+def test_factors_are_limited():
+    """A past of 0.001 mm on most days, where 5 mm were observed: a day of 2 mm has a factor of 14 between quantiles."""
+    past, observed = rain(1) * 0 + 0.001, rain(1) * 0 + 5
+    past[:20] = 4.0
+    coarse = past[:3] * 0 + 2
+    assert float(map_quantiles(coarse, past, observed).max()) <= 20
+    assert float(map_quantiles(coarse, past, observed, max_factor=None).max()) > 25
+    assert float(map_quantiles(coarse, past, observed, max_factor=3).max()) <= 6
 
 
 def test_groups_are_fitted_apart():

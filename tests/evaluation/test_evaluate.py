@@ -75,6 +75,20 @@ def test_all_predictions_are_judged_over_the_same_cells():
     assert (counts["a"] == counts["b"]).all()
 
 
+def test_bins_ranked_by_density():
+    """Of 6 values, 3 lie in 0 to 1, 2 in 1 to 1.5 and 1 in 1.5 to 30: 3, 4 and 1/28.5 a millimetre."""
+    observed = xr.DataArray([0.0, 0.5, 0.9, 1.1, 1.2, 20.0], dims="time")
+    options = {"edges": [0, 1, 1.5, 30]}
+    by_count, by_density = (evaluate.bin_errors({"m": observed + 1}, observed, **options, rank_by=by)
+                            for by in ("count", "density"))  # fmt: skip
+    assert by_count["count"].tolist() == [1, 2, 3, 6]
+    assert by_density["count"].tolist() == [1, 3, 2, 6]
+    assert by_density["rank"].tolist() == [1, 2, 3, 0]
+    np.testing.assert_allclose(by_density["rmse"], 1)
+    with pytest.raises(ValueError, match="rank_by is 'width'; needed"):
+        evaluate.bin_errors({"m": observed}, observed, rank_by="width")
+
+
 def test_transposed_predictions_are_brought_into_order():
     observed, predicted = field(1), field(2)
     one = evaluate.bin_errors({"m": predicted}, observed)

@@ -30,6 +30,9 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="Folder of the model, to be warned of its training days.")] = None,
     variable: Annotated[str | None, typer.Option(help="Name of the precipitation in PREDICTION.")] = None,
     by: Annotated[str | None, typer.Option(help="season or month: the RMSE of each of them as well.")] = None,
+    regions: Annotated[
+        str | None, typer.Option(help="File with a map of labels, or a mask: the RMSE of each region as well.")
+    ] = None,
     indices: Annotated[bool, typer.Option("--indices", help="Climate indices (spells, extremes ...) as well.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -60,6 +63,9 @@ def evaluate(
         asked = {"all": xdeepsd.evaluate(predicted, observed, **options)}
         if by is not None:
             asked[by] = xdeepsd.evaluate(predicted, observed, beside=beside, by=by)  # type: ignore[arg-type]
+        if regions is not None:
+            labels = _labels(open_file(regions), regions)
+            asked["region"] = xdeepsd.evaluate(predicted, observed, beside=beside, by="region", regions=labels)
         if indices:
             asked["indices"] = xdeepsd.compare_indices(predicted, observed, beside=beside)[["relative_error"]]
         (found,) = dask.compute(asked)
@@ -82,6 +88,17 @@ def _field(ds: Any, source: str, variable: str | None = None) -> xr.DataArray:
         return prepared(ds.assign({found.name: chunk_unread(found)})[[found.name]], source)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _labels(ds: Any, source: str) -> xr.DataArray:
+    """The one map in a file of regions."""
+    maps = [da for da in ds.data_vars.values() if da.ndim == 2]
+    if len(maps) != 1:
+        raise ValueError(
+            f"{source} has {len(maps)} maps of two dims, among {', '.join(map(str, ds.data_vars)) or 'nothing'}. "
+            "Needed: a single one, of the labels of the regions."
+        )
+    return maps[0]
 
 
 def _on_days(da: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
@@ -191,7 +208,7 @@ def _show(found: dict[str, xr.Dataset], apart: pd.DataFrame | None, console: Any
             interval = f"{_number(row['low'])} to {_number(row['high'])}"
             table.add_row(row["name"], row["error"], _number(row["difference"]), interval, _number(row["p"], ".2g"))
         console.print(table)
-    for by in ("season", "month"):
+    for by in ("season", "month", "region"):
         if by in found:
             _rows(f"RMSE by {by}", found[by]["rmse"].transpose("name", by), console)
     if "indices" in found:

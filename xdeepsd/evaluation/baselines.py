@@ -57,7 +57,13 @@ def climatology_ratio(
 
 
 def map_quantiles(
-    coarse: xr.DataArray, past: xr.DataArray, observed: xr.DataArray, *, group: str = "time", nquantiles: int = 50
+    coarse: xr.DataArray,
+    past: xr.DataArray,
+    observed: xr.DataArray,
+    *,
+    group: str = "time",
+    nquantiles: int = 50,
+    max_factor: float | None = 10.0,
 ) -> xr.DataArray:
     """Empirical quantile mapping of each coarse cell, by xsdba: the bias correction of BCSD.
 
@@ -75,6 +81,9 @@ def map_quantiles(
         Days with factors of their own: "time" (all together), "time.season" or "time.month".
     nquantiles
         Quantiles of a group; beyond the highest its factor counts.
+    max_factor
+        Factors are at most this, as in `xdeepsd.fit_correction`; they explode where the past is all but dry. None: no
+        limit.
 
     Returns
     -------
@@ -116,6 +125,7 @@ def map_quantiles(
     )  # fmt: skip
     # Computed, for a lazy fit would wait for all training days with the days to be mapped in memory.
     fitted = xr.Dataset({"factors": factors, "nodes": nodes}).compute()
+    fitted["factors"] = fitted["factors"].clip(max=max_factor)
     mapped = xr.apply_ufunc(
         _mapped, coarse.transpose(..., "time", "lat", "lon"), xr.DataArray(at, dims="time"), fitted["factors"],
         fitted["nodes"], input_core_dims=[[], [], [*sizes], [*sizes]], dask="parallelized",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import dask
 import dask.array
@@ -91,9 +92,10 @@ def bin_errors(
     bins: int = BINS,
     edges: Sequence[float] | None = None,
     *,
+    rank_by: Literal["count", "density"] = "count",
     scheduler: str | None = None,
 ) -> pd.DataFrame:
-    """RMSE and MAE in equal-width bins of the observed value, ranked by their counts; computes.
+    """RMSE and MAE in equal-width bins of the observed value, ranked by how rare these values are; computes.
 
     Steininger et al. (Machine Learning 2021, section 5.3): errors over all cells hide how well a model does on rare
     values.
@@ -108,6 +110,8 @@ def bin_errors(
         Number of bins over the range of the observed values.
     edges
         Edges of the bins, instead of ``bins``; values outside them are left out.
+    rank_by
+        "count", or "density", the count over the width: they differ for ``edges`` of different widths.
     scheduler
         Dask scheduler; None: the current one. Inside a task of a cluster: "synchronous" or "threads".
 
@@ -128,6 +132,8 @@ def bin_errors(
     1  dry     2  0.0   5.0      3   0.0   0.0
     2  dry     0  0.0  10.0      4   5.0   2.5
     """
+    if rank_by not in ("count", "density"):
+        raise ValueError(f"rank_by is {rank_by!r}; needed: 'count' or 'density'.")
     common = _common(predictions, observed)
     limits = bin_edges(common, bins, scheduler=scheduler) if edges is None else np.asarray(edges, np.float64)
     values = common.astype(np.float64).data
@@ -139,8 +145,9 @@ def bin_errors(
     (sums,) = dask.compute(sums, scheduler=scheduler)
     count = sums["count"]
     filled = np.flatnonzero(count)
-    # Rarest first; of bins with equal counts, the one with larger values first.
-    order = sorted(filled, key=lambda i: (count[i], -i))
+    # Rarest first; of bins that are alike, the one with larger values first.
+    rare = count / np.diff(limits) if rank_by == "density" else count
+    order = sorted(filled, key=lambda i: (rare[i], -i))
     rows = []
     for name in predictions:
         squares, absolute = sums[f"{name}|rmse"], sums[f"{name}|mae"]

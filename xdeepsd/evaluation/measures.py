@@ -130,8 +130,10 @@ def _wasserstein(p: np.ndarray, y: np.ndarray) -> np.ndarray:
 def of_days(sums: xr.DataArray) -> dict[str, xr.DataArray]:
     """Mean errors of each day ``(time,)``, and the area that counts, from `day_sums`."""
     names = ("weight", "error", "absolute", "squared")
-    # Picked by a list, which copies: views would keep the histograms of all days in memory.
-    weight, *errors = sums.isel(sum=[NAMES.index(name) for name in names]).transpose("sum", "time")
+    # Picked by a list, which copies: views would keep the histograms of all days in memory. Then put together, for what
+    # follows would otherwise have some twenty tasks for each chunk of days, and the graph would be most of the memory.
+    few = sums.isel(sum=[NAMES.index(name) for name in names])
+    weight, *errors = (few if few.chunks is None else few.chunk(time=-1)).transpose("sum", "time")
     return {"daily_weight": weight} | {f"daily_{n}": _ratio(e, weight) for n, e in zip(names[1:], errors, strict=True)}
 
 

@@ -16,8 +16,9 @@ from xdeepsd.models.conserve import cell_weights
 
 TRUTH = "truth"
 KINDS = ("wet", "dry")
-# The state of each cell (of the day before: 0 wet, 1 dry, -1 missing), the days that it lasts; the spells by length
-State = tuple[np.ndarray, np.ndarray, np.ndarray]
+# The spells by length that begin and end inside some days; of each cell the first and the last run (0 wet, 1 dry, -1
+# missing) and their lengths; whether they are one and the same
+Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def compare_spells(
@@ -88,39 +89,56 @@ def _spells(da: xr.DataArray, area: np.ndarray, wet: float, longest: int) -> Any
     """``(kind, length)``: the area of the spells of each length, over all days and cells. Lazy if ``da`` is."""
     data = da.transpose("time", "lat", "lon").data
     if not isinstance(data, dask.array.Array):
-        return _end(_go_on(None, data, area, wet, longest), area)
-    go_on, end = (dask.delayed(function, pure=True) for function in (_go_on, _end))
+        return _end(_part(data, area, wet, longest), area)
+    one, join, end = (dask.delayed(function, pure=True) for function in (_part, _join, _end))
     blocks, rows = data.to_delayed(optimize_graph=False), np.cumsum((0, *data.chunks[1]))
     columns = np.cumsum((0, *data.chunks[2]))
     ended = []
     for i, row in enumerate(blocks.transpose(1, 2, 0)):
         for j, column in enumerate(row):
-            part, state = area[rows[i] : rows[i + 1], columns[j] : columns[j + 1]], None
-            for block in column:  # one after the other: only the state is kept
-                state = go_on(state, block, part, wet, longest)
-            ended.append(dask.array.from_delayed(end(state, part), (2, longest), np.float64))
+            here = area[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+            # Each chunk is put into a part at once, and can go; in turn, so that few parts wait for others.
+            parts = [one(block, here, wet, longest) for block in column]
+            whole = parts[0]
+            for part in parts[1:]:
+                whole = join(whole, part, here)
+            ended.append(dask.array.from_delayed(end(whole, here), (2, longest), np.float64))
     return dask.array.stack(ended).sum(0)
 
 
-def _go_on(state: State | None, days: np.ndarray, area: np.ndarray, wet: float, longest: int) -> State:
-    """The state after further days ``(time, lat, lon)``."""
-    if state is None:
-        kind, lasts = np.full(area.shape, -1, np.int8), np.zeros(area.shape, np.int32)
-        counts = np.zeros((2, longest))
-    else:
-        kind, lasts, counts = state[0].copy(), state[1].copy(), state[2].copy()
-    for day in days:
-        now = np.where(np.isfinite(day), np.where(day >= wet, 0, 1), -1).astype(np.int8)
-        _count(counts, kind, lasts, area, now != kind)
-        lasts = np.where(now == kind, lasts + 1, 1)
-        kind = now
-    return kind, lasts, counts
+def _part(days: np.ndarray, area: np.ndarray, wet: float, longest: int) -> Part:
+    """Of days ``(time, lat, lon)``."""
+    counts, kinds = np.zeros((2, longest)), np.where(np.isfinite(days), days < wet, -1).astype(np.int8)
+    kind, lasts, alone = kinds[0], np.ones(area.shape, np.int32), np.ones(area.shape, bool)
+    first = lasts
+    for now in kinds[1:]:
+        ended = now != kind
+        _count(counts, kind, lasts, area, ended & ~alone)
+        first = np.where(ended & alone, lasts, first)
+        alone = alone & ~ended
+        kind, lasts = now, np.where(ended, 1, lasts + 1)
+    # Copies, for a view of the last day would keep all of them in memory.
+    return counts, kinds[0].copy(), np.where(alone, lasts, first), kind.copy(), lasts, alone
 
 
-def _end(state: State, area: np.ndarray) -> np.ndarray:
-    kind, lasts, counts = state
+def _join(before: Part, after: Part, area: np.ndarray) -> Part:
+    """The part of successive days."""
+    counts, kind, first, last_kind, last, alone = before
+    more, next_kind, next_first, end_kind, end, next_alone = after
+    counts, goes_on, both = counts + more, last_kind == next_kind, last + next_first
+    _count(counts, last_kind, last, area, ~goes_on & ~alone)
+    _count(counts, next_kind, next_first, area, ~goes_on & ~next_alone)
+    _count(counts, next_kind, both, area, goes_on & ~alone & ~next_alone)
+    first, last = np.where(goes_on & alone, both, first), np.where(goes_on & next_alone, both, end)
+    return counts, kind, first, end_kind, last, goes_on & alone & next_alone
+
+
+def _end(part: Part, area: np.ndarray) -> np.ndarray:
+    """``(kind, length)``: the first and the last run count as they are."""
+    counts, kind, first, last_kind, last, alone = part
     counts = counts.copy()
-    _count(counts, kind, lasts, area, np.ones(area.shape, bool))
+    _count(counts, kind, first, area, np.ones(area.shape, bool))
+    _count(counts, last_kind, last, area, ~alone)
     return counts
 
 
