@@ -20,7 +20,17 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/source"
 git ls-files -z | xargs -0 tar cf - | tar xf - -C "$work/source"
 "$python" -m venv "$work/build"
-"$work/build/bin/python" -m pip install --quiet build
+"$work/build/bin/python" -m pip install --quiet build "setuptools-scm>=8.1"
+# What git's tags say, for the copy, which has no history; and what the other ways to get at the code make of it.
+version=$("$work/build/bin/python" -m setuptools_scm)
+for source in shallow archive; do mkdir "$work/$source"; done
+git clone --quiet --depth 1 "file://$root" "$work/shallow"
+git archive HEAD | tar xf - -C "$work/archive"
+for source in shallow archive source; do
+  told=$(cd "$work/$source" && "$work/build/bin/python" -m setuptools_scm 2> "$work/log") || { cat "$work/log"; exit 1; }
+  echo "version $version: $told in a copy of kind $source"
+done
+export SETUPTOOLS_SCM_PRETEND_VERSION_FOR_XDEEPSD=$version
 "$work/build/bin/python" -m build --outdir "$work/dist" "$work/source" > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 wheel=$(echo "$work"/dist/*.whl) sdist=$(echo "$work"/dist/*.tar.gz)
 
@@ -50,6 +60,7 @@ for env in "$work/env-whl" "$work/env-gz"; do
   "$env/bin/python" -c "
 import xdeepsd
 assert xdeepsd.__file__.startswith('$env'), xdeepsd.__file__
+assert xdeepsd.__version__ == '$version', xdeepsd.__version__
 print(xdeepsd.load_model('demo'))"
   "$env/bin/xdeepsd" card demo > card.md
 done
