@@ -23,12 +23,14 @@ git ls-files -z | xargs -0 tar cf - | tar xf - -C "$work/source"
 "$work/build/bin/python" -m pip install --quiet build "setuptools-scm>=8.1"
 # What git's tags say, for the copy, which has no history; and what the other ways to get at the code make of it.
 version=$("$work/build/bin/python" -m setuptools_scm)
-for source in shallow archive; do mkdir "$work/$source"; done
 git clone --quiet --depth 1 "file://$root" "$work/shallow"
-git archive HEAD | tar xf - -C "$work/archive"
-for source in shallow archive source; do
-  told=$(cd "$work/$source" && "$work/build/bin/python" -m setuptools_scm 2> "$work/log") || { cat "$work/log"; exit 1; }
-  echo "version $version: $told in a copy of kind $source"
+git -C "$work/shallow" tag v9.8.7
+mkdir "$work/export"
+git -C "$work/shallow" archive HEAD | tar xf - -C "$work/export"
+for copy in "shallow 9.8.7" "export 9.8.7" "source 0.0"; do
+  read -r kind wanted <<< "$copy"
+  told=$(cd "$work/$kind" && "$work/build/bin/python" -m setuptools_scm)
+  [ "$told" = "$wanted" ] || { echo "The version in a copy of kind $kind is $told, not $wanted"; exit 1; }
 done
 export SETUPTOOLS_SCM_PRETEND_VERSION_FOR_XDEEPSD=$version
 "$work/build/bin/python" -m build --outdir "$work/dist" "$work/source" > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
