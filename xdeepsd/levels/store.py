@@ -70,15 +70,20 @@ def done_days(root: zarr.Group) -> np.ndarray:
 
 
 def forget_empty_chunks(root: zarr.Group, path: PathLike, levels: int) -> None:
-    """Days whose chunk has a name but no bytes, as a power failure may leave it, are no longer done."""
-    done = get_array(root, "done")
+    """Days whose chunk has a name but no bytes, as a power failure may leave it, are no longer done.
+
+    Nor does the climatology count: they may come back in a newer release.
+    """
+    done, empty = get_array(root, "done"), False
     for k in range(levels):
         days = get_array(root, f"level_{k}/precipitation").chunks[0]
         for file in (Path(path) / f"level_{k}" / "precipitation" / "c").glob("*/*/*"):
             if not file.stat().st_size:
                 logger.warning("%s is empty: its days are written again.", file)
-                first = int(file.relative_to(path).parts[3]) * days
+                empty, first = True, int(file.relative_to(path).parts[3]) * days
                 done[first : min(first + days, done.shape[0])] = False
+    if empty and root.attrs["climatology_years"] is not None:
+        root.attrs["climatology_days"] = 0
 
 
 def held_releases(root: zarr.Group) -> np.ndarray:
