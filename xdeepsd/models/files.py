@@ -121,7 +121,8 @@ def load_model(path: str | os.PathLike[str], *, sha256: str | None = None) -> St
     in a folder named ``demo`` comes first: "demo" is then that folder, as ``Path("demo")`` and "./demo" always are. The
     log says which of the two is loaded.
 
-    An address, ``https://HOST/FOLDER`` or ``hf://OWNER/NAME@REVISION/FOLDER``, holds the two files of a model;
+    An address, ``https://HOST/FOLDER``, ``hf://OWNER/NAME@REVISION/FOLDER`` (Hugging Face) or
+    ``doi:10.5281/zenodo.NUMBER`` (a record on Zenodo, figshare or a Dataverse), holds the two files of a model;
     ``sha256`` is that of its ``model.json``, which pins the other file too. What was fetched stays in the user's cache
     (``pooch.os_cache("xdeepsd")``) and needs no connection again. Addresses need the extra ``hub``.
 
