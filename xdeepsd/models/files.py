@@ -74,7 +74,7 @@ def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
     try:
         links = [name for name in (_JSON, _TENSORS) if (path / name).is_symlink()]
-        ours = not links and "tensors_sha256" in json.loads((path / _JSON).read_text())
+        ours = not links and "tensors_sha256" in json.loads((path / _JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours:
@@ -147,7 +147,7 @@ def load_model(path: str | os.PathLike[str], *, sha256: str | None = None) -> St
             )
     again = "Copy the model again, or save it again with xdeepsd.save_model(model, path)."
     try:
-        description = json.loads((path / _JSON).read_text())
+        description = json.loads((path / _JSON).read_text(encoding="utf-8"))
         found = int(description["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / _JSON} is truncated or not a model's description ({error}). {again}") from error

@@ -46,7 +46,7 @@ def fetch(address: str, sha256: str | None) -> Path:
     folder = Path(pooch.os_cache("xdeepsd")) / "models" / sha256
     description = _fetch_file(f"{url}/model.json", sha256, folder)
     try:
-        tensors = str(json.loads(description.read_text())["tensors_sha256"])
+        tensors = str(json.loads(description.read_text(encoding="utf-8"))["tensors_sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url}/model.json does not describe a model of xdeepsd ({error!r}).") from error
     _fetch_file(f"{url}/model.safetensors", tensors, folder)
