@@ -43,7 +43,10 @@ for extra in "$@"; do
     core) install "$env" --resolution lowest-direct . ;;
     *) install "$env" --resolution lowest-direct ".[$extra]" ;;
   esac
-  install "$env" pytest hypothesis psutil pyyaml
+  case $extra in  # what the tests need, without a change of what is there
+    all) install "$env" ".[all,test]" ;;
+    *) install "$env" pytest hypothesis psutil pyyaml ;;
+  esac
   echo "== $extra: $("$work/uv/bin/uv" pip freeze --python "$env/bin/python" | grep -v '@' | tr '\n' ' ')"
   mkdir "$work/$extra-tests"
   cp -r tests pyproject.toml "$work/$extra-tests"  # the package is the installed one
