@@ -25,6 +25,18 @@ def test_there_is_one_version_and_one_licence():
     assert cited["version"] == newest  # and the workflow `release` compares it with the tag
 
 
+def test_the_readme_lists_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| (`.*) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    told = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
+    assert told.keys() >= extras.keys() - {"all", "bench", "docs", "test"}
+    within = re.search(r"\[(.*)\]", extras["all"][0])[1].split(",")
+    apart = {name for name, text in told.items() if "not part of `all`" in text}
+    assert apart == told.keys() & extras.keys() - {*within}
+        *within
+    }
+
+
 def test_the_version_is_that_of_the_installed_package():
     """It comes from git's tags (setuptools-scm): ci/packages.sh compares wheel and sdist with them."""
     assert xdeepsd.__version__ == importlib.metadata.version("xdeepsd")
