@@ -149,8 +149,8 @@ def to_zarr(
         finally:
             if session is not None:
                 merge(session, target, written)
-    _check_all_there(target, _number(unfinished(target, arrays, regions)), count.total)
-    finish(session.store if session is not None else target, prefix, map(str, ds.variables))
+        _check_all_there(target, _number(unfinished(target, arrays, regions)), count.total)
+        finish(session.store if session is not None else target, prefix, map(str, ds.variables))
 
 
 @dataclass
