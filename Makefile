@@ -41,10 +41,13 @@ fuzz: install  ## random cases: make fuzz SECONDS=60
 mutants: install  ## changes of the code that the tests have to notice
 	$(BIN)/python -m tests.mutation
 
-lint: install  ## ruff and codespell
+lint: install  ## ruff, codespell, and the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/zizmor --offline --quiet --strict-collection .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 types: install  ## mypy
 	$(BIN)/mypy

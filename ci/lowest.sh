@@ -12,7 +12,12 @@ unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m venv "$work/uv"
-"$work/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv
+"$work/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv setuptools-scm
+export SETUPTOOLS_SCM_PRETEND_VERSION_FOR_XDEEPSD
+SETUPTOOLS_SCM_PRETEND_VERSION_FOR_XDEEPSD=$("$work/uv/bin/python" -m setuptools_scm)
+mkdir "$work/source"  # a copy, for building leaves files
+git ls-files -z | xargs -0 tar cf - | tar xf - -C "$work/source"
+cd "$work/source"
 torch=$(sed -n 's/^torch==//p' ci/constraints.txt)
 # Without CUDA, which is gigabytes: a wheel for CPUs if one is at hand, else from where torch publishes them.
 if compgen -G "${PIP_FIND_LINKS:-/nowhere}/torch-$torch+cpu-*.whl" > /dev/null; then
@@ -38,7 +43,10 @@ for extra in "$@"; do
     core) install "$env" --resolution lowest-direct . ;;
     *) install "$env" --resolution lowest-direct ".[$extra]" ;;
   esac
-  install "$env" pytest hypothesis psutil pyyaml
+  case $extra in  # what the tests need, without a change of what is there
+    all) install "$env" ".[all,test]" ;;
+    *) install "$env" pytest hypothesis psutil pyyaml ;;
+  esac
   echo "== $extra: $("$work/uv/bin/uv" pip freeze --python "$env/bin/python" | grep -v '@' | tr '\n' ' ')"
   mkdir "$work/$extra-tests"
   cp -r tests pyproject.toml "$work/$extra-tests"  # the package is the installed one
@@ -48,5 +56,5 @@ for extra in "$@"; do
     all) "$env/bin/python" -m pytest -q -p no:cacheprovider -m "not slow" tests/{climate,evaluation,grids,inference,levels,losses,models,prism,stores,training} ;;
     *) "$env/bin/python" -m pytest -q -p no:cacheprovider tests/test_parts.py -k "each_extra and $extra" ;;
   esac
-  cd "$root"
+  cd "$work/source"
 done

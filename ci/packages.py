@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 # What only a working copy needs.
-NOT_IN_SDIST = (".github/", ".gitignore", ".pre-commit-config.yaml")
+NOT_IN_SDIST = (".github/", ".git_archival.txt", ".gitattributes", ".gitignore", ".pre-commit-config.yaml")
 
 
 def wrong(kind: str, found: set[str], wanted: set[str]) -> list[str]:

@@ -20,7 +20,19 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/source"
 git ls-files -z | xargs -0 tar cf - | tar xf - -C "$work/source"
 "$python" -m venv "$work/build"
-"$work/build/bin/python" -m pip install --quiet build
+"$work/build/bin/python" -m pip install --quiet build "setuptools-scm>=8.1"
+# What git's tags say, for the copy, which has no history; and what the other ways to get at the code make of it.
+version=$("$work/build/bin/python" -m setuptools_scm)
+git clone --quiet --depth 1 "file://$root" "$work/shallow"
+git -C "$work/shallow" tag v9.8.7
+mkdir "$work/export"
+git -C "$work/shallow" archive HEAD | tar xf - -C "$work/export"
+for copy in "shallow 9.8.7" "export 9.8.7" "source 0.0"; do
+  read -r kind wanted <<< "$copy"
+  told=$(cd "$work/$kind" && "$work/build/bin/python" -m setuptools_scm)
+  [ "$told" = "$wanted" ] || { echo "The version in a copy of kind $kind is $told, not $wanted"; exit 1; }
+done
+export SETUPTOOLS_SCM_PRETEND_VERSION_FOR_XDEEPSD=$version
 "$work/build/bin/python" -m build --outdir "$work/dist" "$work/source" > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 wheel=$(echo "$work"/dist/*.whl) sdist=$(echo "$work"/dist/*.tar.gz)
 
@@ -50,6 +62,7 @@ for env in "$work/env-whl" "$work/env-gz"; do
   "$env/bin/python" -c "
 import xdeepsd
 assert xdeepsd.__file__.startswith('$env'), xdeepsd.__file__
+assert xdeepsd.__version__ == '$version', xdeepsd.__version__
 print(xdeepsd.load_model('demo'))"
   "$env/bin/xdeepsd" card demo > card.md
 done

@@ -2,7 +2,12 @@
 
 import functools
 import http.server
+import json
 import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
 
 
 class ModelServer:
@@ -34,3 +39,38 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+class Detour(requests.adapters.HTTPAdapter):
+    """Sends requests for any host to the folder of its name on a `ModelServer`; a DOI leads to a record."""
+
+    def __init__(self, server):
+        self.server = server
+        super().__init__()
+
+    def send(self, request, **options):
+        asked, parts = request.url, urlsplit(request.url)
+        if parts.netloc == "doi.org":
+            number = parts.path.rpartition(".")[2]
+            found = requests.Response()
+            found.status_code, found.url, found.request = 200, f"https://zenodo.org/records/{number}", request
+            return found
+        request.url = f"{self.server}/{parts.netloc}{parts.path}"
+        answer = super().send(request, **options)
+        answer.url = asked
+        return answer
+
+
+def zenodo_record(www, number, model):
+    """Lay out a record as Zenodo serves it: what it holds, and the two files of a model."""
+    files = Path(www) / "zenodo.org" / "records" / str(number) / "files"
+    files.mkdir(parents=True)
+    said = []
+    for file in Path(model).iterdir():
+        (files / file.name).write_bytes(file.read_bytes())
+        link = f"https://zenodo.org/records/{number}/files/{file.name}"
+        said.append({"key": file.name, "links": {"self": link}})
+    api = Path(www) / "zenodo.org" / "api" / "records"
+    api.mkdir(parents=True)
+    (api / str(number)).write_text(json.dumps({"id": number, "files": said}))
+    return files

@@ -1,6 +1,8 @@
 """What the project's own files promise: pinned workflows without rights they do not need, one version everywhere."""
 
+import importlib.metadata
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -18,9 +20,32 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 def test_there_is_one_version_and_one_licence():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert cited["version"] == xdeepsd.__version__
     assert cited["license"] == project["license"]
-    assert f"## {xdeepsd.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## ([\d.]+) ", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert cited["version"] == newest  # and the workflow `release` compares it with the tag
+
+
+def test_the_readme_lists_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| (`.*) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    told = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
+    assert told.keys() >= extras.keys() - {"all", "bench", "docs", "test"}
+    within = set(re.search(r"\[(.*)\]", extras["all"][0])[1].split(","))
+    apart = {name for name, text in told.items() if "not part of `all`" in text}
+    assert apart == (told.keys() & extras.keys()) - within
+
+
+def test_the_version_is_that_of_the_installed_package():
+    """It comes from git's tags (setuptools-scm): ci/packages.sh compares wheel and sdist with them."""
+    assert xdeepsd.__version__ == importlib.metadata.version("xdeepsd")
+
+
+def test_a_folder_on_the_path_has_no_version(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert runpy.run_path(str(ROOT / "xdeepsd" / "_version.py"))["__version__"] == "0+unknown"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)

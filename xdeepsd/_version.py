@@ -1,3 +1,8 @@
-"""The version of xdeepsd, defined only here: pyproject.toml reads it from this file."""
+"""The version of xdeepsd: what the tags of git said when it was built or installed; "0+unknown" where it never was."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("xdeepsd")
+except PackageNotFoundError:  # a folder on the path
+    __version__ = "0+unknown"

@@ -21,6 +21,7 @@ def test_every_kind_is_run():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="forks processes, which Windows cannot")
 @pytest.mark.parametrize("kind", CASES)
 def test_random_cases(kind):
     print(f"seeds {SEED} to {SEED + CASES[kind] - 1}; more: make fuzz")  # noqa: T201

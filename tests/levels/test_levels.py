@@ -967,3 +967,13 @@ def test_a_second_writer_is_refused(tmp_path):
         build_levels(da, elevation(da), path=path)
     assert not path.exists()
     build_levels(da, elevation(da), path=path)
+
+
+def test_a_chunk_that_a_power_failure_emptied_is_written_again(tmp_path, caplog):
+    da, path = fine(6), tmp_path / "l.zarr"
+    build_levels(da, elevation(da), path=path, chunk_mb=small(da, 2))
+    chunk = path / "level_2" / "precipitation" / "c" / "1" / "0" / "0"
+    chunk.write_bytes(b"")
+    out = build_levels(da, elevation(da), path=path, chunk_mb=small(da, 2))
+    assert f"{chunk} is empty" in caplog.text
+    assert_same_levels(out, make_levels(da, elevation(da)))

@@ -1,11 +1,13 @@
 """Models at an address: pinned, kept in the cache, and nothing of a failed fetch is ever loaded."""
 
 import hashlib
+import shutil
 
 import pooch
 import pytest
+import requests
 from builders import make_coarse, make_stack, make_static
-from model_server import ModelServer
+from model_server import Detour, ModelServer, zenodo_record
 
 import xdeepsd
 
@@ -97,3 +99,55 @@ def test_an_address_needs_a_checksum_and_a_folder_none(published, tmp_path, sha2
 def test_a_repository_needs_owner_and_name(address):
     with pytest.raises(ValueError, match="No repository of Hugging Face"):
         xdeepsd.load_model(address, sha256="0" * 64)
+
+
+@pytest.fixture(params=["hf", "doi"])
+def elsewhere(published, tmp_path, monkeypatch, request):
+    """The model on Hugging Face or Zenodo, played by the server: the folder there, its address, the model, checksum."""
+    server, model, sha256 = published
+    www = tmp_path / "www"
+    if request.param == "hf":
+        folder, address = www / "huggingface.co/owner/rain/resolve/v1/new", "hf://owner/rain@v1/new"
+        shutil.copytree(www / "rain", folder)
+    else:
+        folder, address = zenodo_record(www, 77, www / "rain"), "doi:10.5281/zenodo.77"
+    monkeypatch.setattr(requests.Session, "get_adapter", lambda self, url: Detour(server.url))
+    return server, folder, address, model, sha256
+
+
+def test_hugging_face_and_zenodo(elsewhere, tmp_path):
+    server, _, address, model, sha256 = elsewhere
+    assert xdeepsd.load_model(address, sha256=sha256).fingerprint() == model.fingerprint()
+    server.close()
+    assert xdeepsd.load_model(address, sha256=sha256).fingerprint() == model.fingerprint()
+    assert kept(tmp_path) == ["model.json", "model.safetensors"]
+
+
+def test_what_goes_wrong_there(elsewhere, tmp_path):
+    server, folder, address, model, sha256 = elsewhere
+    server.cut = 100
+    with pytest.raises((OSError, ValueError), match=r"model\.json was not f(etched|ound)"):
+        xdeepsd.load_model(address, sha256=sha256)
+    server.cut = None
+    tensors = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(tensors[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"model\.safetensors is another file than expected"):
+        xdeepsd.load_model(address, sha256=sha256)
+    (folder / "model.safetensors").write_bytes(tensors)
+    assert xdeepsd.load_model(address, sha256=sha256).fingerprint() == model.fingerprint()
+    shutil.rmtree(tmp_path / "cache")
+    server.close()
+    with pytest.raises(OSError, match=r"model\.json was not fetched: .*Needed: a connection"):
+        xdeepsd.load_model(address, sha256=sha256)
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("address", ["doi:10.5281/zenodo.77", "doi:10.5281/zenodo.404"])
+def test_a_record_without_a_model(published, tmp_path, monkeypatch, address):
+    server, _, sha256 = published
+    (tmp_path / "www/other").mkdir()
+    (tmp_path / "www/other/notes.txt").touch()
+    zenodo_record(tmp_path / "www", 77, tmp_path / "www/other")
+    monkeypatch.setattr(requests.Session, "get_adapter", lambda self, url: Detour(server.url))
+    with pytest.raises((OSError, ValueError), match=r"model\.json was not f(etched|ound): "):
+        xdeepsd.load_model(address, sha256=sha256)

@@ -50,3 +50,20 @@ def test_one_at_a_time(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot be written: "), alone(tmp_path / "file" / "a", "fetch", "out"):
         pass
+
+
+def test_a_leftover_that_is_in_use_does_not_matter(tmp_path, monkeypatch):
+    """Windows does not remove a file that another process holds open."""
+    held = tmp_path / f".a.json.{32 * '0'}.partial"
+    held.touch()
+
+    def in_use(self, missing_ok=False):
+        raise PermissionError(errno.EACCES, "in use", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.unlink", in_use)
+        write_whole(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_bytes() == b"new"
+    assert held.exists()
+    write_whole(tmp_path / "a.json", b"newer")
+    assert not held.exists()

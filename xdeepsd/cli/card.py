@@ -19,4 +19,5 @@ def card(
     with told(errors, (ValueError, OSError), ""):
         trained = open_models(model)
         models = trained if isinstance(trained, list) else [trained]
-        typer.echo("\n".join(one.card() for one in models), nl=False)
+        text = "\n".join(one.card() for one in models)
+        typer.echo(text.encode(), nl=False)  # UTF-8 in a file, whatever the system's code page

@@ -123,7 +123,9 @@ def _make_room(out: Path, console: Console) -> None:
     for path in old:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
-    mark.write_text("Made by xdeepsd demo, which replaces " + ", ".join(_MADE) + " here when it runs again.\n")
+    mark.write_text(
+        "Made by xdeepsd demo, which replaces " + ", ".join(_MADE) + " here when it runs again.\n", encoding="utf-8"
+    )
 
 
 def _evaluate(out: Path, year: int, means: tuple[xr.DataArray, ...], console: Console) -> pd.DataFrame:

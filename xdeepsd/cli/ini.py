@@ -88,7 +88,7 @@ def _read_ini(path: Path, notes: list[str]) -> list[tuple[str, dict[str, str]]]:
     """Sections in the order of the file, repaired so that configparser accepts them."""
     lines, names = [], []
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file ({error}). Needed: a config.ini.") from error
     for number, line in enumerate(text.splitlines(), start=1):

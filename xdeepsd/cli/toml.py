@@ -111,7 +111,7 @@ def load_config(path: str | Path) -> Config:
             "from-ini config.ini to make one from an old config.ini."
         )
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         hint = " An old config.ini? Type xdeepsd config from-ini " + str(path) if path.suffix == ".ini" else ""
         raise ValueError(f"{path} is not valid TOML: {error}.{hint}") from error

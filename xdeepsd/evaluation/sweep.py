@@ -288,7 +288,7 @@ def _check_same(folder: Path, levels: Sequence[xr.Dataset], configs: Sequence[Tr
             )
         write_whole(path, text.encode())
         return
-    now, then = json.loads(text), json.loads(path.read_text())
+    now, then = json.loads(text), json.loads(path.read_text(encoding="utf-8"))
     different = changed_fields(then, now, free=("precipitation", "stages"))
     if now["precipitation"] != then.get("precipitation", now["precipitation"]):
         different.append("the precipitation of the same days has changed")

@@ -144,7 +144,7 @@ def _without_esmf_logs() -> Iterator[None]:
         yield
     except Exception as error:
         for log in set(Path().glob("PET*.ESMF_LogFile")) - before:
-            error.add_note(f"{log.name} (removed) ends with:\n{log.read_text(errors='replace')[-2000:]}")
+            error.add_note(f"{log.name} (removed) ends with:\n{log.read_text('utf-8', 'replace')[-2000:]}")
         raise
     finally:
         for log in set(Path().glob("PET*.ESMF_LogFile")) - before:

@@ -54,8 +54,9 @@ def distribution(
 
     Parameters
     ----------
-    ds, model, static, variable, mask, device, precision, batch_size, conserve, units, day_ends, allow_partial,
-    bias_correct
+    ds, model, static, variable, mask, device, precision, batch_size
+        As in `xdeepsd.downscale`.
+    conserve, units, day_ends, allow_partial, bias_correct
         As in `xdeepsd.downscale`. ``conserve`` keeps the mean of the expectations, by the scale; chance and shape stay.
 
     Returns

@@ -30,6 +30,7 @@ from xdeepsd.levels.store import (
     done_days,
     find_store,
     fit_releases,
+    forget_empty_chunks,
     get_array,
     grow,
     held_releases,
@@ -258,6 +259,7 @@ def build_levels(
         root = find_store(path, "r+")
         if root is not None:
             check_store(root, path, wanted, described)
+            forget_empty_chunks(root, path, len(wanted))
         time = finest["time"] if root is None else _longer(root, path, finest["time"])
         missing = _missing(time, finest, empty, allow_missing)
         days = calendar_days(finest)

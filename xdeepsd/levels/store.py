@@ -73,6 +73,23 @@ def done_days(root: zarr.Group) -> np.ndarray:
         return np.asarray(array[:])
 
 
+def forget_empty_chunks(root: zarr.Group, path: PathLike, levels: int) -> None:
+    """Days whose chunk has a name but no bytes, as a power failure may leave it, are no longer done.
+
+    Nor does the climatology count: they may come back in a newer release.
+    """
+    done, empty = get_array(root, "done"), False
+    for k in range(levels):
+        days = get_array(root, f"level_{k}/precipitation").chunks[0]
+        for file in (Path(path) / f"level_{k}" / "precipitation" / "c").glob("*/*/*"):
+            if not file.stat().st_size:
+                logger.warning("%s is empty: its days are written again.", file)
+                empty, first = True, int(file.relative_to(path).parts[3]) * days
+                done[first : min(first + days, done.shape[0])] = False
+    if empty and root.attrs["climatology_years"] is not None:
+        root.attrs["climatology_days"] = 0
+
+
 def held_releases(root: zarr.Group) -> np.ndarray:
     """Releases of the days in the store, as `days.releases` returns them; 0 where not known."""
     found = np.zeros((get_array(root, "done").shape[0], 2), np.int32)

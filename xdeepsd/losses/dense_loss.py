@@ -30,16 +30,16 @@ class DenseLoss(nn.Module):
         Undoes the normalisation of ``target`` where ``forward`` gets no ``values``. None: the target is in the units
         of the weights. For a residual stage, whose target is a difference, ``values`` are required.
 
+    Raises
+    ------
+    ValueError
+        If ``dense_weight`` is not fitted.
+
     Notes
     -----
     The table of the density and its slopes are buffers (float64, so that weights equal ``dense_weight.weights``) that
     move with ``loss.to(device)``; for a device without float64, use ``loss.float().to(device)``. They are not part of
     ``state_dict``: save ``loss.dense_weight.to_dict()``.
-
-    Raises
-    ------
-    ValueError
-        If ``dense_weight`` is not fitted.
 
     Examples
     --------

@@ -74,7 +74,7 @@ def check_model_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists. Type save_model(model, path, overwrite=True) to replace it.")
     try:
         links = [name for name in (_JSON, _TENSORS) if (path / name).is_symlink()]
-        ours = not links and "tensors_sha256" in json.loads((path / _JSON).read_text())
+        ours = not links and "tensors_sha256" in json.loads((path / _JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours:
@@ -129,7 +129,8 @@ def load_model(path: str | os.PathLike[str], *, sha256: str | None = None) -> St
     in a folder named ``demo`` comes first: "demo" is then that folder, as ``Path("demo")`` and "./demo" always are. The
     log says which of the two is loaded.
 
-    An address, ``https://HOST/FOLDER`` or ``hf://OWNER/NAME@REVISION/FOLDER``, holds the two files of a model;
+    An address, ``https://HOST/FOLDER``, ``hf://OWNER/NAME@REVISION/FOLDER`` (Hugging Face) or
+    ``doi:10.5281/zenodo.NUMBER`` (a record on Zenodo, figshare or a Dataverse), holds the two files of a model;
     ``sha256`` is that of its ``model.json``, which pins the other file too. What was fetched stays in the user's cache
     (``pooch.os_cache("xdeepsd")``) and needs no connection again. Addresses need the extra ``hub``.
 
@@ -161,7 +162,7 @@ def load_model(path: str | os.PathLike[str], *, sha256: str | None = None) -> St
             )
     again = "Copy the model again, or save it again with xdeepsd.save_model(model, path)."
     try:
-        description = json.loads((path / _JSON).read_text())
+        description = json.loads((path / _JSON).read_text(encoding="utf-8"))
         found = int(description["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / _JSON} is truncated or not a model's description ({error}). {again}") from error

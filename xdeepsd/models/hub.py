@@ -8,11 +8,11 @@ from pathlib import Path
 
 from xdeepsd._extras import require
 
-SCHEMES = ("https://", "http://", "hf://")
+SCHEMES = ("https://", "http://", "hf://", "doi:")
 
 
 def base_url(address: str) -> str:
-    """Where the two files of a model are. ValueError for an address of Hugging Face that is none.
+    """Where the two files of a model are (of a DOI, pooch finds out). ValueError for no address of Hugging Face.
 
     >>> base_url("hf://owner/rain@v1/model")
     'https://huggingface.co/owner/rain/resolve/v1/model'
@@ -46,7 +46,7 @@ def fetch(address: str, sha256: str | None) -> Path:
     folder = Path(pooch.os_cache("xdeepsd")) / "models" / sha256
     description = _fetch_file(f"{url}/model.json", sha256, folder)
     try:
-        tensors = str(json.loads(description.read_text())["tensors_sha256"])
+        tensors = str(json.loads(description.read_text(encoding="utf-8"))["tensors_sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url}/model.json does not describe a model of xdeepsd ({error!r}).") from error
     _fetch_file(f"{url}/model.safetensors", tensors, folder)
@@ -62,7 +62,12 @@ def _fetch_file(url: str, sha256: str, folder: Path) -> Path:
         raise OSError(
             f"{url} was not fetched: {error}. Needed: a connection, for a model that is not yet whole in {folder}."
         ) from error
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
+        if "hash of downloaded file" not in str(error):  # what pooch says of a DOI
+            raise ValueError(
+                f"{url} was not found: {error}. Needed: the DOI of a record on Zenodo, figshare or a Dataverse that "
+                "holds model.json and model.safetensors."
+            ) from error
         raise ValueError(
             f"{url} is another file than expected: its SHA-256 is not {sha256}. It was not kept. Needed: the address "
             "and the sha256 of one and the same model."

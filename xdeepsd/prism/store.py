@@ -254,7 +254,8 @@ def write_day(path: Path, group: Any, day: pd.Timestamp, variable: str, values: 
     """Write the map, make sure it is on disk, then write its release as the mark. Each file is replaced as a whole."""
     index = (day - _first_day(group)).days
     group[variable][index] = values
-    with (path / variable / "c" / str(index) / "0" / "0").open("rb") as file:
+    chunk = path / variable / "c" / str(index) / "0" / "0"
+    with chunk.open("r+b") as file:  # Windows forces to disk only what may be written
         os.fsync(file.fileno())
     group[f"{variable}_release_date"][index] = (release[0] - _EPOCH).days
     group[f"{variable}_release"][index] = release[1]

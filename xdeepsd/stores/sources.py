@@ -121,5 +121,6 @@ def stamp(values: Any) -> str:
     search = _search(values)
     local = {str(Path(s.store.root) / s.path) for s in search.stores if isinstance(s.store, LocalStore)}
     remote = {str(s) for s in search.stores if not isinstance(s.store, LocalStore)}
-    files = sorted(local | {t for t in search.texts if os.sep in t and len(t) < _LONGEST and Path(t).is_file()})
+    paths = {t for t in search.texts if len(t) < _LONGEST and (os.sep in t or (os.altsep or os.sep) in t)}
+    files = sorted(local | {t for t in paths if Path(t).is_file()})
     return str(tokenize(files, sorted(remote), [Path(f).stat().st_mtime_ns for f in files if Path(f).exists()]))

@@ -58,7 +58,7 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
                 "Needed: Zarr's own. Type zarr.config.reset()."
             )
         # Absolute, because workers of a cluster may run in another folder.
-        return zarr.storage.LocalStore(Path(str(store).removeprefix("file://")).expanduser().resolve())
+        return zarr.storage.LocalStore(Path(_local(str(store))).expanduser().resolve())
     if not isinstance(store, Store):
         raise TypeError(f"store is a {type(store).__name__}; needed: a path, a URL or a zarr store.")
     if store.read_only:
@@ -82,6 +82,15 @@ def _forget_listings(store: Store) -> None:
     fs = getattr(store, "fs", None)
     if fs is not None:
         getattr(fs, "sync_fs", fs).invalidate_cache()
+
+
+def _local(path: str) -> str:
+    """The path in a ``file://`` URL; a drive of Windows has no slash before it.
+
+    >>> _local("file:///data/a.zarr"), _local("file:///C:/data/a.zarr"), _local("a.zarr")
+    ('/data/a.zarr', 'C:/data/a.zarr', 'a.zarr')
+    """
+    return re.sub(r"^/(?=[A-Za-z]:[/\\])", "", path.removeprefix("file://")) if path.startswith("file://") else path
 
 
 def name_of(target: Store) -> str:
@@ -208,7 +217,7 @@ def _node_type(folder: Path) -> str | None:
         if (folder / name).exists():
             return kind
     try:
-        return str(json.loads((folder / "zarr.json").read_text())["node_type"])
+        return str(json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["node_type"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

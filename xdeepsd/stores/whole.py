@@ -7,7 +7,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PARTIAL = r"\.[0-9a-f]{32}\.partial"
@@ -35,7 +35,13 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         for left in path.parent.iterdir() if path.parent.is_dir() else ():
             if partial_of(left.name) == path.name:
-                left.unlink(missing_ok=True)
+                discard(left)
+
+
+def discard(file: Path) -> None:
+    """Remove a leftover; one that another process holds open stays where the system does not let go of it (Windows)."""
+    with suppress(PermissionError):
+        file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -99,4 +105,4 @@ def clear_zarr_partials(group: Path, arrays: Iterable[str]) -> None:
     """Remove what killed writes left in the folder of a Zarr group and in these of its arrays, and nothing else."""
     for file in (*group.glob("*.partial"), *(file for name in arrays for file in (group / name).rglob("*.partial"))):
         if is_zarr_partial(file.name):
-            file.unlink(missing_ok=True)
+            discard(file)

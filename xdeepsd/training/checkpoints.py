@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from xdeepsd.stores.whole import partial_of, write_whole
+from xdeepsd.stores.whole import discard, partial_of, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         if _NAME.fullmatch(partial_of(file.name) or ""):  # left by a process killed while writing
-            file.unlink(missing_ok=True)
+            discard(file)
     path = folder / f"step-{step:09d}.pt"
     content = io.BytesIO()
     torch.save({"format": FORMAT, "step": step} | state, content)
