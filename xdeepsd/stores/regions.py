@@ -113,7 +113,8 @@ def graph_of(
             name=f"write-{name}-{uuid.uuid4().hex}",  # always new: a cluster must not reuse an old result
             meta=np.empty((0,) * variable.ndim, object),
         )
-        keys += [(written.name, *index) for index, _ in todo[name]]
+        key = written.name  # looked up once: it takes as long as there are chunks
+        keys += [(key, *index) for index, _ in todo[name]]
         layers.append(written.__dask_graph__())
     return _optimized(HighLevelGraph.merge(*layers), keys) if keys else {}, keys
 
