@@ -2090,6 +2090,8 @@ CASES["cli"] = [
                  "patch.undo(); xdeepsd.to_zarr(lazy(), path)"), machine=without_filesystems),
     case("is a GRIB file, which needs cfgrib", lambda path: open_file(path), grib_file,
          meaning("pip install 'xdeepsd[grib]'", "patch.undo()"), machine=grib_is_netcdf),
+    case("Needed: days, rows and columns", command, lambda tmp: {"line": f"{downscaled(tmp)} --chunks 30,100"},
+         meaning("--chunks 30,100,100", "line += ',100'")),
     case("Needed: whole numbers. Type --factors 2,2,2", command, lambda tmp: {"line": prepare(tmp, "two")},
          meaning("--factors 2,2,2", "line += ' --factors 2,2,2'")),
     case("Run the same command again to fetch what is missing", fetch_command, lambda tmp: {"tmp": tmp, "broken": True},

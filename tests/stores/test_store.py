@@ -1194,11 +1194,12 @@ def test_the_howto_runs(tmp_path, monkeypatch):
     coarse.to_dataset().to_zarr("coarse.zarr")
     text = (Path(__file__).parents[2] / "docs/howto/zarr.md").read_text()
     blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     exec("\n".join(blocks), {})
     fine = opened("fine.zarr").load()
     np.testing.assert_allclose(opened("packed.zarr")["pr"], fine["pr"], atol=0.011)
-    xr.testing.assert_equal(opened("by_workers.zarr").load(), fine)
+    for name in ("by_workers.zarr", "sharded.zarr"):
+        xr.testing.assert_equal(opened(name).load(), fine)
 
 
 def test_a_damaged_input_of_a_command_is_named(tmp_path):

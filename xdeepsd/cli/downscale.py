@@ -103,6 +103,13 @@ def downscale(
         float | None,
         typer.Option(help="Pack as uint16 in steps of this, in the units of the data: 0.02 holds 0 to 1310 mm."),
     ] = None,
+    chunks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAYS,ROWS,COLUMNS",
+            help="Zarr chunks of OUTPUT, such as 30,100,100; those of --chunk-days share a file (shard). Default: one.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Resume an output that the same command began.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     same_input: Annotated[
@@ -158,8 +165,10 @@ def downscale(
         )  # fmt: skip
         time = find_time(fine[name])
         days = 1 if time is None else fine.sizes[time]
-        packing = {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
-        packed = [name, f"{name}_std"] if statistics else [name]
+        stored = {} if chunks is None else {"chunks": _chunks(chunks, fine[name].ndim), "shards": True}
+        if scale_factor is not None:
+            stored |= {"dtype": "uint16", "scale_factor": scale_factor, "_FillValue": 65535}
+        written = [name, f"{name}_std"] if statistics else [name]
 
         def before() -> None:
             if audit:
@@ -168,7 +177,7 @@ def downscale(
         with computing(), _bar(console, days, before) as progress, _naming(source[0]):
             xdeepsd.to_zarr(
                 fine, out, group=out_group, resume=resume, overwrite=overwrite, same_input=same_input,
-                encoding=None if scale_factor is None else dict.fromkeys(packed, packing), progress=progress,
+                encoding=dict.fromkeys(written, stored) if stored else None, progress=progress,
             )  # fmt: skip
         count = (
             f"{days} days"
@@ -187,6 +196,14 @@ def _arguments(source: list[str], model: str, out: str, check: bool) -> tuple[li
     if not source:
         raise typer.BadParameter("INPUT, MODEL or OUTPUT is missing. Only with --check OUTPUT may be left out.")
     return source, model, out
+
+
+def _chunks(text: str, ndim: int) -> tuple[int, ...]:
+    """Chunks of days, rows and columns; of one member where there are several."""
+    sizes = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(sizes) != 3 or min(sizes) < 1 or text.count(",") != 2:
+        raise ValueError(f"--chunks is {text!r}. Needed: days, rows and columns. Type --chunks 30,100,100.")
+    return (*(1,) * (ndim - 3), *sizes)
 
 
 def _show(found: Audit, console: Any) -> None:

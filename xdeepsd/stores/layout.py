@@ -92,6 +92,9 @@ def encodings_of(
             continue
         if merged.get("chunks") is None:
             merged["chunks"] = _dask_chunks(name, variable)
+        if merged.get("shards") is True:
+            pairs = zip(_dask_chunks(name, variable), merged["chunks"], strict=True)
+            merged["shards"] = tuple(math.ceil(size / chunk) * chunk for size, chunk in pairs)
         _check_packing(name, variable, merged)
     return encodings
 

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 import zarr
 import zarr.storage
+from dask.blockwise import optimize_blockwise
 from dask.callbacks import Callback
 from dask.highlevelgraph import HighLevelGraph
 from dask.layers import ArraySliceDep
@@ -97,7 +98,7 @@ def graph_of(
     todo: Mapping[str, Sequence[Region]],
     encodings: Mapping[str, Mapping[str, Any]],
     fork: bool,
-) -> tuple[dict[Any, Any], list[Any]]:
+) -> tuple[Mapping[Any, Any], list[Any]]:
     """The tasks of the unfinished regions, culled and fused by Dask, and their keys."""
     layers, keys = [], []
     for name, variable in lazy.items():
@@ -112,9 +113,22 @@ def graph_of(
             name=f"write-{name}-{uuid.uuid4().hex}",  # always new: a cluster must not reuse an old result
             meta=np.empty((0,) * variable.ndim, object),
         )
-        keys += [(written.name, *index) for index, _ in todo[name]]
+        key = written.name  # looked up once: it takes as long as there are chunks
+        keys += [(key, *index) for index, _ in todo[name]]
         layers.append(written.__dask_graph__())
-    return dask.array.optimize(HighLevelGraph.merge(*layers), keys) if keys else {}, keys
+    return _optimized(HighLevelGraph.merge(*layers), keys) if keys else {}, keys
+
+
+def _optimized(graph: HighLevelGraph, keys: list[Any]) -> Mapping[Any, Any]:
+    """The graph of these keys, with one task for each where Dask can fuse that far.
+
+    Where fusing whole layers is enough (reading, downscaling and writing), they stay layers: a formula for all tasks,
+    which only the scheduler writes out, hardly larger for a thousand years than for one.
+    """
+    lean = optimize_blockwise(graph, keys=keys).cull(set(keys))
+    if len(lean) <= len(keys) + len(lean.layers):
+        return lean
+    return dask.array.optimize(graph, keys)
 
 
 def client_in_force() -> Any:
@@ -123,7 +137,7 @@ def client_in_force() -> Any:
     return client if hasattr(client, "scheduler_info") else None
 
 
-def compute(graph: dict[Any, Any], keys: list[Any], client: Any, advance: Callable[[Any], None]) -> None:
+def compute(graph: Mapping[Any, Any], keys: list[Any], client: Any, advance: Callable[[Any], None]) -> None:
     """Compute the graph; call ``advance`` with the result of each region as soon as it is written."""
     if not keys:
         return

@@ -86,7 +86,8 @@ def to_zarr(
         For an input that was moved, or after a change of the Dask or xarray version.
     encoding
         As in `xarray.Dataset.to_zarr`, for each variable: ``chunks``, ``shards``, ``compressors``, and packing by
-        ``dtype``, ``scale_factor``, ``add_offset``, ``_FillValue``. Default chunks: the Dask chunks.
+        ``dtype``, ``scale_factor``, ``add_offset``, ``_FillValue``. Default chunks: the Dask chunks. ``shards=True``
+        makes a shard of each Dask chunk: one file, written by one task, in which readers find the smaller ``chunks``.
     zarr_format
         2 or 3.
     storage_options
