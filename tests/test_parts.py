@@ -128,8 +128,9 @@ def run(code, blocked):
 
 
 def without(*kept):
-    """Packages to block: those of all extras except these, unless the core needs them."""
-    return set().union(*(EXTRAS[name] for name in EXTRAS)) - set().union(CORE, *(EXTRAS[name] for name in kept))
+    """Packages to block: those of all extras except these, unless the core needs them, or distributed (psutil)."""
+    needed = set().union(CORE, *(EXTRAS[name] for name in kept))
+    return set().union(*EXTRAS.values()) - needed - ({"psutil"} if "distributed" in needed else set())
 
 
 def test_extras_are_those_of_the_project():
