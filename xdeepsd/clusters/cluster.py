@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,8 @@ from xdeepsd.clusters.manifests import Pods, bounds, check_image
 
 if TYPE_CHECKING:
     from distributed import Client
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("local", "gateway", "kubernetes")
 
@@ -143,4 +146,5 @@ def cluster(
     else:
         raise ValueError(f"kind is {kind!r}. Needed: one of {', '.join(map(repr, KINDS))}.")
     with started as client:
+        logger.info("A Dask cluster runs. Its dashboard: %s", client.dashboard_link)
         yield client

@@ -75,7 +75,11 @@ def _deleted_after(place: _Place) -> Iterator[None]:
         yield
     finally:
         try:
+            # The operator must have seen it: its worker group has no owner at first, and would be left behind.
+            with contextlib.suppress(OSError):
+                _wait_for_operator(place, time.monotonic() + 10)
             _request("DELETE", place, "daskclusters", place.name)
+            _request("DELETE", place, "daskworkergroups", f"{place.name}-default")
             until = time.monotonic() + 60
             while _request("GET", place, "daskclusters", place.name) is not None and time.monotonic() < until:
                 time.sleep(0.5)
@@ -200,7 +204,7 @@ def _watched(place: _Place, client: Any, timeout: float) -> Iterator[None]:
     stop, stuck = threading.Event(), []
 
     def watch() -> None:
-        since = None
+        since, said = None, ""
         while not stop.wait(5):
             try:
                 found = _pods(place, "worker")
@@ -210,14 +214,14 @@ def _watched(place: _Place, client: Any, timeout: float) -> Iterator[None]:
                 since = None
                 continue
             reason = pods.trouble(found[0]) or pods.waiting(found[0])
-            if since is None:
-                since = time.monotonic()
-            elif time.monotonic() - since > timeout:
+            since = since or time.monotonic()
+            if reason != said:
+                logger.info("No worker of %s runs yet: %s.", place.name, reason)
+                said = reason
+            if time.monotonic() - since > timeout:
                 stuck.append(f"No worker of {place.name} starts: {reason}.{_last_lines(place, found[0])}")
                 client.close()
                 return
-            else:
-                logger.log(logging.WARNING if pods.trouble(found[0]) else logging.INFO, "No worker yet: %s", reason)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

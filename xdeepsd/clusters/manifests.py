@@ -22,7 +22,7 @@ VERSION = f"{GROUP}/v1"
 CLUSTER_LABEL, COMPONENT_LABEL = "dask.org/cluster-name", "dask.org/component"
 GPU = "nvidia.com/gpu"
 
-# Taints of pools for workers: of Pangeo's hubs (both spellings), of spot nodes on GKE and AKS.
+# Taints of pools for workers: of Pangeo's hubs (both spellings), of spot nodes of Google and Azure.
 TOLERATIONS = [
     {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
     for key, value in (
@@ -34,7 +34,7 @@ TOLERATIONS = [
 ]
 GPU_TOLERATION = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
 _PURPOSE = "k8s.dask.org/node-purpose"
-# Nodes that may vanish; the scheduler, whose loss ends the run, keeps off them. NotIn holds where a label is absent.
+# Nodes that may vanish; the scheduler, whose loss ends the run, keeps off them. The rule holds where a label is absent.
 _PREEMPTIBLE = {
     _PURPOSE: "worker",
     "cloud.google.com/gke-spot": "true",
