@@ -64,6 +64,7 @@ assert xdeepsd.fit_correction(rain, rain, nquantiles=5).apply(rain).equals(rain)
     "cli": "import sys; sys.argv = ['xdeepsd', '--help']; from xdeepsd.cli import app; app(standalone_mode=False)",
     "evaluate": """
 import xarray as xr, xdeepsd
+xr.set_options(keep_attrs=True)  # the default of newer versions
 rain = xr.DataArray([[[0.0, 3.0]], [[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 9.0]]], dims=("time", "lat", "lon"), name="pr",
                     coords={"time": xr.date_range("2001-01-01", periods=4), "lat": [50.0], "lon": [5.0, 6.0]},
                     attrs={"units": "mm day-1"})

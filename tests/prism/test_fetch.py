@@ -88,6 +88,13 @@ def chunk_of(out, day, variable="ppt"):
 # ---------------------------------------------------------------------------------------------------- a good service
 
 
+def test_a_map_without_bytes_is_fetched_again(server, out):
+    get(server, out)
+    chunk_of(out, DAYS[3]).write_bytes(b"")
+    assert get(server, out).fetched == [DAYS[3]]
+    check(out, server, DAYS)
+
+
 def test_a_period_and_again(server, out):
     report = get(server, out)
     assert report.fetched == list(DAYS)

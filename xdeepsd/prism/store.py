@@ -117,7 +117,7 @@ def _first_day(store: Any) -> pd.Timestamp:
 
 
 def marks(store: Any, variable: str) -> dict[pd.Timestamp, Release]:
-    """The days that the store holds, and their releases."""
+    """The days that the store holds, and their releases; not those whose map has a name but no bytes."""
     if store is None or f"{variable}_release" not in store:
         return {}
     with reading(f"{store.store.root} is damaged: the releases of {variable} cannot be read"):
@@ -126,7 +126,12 @@ def marks(store: Any, variable: str) -> dict[pd.Timestamp, Release]:
         return {
             first + pd.Timedelta(days=int(i)): (_EPOCH + pd.Timedelta(days=int(dates[i])), int(numbers[i]))
             for i in np.flatnonzero(numbers > 0)
+            if not _is_empty(Path(store.store.root) / variable / "c" / str(i) / "0" / "0")
         }
+
+
+def _is_empty(chunk: Path) -> bool:
+    return chunk.exists() and not chunk.stat().st_size
 
 
 def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestamp] = ()) -> None:
