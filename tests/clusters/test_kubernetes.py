@@ -241,6 +241,7 @@ def test_workers_that_cannot_run_later_end_it_too(cluster):
 def test_no_operator(cluster, kubectl):
     where = ("-n", "dask-operator", "scale", "deployment", "dask-kubernetes-operator")
     kubectl(*where, "--replicas=0")
+    until_true(lambda: where[-1] not in kubectl("-n", where[1], "get", "pods", "-o", "name"))
     try:
         with (
             pytest.raises(TimeoutError, match=r"Dask operator did nothing with the cluster \S+: it is not"),

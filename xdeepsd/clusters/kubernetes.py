@@ -79,10 +79,12 @@ def _deleted_after(place: _Place) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 _wait_for_operator(place, time.monotonic() + 10)
             _request("DELETE", place, "daskclusters", place.name)
-            _request("DELETE", place, "daskworkergroups", f"{place.name}-default")
             until = time.monotonic() + 60
-            while _request("GET", place, "daskclusters", place.name) is not None and time.monotonic() < until:
+            while _request("GET", place, "daskclusters", place.name) is not None:
+                if time.monotonic() > until:
+                    raise TimeoutError("It is marked for deletion, but the operator does not let it go.")
                 time.sleep(0.5)
+            _request("DELETE", place, "daskworkergroups", f"{place.name}-default")
         except OSError as error:
             logger.error(
                 "The cluster may be left behind until it has been idle for some time. Type kubectl delete daskcluster "
