@@ -19,9 +19,14 @@ PACKAGES = {
 
 def require(extra: str, what: str) -> None:
     """Raise ImportError, with the command to type, if a package of the ``extra`` that ``what`` needs is missing."""
-    missing = [name for name in PACKAGES[extra] if not _there(name)]
+    missing = lacking(extra)
     if missing:
         raise ImportError(f"{what} needs {', '.join(missing)}. Type pip install 'xdeepsd[{extra}]'.", name=missing[0])
+
+
+def lacking(extra: str) -> list[str]:
+    """Packages of the ``extra`` that are not installed."""
+    return [name for name in PACKAGES[extra] if not _there(name)]
 
 
 def _there(name: str) -> bool:

@@ -1,5 +1,7 @@
 """Errors and indices by region, and the tail-weighted CRPS: against each region alone, and against `scores`."""
 
+from contextlib import nullcontext
+
 import dask
 import numpy as np
 import pandas as pd
@@ -122,3 +124,33 @@ def test_the_tail_of_what_has_no_members_is_its_error_there():
     assert found.sel(event="10 mm").values.tolist() == [0, 11]
     by_cell = xdeepsd.evaluate(members, truth, beside={"one": one}, thresholds=(10.0,), by="cell")["tail_crps"]
     assert by_cell.sel(name="one").values.ravel().tolist() == [2, 20]
+
+
+@pytest.mark.parametrize("chunks", [None, {"time": 13, "lat": 4}])
+@pytest.mark.parametrize("members", [None, 3])
+def test_a_level_is_the_coarsened_fields(chunks, members, no_compute):
+    predicted, observed, other = rain(1, members=members), rain(2), rain(3)
+    other[4, 3, 5] = np.nan  # a cell that does not count for any of them
+    lazy = [da.chunk(chunks) if chunks else da for da in (predicted, observed, other)]
+    with no_compute() if chunks else nullcontext():
+        found = xdeepsd.evaluate(*lazy[:2], beside={"other": lazy[2]}, by="level", factors=(1, 2))
+    found = found.compute()
+    assert found["level"].values.tolist() == [0, 1, 2]
+    assert found["rmse"].attrs["units"] == "mm day-1"
+    alone = xdeepsd.evaluate(predicted, observed, beside={"other": other})
+    xr.testing.assert_allclose(found.isel(level=2, drop=True), alone)
+    known = other.notnull()
+    means = [xdeepsd.coarsen(da.where(known), 2) for da in (predicted, observed, other)]
+    half = xdeepsd.evaluate(*means[:2], beside={"other": means[2]})
+    for level in (0, 1):
+        xr.testing.assert_allclose(found.isel(level=level, drop=True), half)
+    assert float(found["rmse"][0, 0]) < float(found["rmse"][2, 0])
+
+
+def test_what_levels_need():
+    with pytest.raises(ValueError, match=r"by is 'level', and factors are None.*by='level', factors=\(2, 2\)"):
+        xdeepsd.evaluate(rain(1), rain(2), by="level")
+    with pytest.raises(ValueError, match="factors are"):
+        xdeepsd.evaluate(rain(1), rain(2), factors=(2,))
+    with pytest.raises(ValueError, match="multiple"):
+        xdeepsd.evaluate(rain(1), rain(2), by="level", factors=(4,))

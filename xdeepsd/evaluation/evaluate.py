@@ -13,12 +13,13 @@ import xarray as xr
 from xdeepsd.evaluation.fields import alike, mean_of_members, regions_of
 from xdeepsd.evaluation.measures import GROUPS, grouped, of_cells, of_days, of_groups, of_members, of_one
 from xdeepsd.evaluation.sums import day_sums, region_sums
+from xdeepsd.grids.regrid import coarsen
 from xdeepsd.levels.days import name_days
 from xdeepsd.levels.splits import within
 from xdeepsd.models.conserve import cell_weights
 from xdeepsd.models.stack import StackedSRCNN
 
-By = Literal["season", "month", "region", "cell"]
+By = Literal["season", "month", "region", "cell", "level"]
 _LONG_NAMES = {
     "bias": "mean error", "rmse": "root mean squared error", "mae": "mean absolute error",
     "correlation": "correlation", "skill": "overlap of the distributions",
@@ -46,6 +47,7 @@ def evaluate(
     beside: Mapping[str, xr.Dataset | xr.DataArray] | None = None,
     by: By | None = None,
     regions: xr.DataArray | None = None,
+    factors: Sequence[int] | None = None,
     thresholds: Sequence[float] = (0.1, 10.0, 50.0),
     wet: float = 1.0,
     model: StackedSRCNN | None = None,
@@ -69,11 +71,14 @@ def evaluate(
     by
         None: over all days and cells; "season" or "month": over the days of each, and all cells; "region": over all
         days, and the cells of each of the ``regions``; "cell": over the days, for each cell, without what needs whole
-        distributions.
+        distributions; "level": over all, at each resolution of a ladder with these ``factors``.
     regions
         With ``by="region"``: a map ``(lat, lon)`` on the grid of the truth, of labels (numbers or text; NaN or an empty
         text: in no region), such as `regionmask` makes of polygons; or a mask, whose regions are "inside" and
         "outside". It is computed.
+    factors
+        With ``by="level"``: as of `xdeepsd.make_levels`, the coarsest first. All fields are coarsened to the levels,
+        without the cells that do not count; level 0 is the coarsest, the last one the fields as they are.
     thresholds
         mm day-1; an event is that amount or more. Taken are the edges of the bins nearest below (0.1 mm and whole
         millimetres up to 25, 30, 40, 50 and 100 are edges, others are up to 1.6 % away; by cell they are exact).
@@ -113,7 +118,7 @@ def evaluate(
     ValueError
         Other grids or days; no time, latitude or longitude; units that are none of precipitation; dims besides
         ``member``; an unknown ``by``; regions on another grid, without any label, or missing, or given for another
-        ``by``.
+        ``by``; the same for factors, which must divide the grid.
     TypeError
         ``regions`` is no DataArray.
 
@@ -124,8 +129,13 @@ def evaluate(
     >>> found["bias"].item(), found["pod"].values[0].tolist()
     (1.0, [1.0, 1.0, nan, 1.0])
     """
-    if by not in (None, *GROUPS, "region", "cell"):
-        raise ValueError(f"by is {by!r}; needed: None, 'season', 'month', 'region' or 'cell'.")
+    if by not in (None, *GROUPS, "region", "cell", "level"):
+        raise ValueError(f"by is {by!r}; needed: None, 'season', 'month', 'region', 'cell' or 'level'.")
+    if (by == "level") != (factors is not None):
+        raise ValueError(
+            f"by is {by!r}, and factors are {factors}. Needed: both by='level' and the factors, or neither. Type "
+            "by='level', factors=(2, 2)."
+        )
     if by == "region" and regions is None:
         raise ValueError(
             "by is 'region', and regions is not given. Needed: a map of labels, or a mask, on the grid of the truth. "
@@ -135,6 +145,10 @@ def evaluate(
         raise ValueError(f"by is {by!r}, and regions are given. Needed: both or neither. Type by='region'.")
     observed, fields = alike(truth, {"prediction": prediction, **(beside or {})})
     _warn_of_training(observed, model, training_days)
+    if factors is not None:
+        ladder = _at_levels(fields | {"": observed}, factors)
+        found = [evaluate(at.pop("prediction"), at.pop(""), beside=at, thresholds=thresholds, wet=wet) for at in ladder]
+        return xr.concat(found, xr.DataArray(np.arange(len(found)), dims="level", name="level"))
     means = {name: mean_of_members(da) for name, da in fields.items()}
     area = xr.DataArray(cell_weights(observed["lat"].values, observed.sizes["lon"]), dims=("lat", "lon"))
     members = {name: da for name, da in fields.items() if "member" in da.dims}
@@ -171,6 +185,15 @@ def evaluate(
     for shared in {"count", "daily_weight", "amount"} & set(whole):
         whole[shared] = whole[shared].isel(name=0)
     return _labelled(whole)
+
+
+def _at_levels(fields: Mapping[str, xr.DataArray], factors: Sequence[int]) -> list[dict[str, xr.DataArray]]:
+    """The fields at each level, the coarsest first; all of them miss the same cells."""
+    ladder = [{name: da.rename("precipitation").assign_attrs(units="mm day-1") for name, da in fields.items()}]
+    for factor in reversed(factors):
+        whole = {name: da if da.chunks is None else da.chunk(lat=-1, lon=-1) for name, da in ladder[0].items()}
+        ladder.insert(0, {name: coarsen(da, factor) for name, da in whole.items()})
+    return ladder
 
 
 def _of_days(field: xr.DataArray, by: str | None) -> xr.DataArray:

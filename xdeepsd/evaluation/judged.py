@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from xdeepsd._extras import lacking
 from xdeepsd.evaluation import plot
 from xdeepsd.evaluation.baselines import baselines
 from xdeepsd.evaluation.errors import bin_errors
@@ -96,7 +97,7 @@ def measured(levels: Sequence[xr.Dataset], models: Sequence[StackedSRCNN], judge
     prediction = _downscaled(coarse, models)
     predicted = on_grid(prepared(prediction, _OURS), truth, _OURS)
     low = prepared(coarse["precipitation"], "coarse")
-    beside = baselines(low, truth, *_means(levels, judged.split), mask=mask)
+    beside = baselines(low, truth, *_means(levels, judged.split), mask=mask, past=_past(levels, judged.split))
     if predicted.nbytes <= _KEPT:
         predicted = predicted.persist()
     area = xr.DataArray(cell_weights(truth["lat"].values, truth.sizes["lon"]), dims=("lat", "lon"))
@@ -191,6 +192,18 @@ def _means(levels: Sequence[xr.Dataset], split: Split) -> tuple[xr.DataArray, xr
     else:
         means = [prepared(level["precipitation"].isel(time=split.train), "training").mean("time") for level in ends]
     fine, coarse = dask.compute(*means)
+    return fine, coarse
+
+
+def _past(levels: Sequence[xr.Dataset], split: Split) -> tuple[xr.DataArray, xr.DataArray] | None:
+    """The training days, fine and coarse, for BCSD; None where it is the climatology ratio, or xsdba is missing.
+
+    It is where the coarse field is the mean of the fine one, which has no bias that could be corrected.
+    """
+    if product_of(levels[0]) is None or lacking("bias"):
+        return None
+    fine, coarse = (prepared(level["precipitation"].isel(time=split.train), "training") for level in
+                    (levels[-1], levels[0]))  # fmt: skip
     return fine, coarse
 
 
