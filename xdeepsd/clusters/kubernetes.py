@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from xdeepsd._extras import require
 from xdeepsd.clusters import manifests, pods
 from xdeepsd.clusters.manifests import CLUSTER_LABEL, COMPONENT_LABEL, GROUP, Pods
-from xdeepsd.clusters.versions import check_versions
+from xdeepsd.clusters.versions import check_scheduler, check_versions
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def on_kubernetes(
         owner = _create(place, manifests.dask_cluster(place.name, wanted, low, idle_timeout))
         _wait_for_operator(place, min(deadline, time.monotonic() + OPERATOR_SECONDS))
         _check_port_forward(place, _wait_for_scheduler(place, deadline))
-        with _connected(place, deadline) as cluster, Client(cluster, timeout=_left(deadline)) as client:
-            check_versions(client, wanted.image)
+        with _connected(place, deadline, wanted.image) as cluster, Client(cluster, timeout=_left(deadline)) as client:
             if gpus:
                 _create(place, manifests.gpu_workers(place.name, wanted, gpus), owner)
             if high > low:
@@ -169,8 +168,8 @@ class _Patience:
 
 
 @contextlib.contextmanager
-def _connected(place: _Place, deadline: float) -> Iterator[Any]:
-    """The KubeCluster of what runs."""
+def _connected(place: _Place, deadline: float, image: str) -> Iterator[Any]:
+    """The KubeCluster of what runs, with the packages that are installed here."""
     from dask_kubernetes.operator import KubeCluster
 
     connecting: Future[Any] = Future()
@@ -194,6 +193,7 @@ def _connected(place: _Place, deadline: float) -> Iterator[Any]:
             "process connect to it."
         ) from None
     with cluster:
+        check_scheduler(cluster, image)
         yield cluster
 
 

@@ -12,7 +12,19 @@ SHOWN = ("numpy", "torch", "xarray", "zarr")
 
 def check_versions(client: Any, image: str | None = None) -> None:
     """Raise ImportError, with a table, if a package is missing or another one at the scheduler or a worker."""
-    found = client.get_versions(check=False, packages=["xdeepsd", *SHOWN])
+    _compare(client.get_versions(check=False, packages=["xdeepsd", *SHOWN]), image)
+
+
+def check_scheduler(cluster: Any, image: str | None = None) -> None:
+    """The same for the scheduler of a KubeCluster alone, to which a client of another version might not connect."""
+    from distributed.versions import get_versions
+
+    packages = ["xdeepsd", *SHOWN]
+    there = cluster.sync(cluster.scheduler_comm.versions, packages=packages)
+    _compare({"client": get_versions(packages=packages), "scheduler": there, "workers": {}}, image)
+
+
+def _compare(found: Mapping[str, Any], image: str | None) -> None:
     sides = {"client": found["client"], "scheduler": found["scheduler"], **_different(found["workers"])}
     packages = {side: _short(about["packages"]) for side, about in sides.items() if about}
     mine = packages["client"]
