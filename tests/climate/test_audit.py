@@ -99,7 +99,7 @@ def test_what_training_saw(tmp_path):
     assert stack.training["largest"] == pytest.approx(largest, rel=1e-6)
     found = xdeepsd.audit(coarse.isel(time=days), stack)
     assert (found.largest_trained, found.above_trained) == (pytest.approx(largest), 0)
-    found = xdeepsd.audit(coarse * 1.5, stack)
+    found = xdeepsd.audit((coarse * 1.5).assign_attrs(coarse.attrs), stack)
     assert found.above_trained == int((coarse * 1.5 > largest).sum())
     assert f"{found.above_trained} values are larger than any of the training days" in str(found)
     heights = stack.static["elevation"]

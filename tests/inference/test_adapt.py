@@ -401,7 +401,7 @@ def test_extra_dims_and_time_in_the_middle(model):
 def test_a_store_of_regridded_days_is_resumed(model, tmp_path, caplog):
     """Names of tasks are the same in the next process, so what is written is not written again."""
     ds = hours(make_coarse().to_dataset()).chunk(time=5)
-    ds = ds.assign_coords(lat=ds["lat"] + 0.3)
+    ds = ds.assign_coords(lat=(ds["lat"] + 0.3).assign_attrs(ds["lat"].attrs))
     names = {xdeepsd.downscale(ds, model, allow_partial=True)["pr"].data.name for _ in range(2)}
     assert len(names) == 1
     caplog.set_level(logging.INFO)

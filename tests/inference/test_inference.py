@@ -191,7 +191,9 @@ def test_a_model_keeps_its_orientation(case):
 def test_names_order_and_longitudes_come_back(case):
     model, coarse, elevation = case
     expected = coarse.deepsd.downscale(model, elevation)
-    users = coarse.assign_coords(lon=coarse.lon % 360).rename(lat="latitude", lon="x", time="day")
+    users = coarse.assign_coords(lon=(coarse.lon % 360).assign_attrs(coarse.lon.attrs)).rename(
+        lat="latitude", lon="x", time="day"
+    )
     users = users.transpose("x", "day", "latitude").assign_coords(member=3)
     users["latitude"].attrs["bounds"] = "lat_bnds"
     result = users.deepsd.downscale(model, elevation)

@@ -29,7 +29,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.filename not in (str(temporary), None):  # a disk that fills up while writing names none
+        # That of a disk that fills up while writing names no file.
+        if error.errno is None or error.filename not in (str(temporary), None):
             raise
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
