@@ -913,7 +913,7 @@ CASES["evaluate"] = [
          lambda tmp: {"prediction": COARSE, "truth": COARSE, "regions": COARSE[0] > 1}, "by='region'"),
     case("and the factors, or neither", xdeepsd.evaluate,
          lambda tmp: {"prediction": COARSE, "truth": COARSE, "by": "level"},
-         meaning("by='level', factors=(2, 2)", "factors = (2, 2)")),
+         meaning("by='level', factors=(2, 2)", "factors = (1,)")),
     case("Give days with rain", bin_edges, lambda tmp: {"observed": COARSE * 0},
          meaning("Give days with rain", "observed = COARSE")),
 ]  # fmt: skip
