@@ -150,8 +150,19 @@ def test_bcsd_stands_beside_a_model_of_another_product(page):
     climate = xdeepsd.make_climate(years=1, shape=(24, 32))
     product = xdeepsd.coarsen(climate["precipitation"].fillna(0), 2) * 0.5
     levels = xdeepsd.make_levels(climate["precipitation"], climate[["elevation"]], (2,), coarse=product)
-    config = TrainConfig(channels=(4, 2), kernels=(3, 1, 3), static=("elevation",), patch=10, stride=6, batch=8,
-                         steps=2, validate_every=2, workers=1, validation=("2001-10",), test=("2001-11/2001-12",))  # fmt: skip
+    config = TrainConfig(
+        channels=(4, 2),
+        kernels=(3, 1, 3),
+        static=("elevation",),
+        patch=10,
+        stride=6,
+        batch=8,
+        steps=2,
+        validate_every=2,
+        workers=1,
+        validation=("2001-10",),
+        test=("2001-11/2001-12",),
+    )
     text = make_report(levels, [xdeepsd.train_stack(levels, config, progress=False)], [config])
     rows = {row[0].split("strongest")[0].strip(): row[1:] for row in Outline(text).tables[0][1:]}
     rmse = {name: float(row[0].split()[0]) for name, row in rows.items() if row and row[0].strip()}
