@@ -103,7 +103,7 @@ def read_options(path: Path | None) -> dict[str, Any]:
     from xdeepsd.clusters.cluster import cluster
 
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
     known = set(inspect.signature(cluster).parameters) - {"kind", "image", "workers", "gpu"}

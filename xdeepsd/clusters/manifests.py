@@ -281,7 +281,7 @@ def operator(image: str | None = None, namespace: str = "dask-operator") -> list
     }  # fmt: skip
     inside = {"name": name, "namespace": namespace}
     return [
-        *(yaml.load(path.read_text(), loader) for path in paths),
+        *(yaml.load(path.read_text(encoding="utf-8"), loader) for path in paths),
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": inside},
         {
