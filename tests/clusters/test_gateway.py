@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,12 @@ def gateway(tmp_path_factory):
 
 
 def answers(port):
-    with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", port)) == 0
+    """Whether the server answers behind its proxy, which listens first and says "not found" until then."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=10) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
 
 def test_downscaling_on_a_gateway(gateway, tmp_path, monkeypatch):
