@@ -30,7 +30,7 @@ demo: install  ## the whole path on a small generated climate
 	$(BIN)/xdeepsd demo --out demo
 
 test: install  ## all tests and doctests
-	ci/with_kubernetes.sh $(BIN)/python -m pytest
+	PYTHON=$(BIN)/python ci/test.sh
 
 # Random cases for an hour, or so many SECONDS; each prints how to repeat it
 SECONDS ?= 3600
