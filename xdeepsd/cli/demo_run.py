@@ -70,8 +70,8 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
 
     console.print(f"[bold]3[/] Training three stages on {years[0]} and {years[1]}; {years[2]} is held out")
     seen = [level.sel(time=slice(None, str(years[-2]))) for level in levels]
-    config = _CONFIG.format(steps=steps, seed=seed, last=years[1], held_out=years[2])
-    (out / "config.toml").write_text(config, encoding="utf-8")
+    text = _CONFIG.format(steps=steps, seed=seed, last=years[1], held_out=years[2])
+    (out / "config.toml").write_text(text, encoding="utf-8")
     config = load_config(out / "config.toml")
     model = train_stack(levels, config.training, checkpoint_dir=config.paths.checkpoints)
     save_model(model, out / "model")
