@@ -14,7 +14,6 @@ from pathlib import Path
 
 import dask
 import dask.array
-import fsspec
 import icechunk
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ import xarray as xr
 import zarr
 from builders import make_coarse, make_stack, make_static
 from distributed import Client, LocalCluster
+from fsspec.registry import _registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec
@@ -778,7 +778,7 @@ def test_variables_that_were_opened_without_chunks_are_written_by_regions(tmp_pa
 
 def test_a_url_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)  # where an earlier test has used it
+    monkeypatch.delitem(_registry, "s3", raising=False)  # where an earlier test has used it
     with pytest.raises(ImportError, match=r"s3://bucket/a.zarr needs a package.*pip install s3fs"):
         xdeepsd.to_zarr(make_ds(), "s3://bucket/a.zarr")
 
