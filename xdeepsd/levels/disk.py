@@ -406,8 +406,6 @@ def open_levels(path: PathLike) -> list[xr.Dataset]:
     Days whose writing was interrupted are left out, with a warning in the log, and so is a climatology that is not the
     mean of the training years now in the store. Raises ValueError where ``path`` is not a store of levels, and OSError
     where an object store refuses access or cannot be reached.
-    mean of the training years now in the store. Raises ValueError where ``path`` is not a store of levels.
-
 
     Examples
     --------
