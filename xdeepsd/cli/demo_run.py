@@ -23,7 +23,7 @@ from xdeepsd.inference.downscale import downscale
 from xdeepsd.levels.climate import make_climate
 from xdeepsd.levels.disk import build_levels, open_levels
 from xdeepsd.models.files import load_model, save_model
-from xdeepsd.stores.target import not_ours
+from xdeepsd.stores.replace import not_ours
 from xdeepsd.stores.whole import partial_of
 from xdeepsd.stores.write import to_zarr
 from xdeepsd.training.checkpoints import is_checkpoint

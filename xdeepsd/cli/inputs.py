@@ -70,10 +70,10 @@ def open_file(path: str, **options: Any) -> Any:
     """Open a file or store as a Dataset, by its absolute path, because resuming an output compares the path."""
     import xarray as xr
 
-    from xdeepsd.stores.remote import is_url, meaning, without_secrets
+    from xdeepsd.stores.remote import is_url, local_path, meaning, without_secrets
 
     if not is_url(path):
-        path = path.removeprefix("file://")
+        path = local_path(path)
         if not Path(path).exists():
             raise FileNotFoundError(f"{path} does not exist.")
         path = str(Path(path).resolve())

@@ -27,7 +27,8 @@ from xdeepsd.levels.memory import ATTRS
 from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.stores.begun import changed_fields
 from xdeepsd.stores.remote import is_url, meaning, without_secrets
-from xdeepsd.stores.target import consolidate, not_ours
+from xdeepsd.stores.replace import not_ours
+from xdeepsd.stores.target import consolidate
 from xdeepsd.stores.whole import is_zarr_partial
 
 logger = logging.getLogger(__name__)

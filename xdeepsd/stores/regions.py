@@ -24,8 +24,8 @@ from dask.layers import ArraySliceDep
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
+from xdeepsd.stores.engines import list_keys
 from xdeepsd.stores.layout import PACKING, write_unit
-from xdeepsd.stores.target import list_keys
 
 Region = tuple[tuple[int, ...], list[str]]  # index of the Dask chunk, keys of the Zarr chunks (shards) in it
 

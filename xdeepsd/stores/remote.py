@@ -39,6 +39,15 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return "://" in str(path) and not str(path).startswith("file://")
 
 
+def local_path(path: str) -> str:
+    """The path in a ``file://`` URL; a drive of Windows has no slash before it.
+
+    >>> local_path("file:///data/a.zarr"), local_path("file:///C:/data/a.zarr"), local_path("a.zarr")
+    ('/data/a.zarr', 'C:/data/a.zarr', 'a.zarr')
+    """
+    return re.sub(r"^/(?=[A-Za-z]:[/\\])", "", path.removeprefix("file://")) if path.startswith("file://") else path
+
+
 def without_secrets(url: str) -> str:
     """A URL without user, password and query, where a signed URL carries its signature; other text as it is.
 

@@ -1,17 +1,15 @@
-"""The Zarr store to write to: open it, begin or resume it, and finish it; also Icechunk's sessions."""
+"""The Zarr store to write to: open it, begin or resume it, and finish it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import re
-import sys
 import warnings
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import xarray as xr
 import zarr
@@ -20,18 +18,17 @@ from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from xdeepsd.stores.engines import forget_listings, icechunk_session, list_keys
 from xdeepsd.stores.layout import BEGUN, COMPLETE, INCOMPLETE, STATUS, differences
-from xdeepsd.stores.remote import is_url, without_secrets
+from xdeepsd.stores.remote import is_url, local_path, without_secrets
+from xdeepsd.stores.replace import CHUNKS, METADATA, check_replaceable
 from xdeepsd.stores.sources import place_of, reads
 from xdeepsd.stores.whole import clear_zarr_partials, is_zarr_partial
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 StoreLike = str | Path | Store
 
-_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
-_CHUNKS = re.compile(r"c|c?[\d./]+")
 # Attribute of a group that is being laid out: names of what is deleted from it or written to it.
 _HALF = "xdeepsd_half"
 
@@ -46,7 +43,7 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
                 f"{store} needs a package that is not installed ({error}). Type pip install s3fs for s3://, gcsfs for "
                 "gs://, adlfs for az://."
             ) from error
-        _forget_listings(opened)
+        forget_listings(opened)
         return opened
     if storage_options:
         raise ValueError(f"storage_options are for URLs; got {store!r}. Leave them out, or type a URL such as s3://.")
@@ -58,7 +55,7 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
                 "Needed: Zarr's own. Type zarr.config.reset()."
             )
         # Absolute, because workers of a cluster may run in another folder.
-        return zarr.storage.LocalStore(Path(_local(str(store))).expanduser().resolve())
+        return zarr.storage.LocalStore(Path(local_path(str(store))).expanduser().resolve())
     if not isinstance(store, Store):
         raise TypeError(f"store is a {type(store).__name__}; needed: a path, a URL or a zarr store.")
     if store.read_only:
@@ -68,29 +65,13 @@ def open_store(store: StoreLike, storage_options: Mapping[str, Any] | None) -> S
             f"{store} cannot be resumed: it cannot delete or list keys. Type to_zarr('out.zarr') for a folder, and "
             "pack it afterwards."
         )
-    _forget_listings(store)
+    forget_listings(store)
     fs = getattr(store, "fs", None)
     if "file" in getattr(getattr(fs, "sync_fs", fs), "protocol", ()):
         raise ValueError(
             f"{store} writes local files in place: a kill would leave half a chunk. Type to_zarr('/path/out.zarr')."
         )
     return store
-
-
-def _forget_listings(store: Store) -> None:
-    """Drop the listings that fsspec keeps: other processes may have written or deleted chunks since."""
-    fs = getattr(store, "fs", None)
-    if fs is not None:
-        getattr(fs, "sync_fs", fs).invalidate_cache()
-
-
-def _local(path: str) -> str:
-    """The path in a ``file://`` URL; a drive of Windows has no slash before it.
-
-    >>> _local("file:///data/a.zarr"), _local("file:///C:/data/a.zarr"), _local("a.zarr")
-    ('/data/a.zarr', 'C:/data/a.zarr', 'a.zarr')
-    """
-    return re.sub(r"^/(?=[A-Za-z]:[/\\])", "", path.removeprefix("file://")) if path.startswith("file://") else path
 
 
 def name_of(target: Store) -> str:
@@ -121,138 +102,6 @@ def check_apart(graphs: Sequence[Any], target: Store, prefix: str) -> None:
     if found:
         where = f"{name_of(target)}/{prefix}".rstrip("/")
         raise ValueError(f"The output {where} is or contains the input {found[0]}. Type another path.")
-
-
-def _check_replaceable(
-    target: Store, prefix: str, where: str, half: Collection[str] = (), overwrite: bool = True
-) -> None:
-    """Raise FileExistsError if a group holds anything that is not Zarr: the user's files are never deleted.
-
-    ``half``: names of what a killed call had begun to delete or write, whose metadata may be missing. Without
-    ``overwrite``, other Zarr nodes may not be replaced either.
-    """
-    if not isinstance(target, zarr.storage.LocalStore):
-        if icechunk_session(target) is None:  # which holds nothing but Zarr
-            _check_keys_replaceable(target, prefix, where, half, overwrite)
-        return
-    for file in (target.root / prefix).iterdir():
-        if file.name in _METADATA or is_zarr_partial(file.name):
-            continue
-        if not overwrite and file.name not in half:
-            raise FileExistsError(_not_of_that_call(where, file.name))
-        folder = file.is_dir() and not file.is_symlink()
-        kind = _node_type(file) if folder else None
-        if kind == "group":
-            _check_replaceable(target, f"{prefix}{file.name}/", where)
-            continue
-        known = kind == "array" or (folder and file.name in half)
-        foreign = _not_of_an_array(file) if known else [file]
-        if foreign:
-            raise FileExistsError(_not_zarr(where, foreign[0]))
-
-
-def _check_keys_replaceable(target: Store, prefix: str, where: str, half: Collection[str], overwrite: bool) -> None:
-    """`_check_replaceable` for stores that are not folders, whose keys are listed once."""
-    keys = [key.removeprefix(prefix) for key in sync(list_keys(target.list_prefix(prefix)))]
-    arrays = {key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] in {"zarr.json", ".zarray"}}
-    for key in keys:
-        *folders, name = key.split("/")
-        if not overwrite and folders and folders[0] not in half:
-            raise FileExistsError(_not_of_that_call(where, folders[0]))
-        parents = ["/".join(folders[:n]) for n in range(len(folders), 0, -1)]
-        array = next((parent for parent in parents if parent in arrays or parent in half), None)
-        inside = [] if array is None else key.removeprefix(f"{array}/").split("/")
-        if name not in _METADATA and not (inside and all(map(_CHUNKS.fullmatch, inside))):
-            raise FileExistsError(_not_zarr(where, key))
-
-
-def _not_of_that_call(where: str, name: str) -> str:
-    return (
-        f"{where} was begun by a call that was interrupted, and holds {name}, which that call did not write. Nothing "
-        "is replaced. Move it away, or type overwrite=True to replace all the Zarr there."
-    )
-
-
-def _not_zarr(where: str, found: str | Path) -> str:
-    return (
-        f"{where} also holds something that is not Zarr: {found}. Nothing is replaced. Move it away, or type another "
-        "path."
-    )
-
-
-def not_ours(group: Path, arrays: Collection[str], groups: Collection[str] = ()) -> list[Path]:
-    """What we did not write in a Zarr group of ours at ``group``.
-
-    Ours are its metadata and the arrays and groups with these names, and in an array its metadata and chunks; a link
-    never is. Names decide, because a kill may have left an array without metadata.
-    """
-    found = []
-    for file in group.iterdir():
-        if file.is_symlink() or not (file.name in {*arrays, *groups} or _is_metadata(file)):
-            found.append(file)
-        elif file.is_dir():
-            found += not_ours(file, arrays) if file.name in groups else _not_of_an_array(file)
-        elif not _is_metadata(file):
-            found.append(file)
-    return sorted(found)
-
-
-def _not_of_an_array(array: Path) -> list[Path]:
-    """Links and everything with a name that Zarr does not give to a chunk or its folder, anywhere in an array."""
-
-    def ours(file: Path) -> bool:
-        metadata = _is_metadata(file) and (file.parent == array or is_zarr_partial(file.name))
-        return not file.is_symlink() and (metadata or _CHUNKS.fullmatch(file.name) is not None)
-
-    return [file for file in array.rglob("*") if not ours(file)]
-
-
-def _is_metadata(file: Path) -> bool:
-    return file.is_file() and (file.name in _METADATA or is_zarr_partial(file.name))
-
-
-def _node_type(folder: Path) -> str | None:
-    """ "group" or "array" if the folder is one of Zarr's, of format 2 or 3; otherwise None."""
-    for name, kind in ((".zgroup", "group"), (".zarray", "array")):
-        if (folder / name).exists():
-            return kind
-    try:
-        return str(json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["node_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def icechunk_session(store: Store) -> Any:
-    """The session of an Icechunk store; None for any other store. This never imports Icechunk."""
-    icechunk = sys.modules.get("icechunk")
-    return store.session if icechunk is not None and isinstance(store, icechunk.IcechunkStore) else None
-
-
-def fork(session: Any) -> Any:
-    """The store of a fork of an Icechunk session, which can be sent to workers; ValueError if it cannot be forked."""
-    import icechunk
-
-    if isinstance(session, icechunk.ForkSession):
-        return session.store
-    if session.has_uncommitted_changes:
-        raise ValueError(
-            "The Icechunk session has uncommitted changes, but only a session without any can be forked to the workers "
-            "of a cluster. Type session.commit('...') and take a new session, or session.discard_changes()."
-        )
-    return session.fork().store
-
-
-def merge(session: Any, target: Any, results: Sequence[Any]) -> None:
-    """Merge what the workers wrote into the session, even after an error, so that it can be committed and resumed."""
-    fork = target.session
-    fork.merge(*results)
-    if type(session) is not type(fork):
-        session.merge(fork)
-
-
-async def list_keys(keys: AsyncIterator[T]) -> list[T]:
-    """All keys of a listing."""
-    return [key async for key in keys]
 
 
 async def _any_key(store: Store, prefix: str) -> bool:
@@ -314,7 +163,7 @@ def begin_or_resume(
     status = group.attrs.get(STATUS)
     if overwrite or status == BEGUN:  # killed before anything was computed
         names: Any = group.attrs.get(_HALF, []) if status == BEGUN else []
-        _check_replaceable(target, prefix, where, names, overwrite)
+        check_replaceable(target, prefix, where, names, overwrite)
         logger.info("%s is replaced.", where)
         _begin(target, prefix, layout)
         return
@@ -347,9 +196,9 @@ async def _delete(target: Store, key: str) -> None:
     if await target.exists(key) if local else not await _any_key(target, f"{key}/"):
         await target.delete(key)
         return
-    if not _CHUNKS.fullmatch(key.rpartition("/")[2]):
+    if not CHUNKS.fullmatch(key.rpartition("/")[2]):
         names = [name.strip("/") for name in await list_keys(target.list_dir(key))]
-        for name in sorted(names, key=lambda name: name in _METADATA):
+        for name in sorted(names, key=lambda name: name in METADATA):
             await _delete(target, f"{key}/{name}")
     await target.delete_dir(key)
 

@@ -26,6 +26,7 @@ import zarr.storage
 from zarr.abc.store import Store
 
 from xdeepsd._progress import reporting
+from xdeepsd.stores.engines import fork, icechunk_session, merge
 from xdeepsd.stores.layout import as_dataset, check_aligned, chunk_unread, encodings_of, lay_out, load_small
 from xdeepsd.stores.regions import Region, client_in_force, compute, graph_of, regions_of, unfinished
 from xdeepsd.stores.remote import is_url, meaning
@@ -34,9 +35,6 @@ from xdeepsd.stores.target import (
     begin_or_resume,
     check_apart,
     finish,
-    fork,
-    icechunk_session,
-    merge,
     name_of,
     open_array,
     open_store,
