@@ -12,9 +12,9 @@ import xarray as xr
 from scipy import stats
 
 from xdeepsd.evaluation.fields import alike, dated
+from xdeepsd.evaluation.space import TRUTH
 from xdeepsd.models.conserve import cell_weights
 
-TRUTH = "truth"
 KINDS = ("wet", "dry")
 # The spells by length that begin and end inside some days; of each cell the first and the last run (0 wet, 1 dry, -1
 # missing) and their lengths; whether they are one and the same
