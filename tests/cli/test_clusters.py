@@ -93,13 +93,18 @@ def manifest(*words):
 
 def test_manifests(tmp_path):
     options = tmp_path / "cluster.toml"
-    options.write_text("cpus = 4\nidle_timeout = 60\nservice_account = 'science'\n")
+    options.write_text("cpus = 4\nidle_timeout = 60\nservice_account = 'science'\nnamespace = 'lab'\ntimeout = 900\n")
     made = manifest("--kind", "cluster", "--image", "a:1", "--name", "mine", "--gpus", 2, "--cluster-options", options)
     assert [one["kind"] for one in made] == ["DaskCluster", "DaskAutoscaler", "DaskWorkerGroup"]
     assert made[0]["spec"]["idleTimeout"] == 60
     assert made[0]["spec"]["worker"]["spec"]["serviceAccountName"] == "science"
     assert made[1]["spec"] == {"cluster": "mine", "minimum": 0, "maximum": 20}
     assert made[2]["spec"]["worker"]["replicas"] == 2
+    assert [one["metadata"]["namespace"] for one in made] == ["lab"] * 3
+    options.write_text("address = 'https://hub'\n")
+    code, said = run("kubernetes", "manifest", "--kind", "cluster", "--image", "a:1", "--cluster-options", options)
+    assert code == 1
+    assert "cluster.toml has address, of which a manifest knows nothing" in said
     [made] = manifest(
         "--kind", "job", "--image", "a:1", "--workers", 3, "--", "xdeepsd", "downscale", "in", "model", "out"
     )

@@ -69,10 +69,12 @@ def manifest(
         else:
             low, high = manifests.bounds(clusters.parse_workers(workers or "0:20"), gpus)
             given = clusters.read_options(cluster_options)
-            idle_timeout = given.pop("idle_timeout", 3600)
+            idle_timeout, namespace = given.pop("idle_timeout", 3600), given.pop("namespace", None)
+            given.pop("timeout", None)  # nobody waits here
             known = {field.name for field in dataclasses.fields(manifests.Pods)}
-            of_pods = {key: value for key, value in given.items() if key in known}
-            pods = manifests.Pods(manifests.check_image(image), **of_pods)
+            if others := sorted(set(given) - known):
+                raise ValueError(f"{cluster_options} has {', '.join(others)}, of which a manifest knows nothing.")
+            pods = manifests.Pods(manifests.check_image(image), **given)
             if kind is Made.JOB:
                 made = [manifests.dask_job(name, pods, _on_its_cluster(command or []), low)]
             else:
@@ -81,6 +83,8 @@ def manifest(
                 made.append(manifests.autoscaler(name, low, high))
             if gpus:
                 made.append(manifests.gpu_workers(name, pods, gpus))
+            if namespace is not None:
+                made = [one | {"metadata": one["metadata"] | {"namespace": namespace}} for one in made]
         typer.echo(yaml.safe_dump_all(made, sort_keys=False), nl=False)
 
 

@@ -35,7 +35,8 @@ def compare_spectra(
     -------
     Lazy if the input is: ``spectrum`` ``(name, wavenumber)``, mm2 day-2, float64, with "truth" as the last name: the
     part of the variance of a map at that scale, the mean over the days with any value; their sum is the variance.
-    ``wavelength`` ``(wavenumber)``, in cells. ``log_distance`` ``(name)``, dB: the root mean square over the scales of
+    ``wavelength`` ``(wavenumber)``, in cells; the last scale holds all shorter waves too, of which there are many along
+    the diagonals. ``log_distance`` ``(name)``, dB: the root mean square over the scales of
     ``10 log10(spectrum / spectrum of the truth)``; NaN where a spectrum is 0 at some scale. Errors as in
     `xdeepsd.evaluate`.
 
