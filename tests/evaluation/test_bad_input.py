@@ -31,6 +31,7 @@ MEASURES = {
     "evaluate": xdeepsd.evaluate,
     **{f"evaluate by {by}": partial(xdeepsd.evaluate, by=by) for by in ("season", "month", "cell")},
     "evaluate by region": partial(xdeepsd.evaluate, by="region", regions=MASK),
+    "evaluate by level": partial(xdeepsd.evaluate, by="level", factors=(1,)),
     "compare_indices": xdeepsd.compare_indices,
     "compare_changes": changes,
     "compare_spells": xdeepsd.compare_spells,
