@@ -1569,7 +1569,18 @@ def half_built(tmp):
     return given
 
 
+def emptied(tmp):
+    """Levels of which a power failure has left a mask without its bytes."""
+    given = built(tmp)
+    mask = given["path"] / "level_0" / "mask" / "c" / "0" / "0"
+    mask.rename(tmp / "mask")
+    mask.touch()
+    return given
+
+
 CASES["levels"] = [
+    case("to build the levels anew", build_levels, emptied,
+         meaning("Copy it back", "(folder / 'mask').replace(path / 'level_0/mask/c/0/0')"), another()),
     case("Needed: ascending days", build_levels, lambda tmp: to_build(tmp, FINE[::-1]), "ds = ds.sortby('time')"),
     case("for data at several times a day", build_levels, lambda tmp: to_build(tmp, twice()),
          "ds = ds.drop_duplicates('time', keep='last')", "ds = ds.resample(time='1D').mean()"),

@@ -969,11 +969,33 @@ def test_a_second_writer_is_refused(tmp_path):
     build_levels(da, elevation(da), path=path)
 
 
-def test_a_chunk_that_a_power_failure_emptied_is_written_again(tmp_path, caplog):
+@pytest.mark.parametrize("name", ["precipitation/c/1/0/0", "climatology/c/0/0"])
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_chunk_that_a_power_failure_emptied_is_written_again(tmp_path, caplog, level, name):
     da, path = fine(6), tmp_path / "l.zarr"
-    build_levels(da, elevation(da), path=path, chunk_mb=small(da, 2))
-    chunk = path / "level_2" / "precipitation" / "c" / "1" / "0" / "0"
+    options = {"climatology": slice("2000", "2000"), "chunk_mb": small(da, 2)}
+    whole = [one.load() for one in build_levels(da, elevation(da), path=path, **options)]
+    chunk = path / f"level_{level}" / name
     chunk.write_bytes(b"")
-    out = build_levels(da, elevation(da), path=path, chunk_mb=small(da, 2))
+    again = build_levels(da, elevation(da), path=path, **options)
     assert f"{chunk} is empty" in caplog.text
-    assert_same_levels(out, make_levels(da, elevation(da)))
+    assert ("retrain the models" in caplog.text) == name.startswith("precipitation")
+    for one, other in zip(again, whole, strict=True):
+        xr.testing.assert_identical(one.load(), other)
+
+
+@pytest.mark.parametrize("name", ["time/c/0", "lat/c/0", "elevation/c/0/0", "mask/c/0/0", "climatology/c/0/0"])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_what_is_written_only_once_is_not_made_up(tmp_path, level, name):
+    """The climatology here is a map that the user gave."""
+    da, path = fine(6), tmp_path / "l.zarr"
+    build_levels(da, elevation(da), path=path, climatology=da.mean("time"))
+    whole = (path / f"level_{level}" / name).read_bytes()
+    (path / f"level_{level}" / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        build_levels(da, elevation(da), path=path, climatology=da.mean("time"))
+    (path / f"level_{level}" / name).write_bytes(whole)
+    assert_same_levels(
+        build_levels(da, elevation(da), path=path, climatology=da.mean("time")),
+        make_levels(da, elevation(da), climatology=da.mean("time")),
+    )

@@ -155,7 +155,7 @@ def build_levels(
         root = find_store(path, "r+")
         if root is not None:
             check_store(root, path, wanted, described)
-            forget_empty_chunks(root, path, len(wanted))
+            forget_empty_chunks(root, path)
         time = finest["time"] if root is None else _longer(root, path, finest["time"])
         missing = _missing(time, finest, empty, allow_missing)
         days = calendar_days(finest)

@@ -74,21 +74,33 @@ def done_days(root: zarr.Group) -> np.ndarray:
         return np.asarray(array[:])
 
 
-def forget_empty_chunks(root: zarr.Group, path: PathLike, levels: int) -> None:
-    """Days whose chunk has a name but no bytes, as a power failure may leave it, are no longer done.
+def forget_empty_chunks(root: zarr.Group, path: PathLike) -> None:
+    """What a chunk that has a name but no bytes held, as a power failure may leave it, is no longer done.
 
-    Nor does the climatology count: they may come back in a newer release.
+    Nor does the climatology of days that may come back in a newer release count. Raises ValueError where the chunk held
+    what is written only once.
     """
-    done, empty = get_array(root, "done"), False
-    for k in range(levels):
-        days = get_array(root, f"level_{k}/precipitation").chunks[0]
-        for file in (Path(path) / f"level_{k}" / "precipitation" / "c").glob("*/*/*"):
-            if not file.stat().st_size:
-                logger.warning("%s is empty: its days are written again.", file)
-                empty, first = True, int(file.relative_to(path).parts[3]) * days
-                done[first : min(first + days, done.shape[0])] = False
-    if empty and root.attrs["climatology_years"] is not None:
-        root.attrs["climatology_days"] = 0
+    computed = root.attrs["climatology_years"] is not None
+    lost = set()
+    for file in Path(path).glob("level_*/*/c/**/*"):
+        if file.is_dir() or file.stat().st_size:
+            continue
+        _, name, _, first, *_ = file.relative_to(path).parts
+        if name == "precipitation":
+            logger.warning("%s is empty: its days are written again.", file)
+            done, days = get_array(root, "done"), get_array(root, "level_0/precipitation").chunks[0]
+            with reading(path):
+                done[int(first) * days : min((int(first) + 1) * days, done.shape[0])] = False
+        elif name == CLIMATOLOGY and computed:
+            logger.warning("%s is empty: the mean of the training years is computed again.", file)
+        else:
+            raise ValueError(
+                f"{path} is damaged: {file.relative_to(path)} is empty. Needed: the file as it was written. Copy it "
+                "back, or type another path to build the levels anew."
+            )
+        lost.add(name)
+    if lost and computed:  # 0: it may differ from that which models were trained with
+        root.attrs["climatology_days"] = 0 if "precipitation" in lost else None
 
 
 def held_releases(root: zarr.Group) -> np.ndarray:
