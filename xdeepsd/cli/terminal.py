@@ -89,7 +89,11 @@ def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less
         text = str(error)
         if type(error).__name__ == "KilledWorker":  # by name: distributed may not be installed
             text = f"Workers kept dying, probably out of memory: {less_memory}. {text}"
-        elif isinstance(error, CancelledError) or type(error).__name__ == "CommClosedError":
+        elif (
+            isinstance(error, CancelledError)
+            or type(error).__name__ == "CommClosedError"
+            or "Timed out trying to connect to tcp://" in text  # an OSError of distributed
+        ):
             text = f"The connection to the scheduler was lost. What has been done is kept. {text}"
         elif not isinstance(error, kinds):
             raise
