@@ -1,7 +1,8 @@
 """How downscaling scales out: two workers against one, the scheduler's cost and the graph of a thousand years.
 
 * Throughput: PRISM's domain at 1/24 degree in three stages of 9-1-5 (64-32-1), Zarr to Zarr, by one and by two worker
-  processes of one thread, in turn; the fastest round of each counts.
+  processes of one thread, in turn; the fastest round of each counts. Beside them, one and two plain processes without
+  Dask's scheduler that share the same days: more than these gain, two workers cannot.
 * Scheduler: the real graph of 1, 50 and 1000 years of 621 x 1405 cells (624 x 1408 in whole coarse cells) on a real
   scheduler in a process of its own, with two workers, whose kernel does nothing. Its CPU time counts, so that what the
   workers and the client do beside it does not.
@@ -13,6 +14,7 @@ From these, on paper: 50 climate models x 250 years over CONUS at 4 km.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -111,13 +113,13 @@ def cluster(folder: Path, workers: int) -> Iterator[tuple[Client, psutil.Process
             process.wait()
 
 
-def throughput(folder: Path, days: int, chunk: int, rounds: int) -> dict[int, float]:
-    """Fine pixels per second, in millions, by one and by two workers."""
+def throughput(folder: Path, days: int, chunk: int, rounds: int) -> dict[str, float]:
+    """Fine pixels per second, in millions, by one and two workers, and by one and two processes without a scheduler."""
     model = make_model()
     coarse = make_input(folder / "coarse.zarr", model, days, filled=True).chunk(time=chunk)
     fine = coarse.deepsd.downscale(model)
     few = coarse.isel(time=slice(2 * chunk)).deepsd.downscale(model)
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    seconds: dict[str, list[float]] = {}
     with cluster(folder, 1) as (one, _), cluster(folder, 2) as (two, _):
         for number, client in ((1, one), (2, two)):  # imports and compilation
             with client.as_current():
@@ -128,9 +130,40 @@ def throughput(folder: Path, days: int, chunk: int, rounds: int) -> dict[int, fl
                 start = time.perf_counter()
                 with client.as_current():
                     xdeepsd.to_zarr(fine, path)
-                seconds[number].append(time.perf_counter() - start)
+                seconds.setdefault(f"{number} workers", []).append(time.perf_counter() - start)
                 shutil.rmtree(path)
-    return {number: days * PIXELS / 1e6 / min(found) for number, found in seconds.items()}
+                seconds.setdefault(f"{number} processes", []).append(alone(folder, days, chunk, number))
+    return {name: days * PIXELS / 1e6 / min(found) for name, found in seconds.items()}
+
+
+def alone(folder: Path, days: int, chunk: int, processes: int) -> float:
+    """Seconds in which processes that know nothing of each other write the days of ``throughput`` between them."""
+    context = multiprocessing.get_context("spawn")
+    begin, share = context.Barrier(processes + 1), days // processes
+    running = [
+        context.Process(target=_alone, args=(folder, slice(i * share, (i + 1) * share), chunk, begin))
+        for i in range(processes)
+    ]
+    for process in running:
+        process.start()
+    begin.wait()
+    start = time.perf_counter()
+    for process in running:
+        process.join()
+        if process.exitcode:
+            raise RuntimeError("A process without a scheduler has failed.")
+    return time.perf_counter() - start
+
+
+def _alone(folder: Path, days: slice, chunk: int, begin: Any) -> None:
+    model, path = make_model(), folder / f"alone-{days.start}.zarr"
+    coarse = xr.open_zarr(folder / "coarse.zarr", chunks=None, consolidated=False).chunk(time=chunk)
+    with dask.config.set(scheduler="synchronous"):
+        xdeepsd.to_zarr(coarse.isel(time=slice(chunk)).deepsd.downscale(model), path)  # imports and compilation
+        fine = coarse.isel(time=days).deepsd.downscale(model)
+        begin.wait()
+        xdeepsd.to_zarr(fine, path, overwrite=True)
+    os._exit(0)  # what an interpreter does at its end is no part of it
 
 
 def graph_of(fine: xr.Dataset, folder: Path) -> tuple[Any, list[Any]]:
@@ -248,21 +281,26 @@ def main() -> None:
         rows = scheduler_cost(folder, (1, 50, 1000), (1, 50) if quick else (1, 50, 1000))
     finally:
         shutil.rmtree(folder)
+    one = speeds["1 workers"]
     cost = [row["scheduler_ms_per_region"] for row in rows if "scheduler_ms_per_region" in row][-1]
     graph_mb = rows[-1]["graph_mb"]
     figures = [
-        figure("two_workers_speedup", speeds[2] / speeds[1], "times one worker", 1.85, "higher"),
+        figure("two_workers_speedup", speeds["2 workers"] / one, "times one worker", 1.85, "higher"),
+        figure(
+            "two_processes_speedup", speeds["2 processes"] / speeds["1 processes"], "times one process", None, "higher"
+        ),
         figure("scheduler_ms_per_mpixel", cost / (days * CELLS / 1e6), "ms", 1.0, "lower"),
         # Dask warns from 10 MB on; the maps of the model, which do not depend on the years, are half of that
         figure("graph_mb_1000_years", graph_mb, "MB", 10.0, "lower"),
         figure("graph_mb_without_maps", graph_mb - STATIC_MB, "MB", 1.0, "lower"),
         figure("memory_vs_formula", highest / formula, "ratio", 1.0, "lower"),
-        figure("mpixel_per_second_and_core", speeds[1], "million fine pixels a second", None, "higher"),
-        figure("workers_per_scheduler", feeds(speeds[1], cost, days), "workers of one thread", None, "higher"),
+        figure("mpixel_per_second_and_core", one, "million fine pixels a second", None, "higher"),
+        figure("workers_per_scheduler", feeds(one, cost, days), "workers of one thread", None, "higher"),
     ]
     notes = {
-        "cells": [621, 1405], "days in a region": days, "by years": rows, "peak_gib": highest, "formula_gib": formula,
-        "50 models x 250 years": on_paper(speeds[1], cost, days), "dollars of a core and hour": DOLLARS,
+        "mpixel per second": speeds, "cells": [621, 1405], "days in a region": days, "by years": rows,
+        "peak_gib": highest, "formula_gib": formula, "50 models x 250 years": on_paper(one, cost, days),
+        "dollars of a core and hour": DOLLARS,
     }  # fmt: skip
     report(figures, arguments.json, ("xdeepsd", "numpy", "numba", "xarray", "dask", "distributed", "zarr"), notes)
     print(json.dumps(notes, indent=2))
