@@ -989,6 +989,15 @@ def without_filesystems(patch):
     patch.delitem(registry._registry, "memory", raising=False)
 
 
+def while_others_delete(patch):
+    """Another process deletes the same folders."""
+
+    async def gone(store, key):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
+
+    patch.setattr(zarr.storage.LocalStore, "delete_dir", gone)
+
+
 def repository(folder):
     where = icechunk.local_filesystem_storage(str(folder / "repository"))
     return icechunk.Repository.open_or_create(where)
@@ -1062,6 +1071,9 @@ CASES["store"] = [
          lambda tmp: to_store(tmp, thesis(tmp)), another("store")),
     case(" is damaged: ", xdeepsd.to_zarr, lambda tmp: {"ds": lazy(), "store": cut_short(begun(tmp))},
          meaning("Move it away", "store.rename(folder / 'away.zarr')"), another("store")),
+    case("another process seems to write to it", xdeepsd.to_zarr,
+         lambda tmp: {"ds": lazy(), "store": begun(tmp), "overwrite": True},
+         meaning("Wait for it and run this again", "patch.undo()"), another("store"), machine=while_others_delete),
     case("also holds something that is not Zarr", xdeepsd.to_zarr,
          lambda tmp: {"ds": lazy(), "store": with_notes(begun(tmp)), "overwrite": True},
          meaning("Move it away", "(store / 'notes.txt').rename(folder / 'notes.txt')"), another("store")),
@@ -1960,7 +1972,18 @@ def fetch_while(out, busy):
         return fetch(out)
 
 
+def without_bytes(tmp):
+    """A store of which a power failure has left the latitudes without their bytes."""
+    store = fetched(tmp)
+    (store / "lat/c/0").rename(tmp / "lat")
+    (store / "lat/c/0").touch()
+    return store
+
+
 CASES["prism_store"] = [
+    case("Copy it back, or type another out", fetch, lambda tmp: {"out": without_bytes(tmp)},
+         meaning("Copy it back", "(folder / 'lat').replace(out / 'lat/c/0')"),
+         meaning("another out", "out = folder / 'b.zarr'")),
     case("a store that fetch wrote; type another out", fetch, lambda tmp: {"out": begun(tmp)},
          meaning("another out", "out = folder / 'b.zarr'")),
     case("one region and ", fetch, lambda tmp: {"out": fetched(tmp), "region": "pr"},

@@ -2,6 +2,7 @@ import errno
 import itertools
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -999,3 +1000,26 @@ def test_what_is_written_only_once_is_not_made_up(tmp_path, level, name):
         build_levels(da, elevation(da), path=path, climatology=da.mean("time")),
         make_levels(da, elevation(da), climatology=da.mean("time")),
     )
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_any_file_of_a_store_cut_off(tmp_path, kept):
+    """The same call makes the levels whole again, or says that the store is damaged and touches no file."""
+    da, path = fine(4, 8, 8), tmp_path / "l.zarr"
+    options = {"factors": (2,), "path": path, "climatology": slice("2000", "2000"), "chunk_mb": small(da, 2)}
+    whole = [level.load() for level in build_levels(da, elevation(da), **options)]
+    files = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    for file, content in files.items():
+        if kept and file.name.isdigit():  # a chunk has no checksum
+            continue
+        file.write_bytes(content[: int(kept * len(content))])
+        cut = {file: file.read_bytes() for file in files}
+        heals = file.name.isdigit() and file.relative_to(path).parts[1] in ("precipitation", "climatology")
+        if heals:
+            again = build_levels(da, elevation(da), **options)
+            assert all(a.load().identical(b) for a, b in zip(again, whole, strict=True)), file
+        else:
+            with pytest.raises(ValueError, match=re.escape(str(path))):
+                build_levels(da, elevation(da), **options)
+            assert {file: file.read_bytes() for file in files} == cut, file
+            file.write_bytes(content)

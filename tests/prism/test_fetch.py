@@ -551,6 +551,26 @@ def test_progress_shows_days_megabytes_and_time_left(server, out, capsys, monkey
     assert "left" in text
 
 
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_any_file_of_a_store_cut_off(server, out, kept):
+    """The same call makes the file whole again, or says that the store is damaged and leaves all files as they are."""
+    get(server, out)
+    whole = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    for file, content in whole.items():
+        if kept and file.name.isdigit():  # a chunk has no checksum
+            continue
+        file.write_bytes(content[: int(kept * len(content))])
+        cut = {file: file.read_bytes() for file in whole}
+        if file.relative_to(out).parts[:2] == ("ppt", "c"):
+            get(server, out)
+        else:
+            with pytest.raises(ValueError, match=re.escape(str(out))):
+                get(server, out)
+            assert {file: file.read_bytes() for file in whole} == cut, file
+            file.write_bytes(content)
+        assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == whole, file
+
+
 # ------------------------------------------------------------------------------------------------------- real files
 
 

@@ -1,9 +1,11 @@
 """`to_zarr`: same result as xarray's, resumes after any interruption, refuses a store begun with something else."""
 
+import contextlib
 import dataclasses
 import errno
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -417,6 +419,46 @@ def test_files_without_bytes_and_left_overs(tmp_path):
     assert chunks_of(path) == whole
     assert not left.exists()
     assert (path / "notes.partial").exists()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("group", [None, "a/b"])
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_any_file_cut_off(tmp_path, zarr_format, group, kept):
+    """The same call makes the file whole again, or says in a sentence that the store is damaged and touches nothing."""
+    path, options = tmp_path / "a.zarr", {"group": group, "zarr_format": zarr_format}
+    xdeepsd.to_zarr(make_ds(), path, **options)
+    whole = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert len(whole) > 8
+
+    def heals(file):
+        return file.name == ".zmetadata" or ("pr" in file.parts and bool(re.fullmatch(r"[\d.]+", file.name)))
+
+    for file, content in whole.items():
+        if kept and re.fullmatch(r"[\d.]+", file.name):  # a chunk has no checksum
+            continue
+        file.write_bytes(content[: int(kept * len(content))])
+        cut = {file: file.read_bytes() for file in whole}
+        with contextlib.ExitStack() as refusal:
+            if not heals(file):
+                refusal.enter_context(pytest.raises((ValueError, OSError), match=re.escape(str(path))))
+            xdeepsd.to_zarr(make_ds(), path, **options)
+        if not heals(file):
+            assert {file: file.read_bytes() for file in whole} == cut
+            file.write_bytes(content)
+        assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == whole, file
+
+
+def test_a_store_that_changes_while_it_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "a.zarr"
+    xdeepsd.to_zarr(make_ds(), path)
+
+    async def gone(store, key):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "2")
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "delete_dir", gone)
+    with pytest.raises(OSError, match=rf"{path} changed while it was laid out .* Wait for it and run this again"):
+        xdeepsd.to_zarr(make_ds(), path, overwrite=True)
 
 
 PACKAGE = str(Path(write.__file__).parents[1])

@@ -95,8 +95,8 @@ def forget_empty_chunks(root: zarr.Group, path: PathLike) -> None:
             logger.warning("%s is empty: the mean of the training years is computed again.", file)
         else:
             raise ValueError(
-                f"{path} is damaged: {file.relative_to(path)} is empty. Needed: the file as it was written. Copy it "
-                "back, or type another path to build the levels anew."
+                f"{path} is damaged: {file.relative_to(path)} is empty, as a power failure may leave it. Needed: the "
+                "file as it was written. Copy it back, or type another path to build the levels anew."
             )
         lost.add(name)
     if lost and computed:  # 0: it may differ from that which models were trained with
@@ -274,7 +274,8 @@ def check_store(root: zarr.Group, path: PathLike, wanted: list[xr.Dataset], desc
     if different:
         raise ValueError(f"{path} was begun with something else: {'; '.join(different)}. {new}")
     finest = wanted[-1]
-    with open_maps(path, len(wanted) - 1) as held:  # precipitation may be shorter where growing was interrupted
+    # Its precipitation may be shorter, where growing was interrupted.
+    with reading(path), open_maps(path, len(wanted) - 1) as held:
         for dim in ("lat", "lon"):
             values, old = finest[dim].values, held[dim].values
             if not align.same(values, old, dim):

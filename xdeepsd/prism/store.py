@@ -90,6 +90,12 @@ def open_store(path: Path, region: str, resolution: str) -> Any:
             f"{path} holds region {there[0]} at {there[1]}, not {region} at {resolution}. Needed: one region and "
             "resolution per store; type another out."
         )
+    for name in _OWN.keys() - VARIABLES.keys():  # a day whose map is empty is fetched again, see `marks`
+        for file in filter(_is_empty, (path / name / "c").rglob("*")):
+            raise ValueError(
+                f"{path} is damaged: {file.relative_to(path)} is empty, as a power failure may leave it. Needed: the "
+                "file as it was written. Copy it back, or type another out."
+            )
     known, grid = GRIDS.get((region, resolution)), store_grid(store)
     if known is not None and grid not in (None, known):
         raise ValueError(
@@ -131,7 +137,7 @@ def marks(store: Any, variable: str) -> dict[pd.Timestamp, Release]:
 
 
 def _is_empty(chunk: Path) -> bool:
-    return chunk.exists() and not chunk.stat().st_size
+    return chunk.is_file() and not chunk.stat().st_size
 
 
 def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestamp] = ()) -> None:

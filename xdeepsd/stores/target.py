@@ -87,7 +87,7 @@ def reading(target: Store, prefix: str) -> Iterator[None]:
     where = f"{name_of(target)}/{prefix}".rstrip("/")
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: a chunk that cannot be unpacked
         if isinstance(error, ValueError) and where in str(error):
             raise
         raise ValueError(
@@ -154,6 +154,8 @@ def begin_or_resume(
 ) -> None:
     """Lay out the store, or make sure that it was begun with the same Dataset and options."""
     where = f"{name_of(target)}/{prefix}".rstrip("/")
+    for parent in _parents(prefix):
+        open_group(target, parent)  # readers come by way of them: an error if one is damaged
     group = open_group(target, prefix)
     if group is None:
         if _holds_anything(target, prefix):
@@ -215,9 +217,8 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
         there = [name.strip("/") for name in await list_keys(target.list_dir(prefix))]
         half = sorted({*there, *(key.partition("/")[0] for key in keys)})
         mark = {"zarr_format": 3, "node_type": "group", "attributes": {STATUS: BEGUN, _HALF: half}}
-        for parent in list(Path(prefix).parents)[::-1]:  # the groups above this one, one file each
-            name = ".zgroup" if zarr_format == 2 else "zarr.json"
-            key = name if parent == Path() else f"{parent.as_posix()}/{name}"
+        for parent in _parents(prefix)[::-1]:  # one file each
+            key = f"{parent}/{'.zgroup' if zarr_format == 2 else 'zarr.json'}".lstrip("/")
             if not await target.exists(key):
                 if isinstance(target, zarr.storage.LocalStore):  # of a call that was killed while it wrote this
                     clear_zarr_partials(target.root / parent, [])
@@ -234,20 +235,36 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
         if "zarr.json" not in keys:  # format 2
             await target.delete(root)
 
-    sync(begin())
+    try:
+        sync(begin())
+    except FileNotFoundError as error:
+        where = f"{name_of(target)}/{prefix}".rstrip("/")
+        raise OSError(
+            f"{where} changed while it was laid out (there is no {error.filename} any more): another process seems to "
+            "write to it. Needed: one at a time. Wait for it and run this again, or type another path."
+        ) from error
     _refresh_parents(target, prefix)
 
 
 def _refresh_parents(target: Store, prefix: str) -> None:
     """Consolidate the parent groups again if they were consolidated: readers rely on what they list."""
-    for parent in Path(prefix).parents if prefix else ():
-        path = "" if parent == Path() else parent.as_posix()
-        try:
-            group = zarr.open_group(target, path=path, mode="r")
-        except FileNotFoundError:  # a store without a group at its root
-            continue
-        if group.metadata.consolidated_metadata is not None:
+    for path in _parents(prefix):
+        group = open_group(target, path)
+        if group is not None and _is_consolidated(target, path, damaged=True):
             consolidate(target, path, group.metadata.zarr_format)
+
+
+def _parents(prefix: str) -> list[str]:
+    """The paths of the groups above one, the root last: of "a/b/" these are "a" and ""."""
+    return ["" if parent == Path() else parent.as_posix() for parent in Path(prefix).parents]
+
+
+def _is_consolidated(target: Store, path: str, damaged: bool) -> bool:
+    """Whether a group's consolidated metadata are there; ``damaged``: the answer where they cannot be read."""
+    try:
+        return zarr.open_group(target, path=path, mode="r").metadata.consolidated_metadata is not None
+    except ValueError:  # in format 2 they are a file of their own
+        return damaged
 
 
 def consolidate(store: Store | str | os.PathLike[str], path: str = "", zarr_format: Any = 3) -> None:
@@ -263,8 +280,9 @@ def consolidate(store: Store | str | os.PathLike[str], path: str = "", zarr_form
 
 def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
     """Remove what killed writes left behind, mark the group as complete, consolidate the metadata."""
-    group = zarr.open_group(target, path=prefix.rstrip("/"), mode="r+")
-    consolidated = not target.supports_consolidated_metadata or group.metadata.consolidated_metadata is not None
+    path = prefix.rstrip("/")
+    group = zarr.open_group(target, path=path, mode="r+", use_consolidated=False)
+    consolidated = not target.supports_consolidated_metadata or _is_consolidated(target, path, damaged=False)
     finished = group.attrs[STATUS] == COMPLETE and consolidated
     if isinstance(target, zarr.storage.LocalStore):
         clear_zarr_partials(target.root / prefix, [] if finished else names)
@@ -273,4 +291,4 @@ def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
     group.attrs[STATUS] = COMPLETE
     if target.supports_consolidated_metadata:
         _refresh_parents(target, prefix)
-        consolidate(target, prefix.rstrip("/"), group.metadata.zarr_format)  # last: this marks the end
+        consolidate(target, path, group.metadata.zarr_format)  # last: this marks the end
