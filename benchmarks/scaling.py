@@ -146,7 +146,7 @@ def alone(folder: Path, days: int, chunk: int, processes: int) -> float:
     ]
     for process in running:
         process.start()
-    begin.wait()
+    begin.wait(600)
     start = time.perf_counter()
     for process in running:
         process.join()
@@ -159,10 +159,12 @@ def _alone(folder: Path, days: slice, chunk: int, begin: Any) -> None:
     model, path = make_model(), folder / f"alone-{days.start}.zarr"
     coarse = xr.open_zarr(folder / "coarse.zarr", chunks=None, consolidated=False).chunk(time=chunk)
     with dask.config.set(scheduler="synchronous"):
-        xdeepsd.to_zarr(coarse.isel(time=slice(chunk)).deepsd.downscale(model), path)  # imports and compilation
+        few = coarse.isel(time=slice(chunk)).deepsd.downscale(model)
+        xdeepsd.to_zarr(few, path, overwrite=True)  # imports and compilation
+        shutil.rmtree(path)
         fine = coarse.isel(time=days).deepsd.downscale(model)
-        begin.wait()
-        xdeepsd.to_zarr(fine, path, overwrite=True)
+        begin.wait(600)
+        xdeepsd.to_zarr(fine, path)
     os._exit(0)  # what an interpreter does at its end is no part of it
 
 

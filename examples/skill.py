@@ -41,6 +41,8 @@ TRIES: dict[str, dict[str, Any]] = {
     "9-3-5": {"kernels": (9, 3, 5)},
     "128-64 channels": {"channels": (128, 64)},
     "regression": {"static": ("regression",)},  # besides those of the region
+    "log1p": {"target_transform": "log1p"},
+    "log1p, regression": {"target_transform": "log1p", "static": ("regression",)},
 }
 
 
@@ -92,7 +94,10 @@ def judge(region: Region, models: Mapping[str, xdeepsd.StackedSRCNN]) -> pd.Data
         for name, model in models.items():
             short = dataclasses.replace(model, stages=model.stages[-count:])
             fields[name] = xdeepsd.downscale(held_out, short)["precipitation"].assign_coords(truth.coords)
-        tables["-".join(["x2"] * count)] = compare(fields, truth)
+        table = compare(fields, truth).assign(validation=np.nan)
+        for name, model in models.items():  # what to choose by: that of the stage that the stack begins with, alone
+            table.loc[name, "validation"] = model.training["stages"][-count]["rmse"]
+        tables["-".join(["x2"] * count)] = table
     return pd.concat(tables, names=["stack", "method"])
 
 
@@ -139,7 +144,7 @@ def against_baseline(rows: pd.DataFrame) -> pd.DataFrame:
 
     ``spread``: between the smallest and the largest of the seeds. ``baseline``: the best one's name.
     """
-    errors = ["rmse", "mae", "bias", "correlation"]
+    errors = ["rmse", "validation", "mae", "bias", "correlation"]
     groups = rows.groupby(["region", "stack", "method"], sort=False)
     table = groups[errors].mean()
     table["spread"] = groups["rmse"].agg(np.ptp)
@@ -152,14 +157,16 @@ def against_baseline(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def show(table: pd.DataFrame, console: Console) -> None:
-    """Print the table of `against_baseline`."""
+    """Print the table of `against_baseline`; in brackets the RMSE of the first stage on the validation days."""
     for (region, stack), part in table.groupby(["region", "stack"], sort=False):
         shown = Table(title=f"{region} {stack}, test days, mm day-1", title_justify="left")
         for head in ("", "RMSE", "of the best baseline with means kept", "MAE", "bias", "correlation", "seeds' spread"):
             shown.add_column(head, justify="right" if head else "left", overflow="fold")
         for (_, _, method), row in part.iterrows():
             shown.add_row(
-                method, f"{row['rmse']:.4f}", f"{row['vs_baseline']:.3f}",
+                method,
+                f"{row['rmse']:.4f}" + (f" ({row['validation']:.4f})" if row["validation"] > 0 else ""),
+                f"{row['vs_baseline']:.3f}",
                 *(f"{row[c]:.3f}" for c in ("mae", "bias", "correlation", "spread")),
             )  # fmt: skip
         console.print(shown)

@@ -212,7 +212,7 @@ def _series(
         values = Values.of(da, PRECIPITATION.units, adapted.source)
     except ValueError as error:
         raise ValueError(f"The {role}: {error}") from error
-    if set(da.dims) != {"time", "lat", "lon"} or axes.days_since_first(da["time"].values) is None:
+    if set(da.dims) != {"time", "lat", "lon"} or not axes.is_time(da["time"].values):
         others = [dim for dim in da.dims if dim not in ("time", "lat", "lon")]
         take = f"{role}.isel({', '.join(f'{dim}=0' for dim in others)})" if others else "xr.decode_cf(ds)"
         raise ValueError(

@@ -95,14 +95,22 @@ def _one(obj: xr.Dataset | xr.DataArray, kind: Literal["latitude", "longitude"])
     return name
 
 
+def is_time(values: Any) -> bool:
+    """Whether these are dates or lead times (numpy or cftime)."""
+    values = np.asarray(values)
+    return values.dtype.kind in "mM" or (
+        values.dtype == object and bool(values.size) and hasattr(values.flat[0], "timetuple")
+    )
+
+
 def days_since_first(values: Any) -> np.ndarray | None:
     """Days ``(n,)`` since the first of a series of dates or lead times (numpy or cftime); None for anything else."""
     values = np.asarray(values)
+    if not is_time(values):
+        return None
     if values.dtype.kind in "mM":
         return (values - values[:1]) / np.timedelta64(1, "D")
-    if values.dtype == object and values.size and hasattr(values[0], "timetuple"):
-        return np.array([(value - values[0]).total_seconds() / 86400 for value in values])
-    return None
+    return np.array([(value - values[0]).total_seconds() / 86400 for value in values])
 
 
 def find(obj: xr.Dataset | xr.DataArray) -> Axes:
@@ -120,7 +128,7 @@ def find_time(obj: xr.Dataset | xr.DataArray) -> str | None:
     times = [str(n) for n in (obj.cf.axes.get("T", []) or obj.cf.coordinates.get("time", [])) if n in obj.coords]
     times = [n for n in times if obj[n].dims == (n,)]
     if not times:  # no CF attributes, any name: t, Time, valid_time, cfgrib's step
-        dims = [n for n, index in obj.indexes.items() if obj[n].dims == (n,) and days_since_first(index) is not None]
+        dims = [n for n, index in obj.indexes.items() if obj[n].dims == (n,) and is_time(index)]
         times = [n for n in ("time", "day", "date") if n in obj.coords and obj[n].dims == (n,)] or list(map(str, dims))
     return times[0] if times else None
 
@@ -171,7 +179,7 @@ def settle(obj: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
                 if np.array_equal(first, last):
                     obj = obj.assign_coords({name: first})
     for dim in set(obj.dims) - set(obj.coords):
-        times = [c for c in obj.coords.values() if c.dims == (dim,) and days_since_first(c) is not None]
+        times = [c for c in obj.coords.values() if c.dims == (dim,) and is_time(c)]
         if len(times) == 1:
             obj = obj.assign_coords({dim: (dim, times[0].values, times[0].attrs)})
     return _from_projection(obj)

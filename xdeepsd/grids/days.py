@@ -107,7 +107,7 @@ def time_bounds(da: xr.DataArray, ds: xr.Dataset | xr.DataArray | None) -> np.nd
     if named not in ds.variables or ds[named].ndim != 2 or ds[named].shape != (da.sizes[name], 2):
         return None
     bounds = np.asarray(ds[named].transpose(name, ...).values)
-    return bounds if axes.days_since_first(bounds.ravel()) is not None else None
+    return bounds if axes.is_time(bounds) else None
 
 
 def _days(dates: Any, start: Any) -> np.ndarray:

@@ -60,7 +60,7 @@ def daily(
             f"The steps of {time!r} are lead times of {found}, and the days they belong to are not known. Needed: "
             f"dates. Type ds.assign_coords({time}=START + ds[{time!r}]) with the start of the forecast."
         )
-    if axes.days_since_first(da.indexes[time]) is None:
+    if not axes.is_time(da.indexes[time]):
         raise ValueError(
             f"The time {time!r} holds numbers ({da[time].attrs.get('units')}) in steps of {found}. Needed: dates, to "
             "put them together to days. Type xr.decode_cf(ds)."

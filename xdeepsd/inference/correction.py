@@ -150,7 +150,7 @@ class Correction:
 
     def _check_days(self, da: xr.DataArray) -> np.ndarray:
         """The dates as whole numbers; ValueError if they cannot be corrected."""
-        if "time" not in da.dims or axes.days_since_first(da["time"].values) is None:
+        if "time" not in da.dims or not axes.is_time(da["time"].values):
             raise ValueError(
                 "The input has no dates, and its bias is corrected by its quantiles over time. Needed: days with "
                 "dates. Leave bias_correct out."

@@ -57,7 +57,7 @@ def dates_of(da: xr.DataArray, ends: bool = False) -> list[str]:
     if name is None:
         return []
     time = da[name][[0, -1]] if ends and da[name].size > 2 else da[name]
-    if time.dtype.kind not in "MO" or axes.days_since_first(np.atleast_1d(time)) is None:
+    if time.dtype.kind not in "MO" or not axes.is_time(time):
         return []
     parts = (np.atleast_1d(getattr(time.dt, part).values) for part in ("year", "month", "day"))
     return [f"{y:04d}-{m:02d}-{d:02d}" for y, m, d in zip(*parts, strict=True)]

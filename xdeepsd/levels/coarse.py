@@ -51,7 +51,7 @@ def read_product(coarse: xr.DataArray | xr.Dataset, variable: str | None = None)
     with _in_product():
         da = find_variable(coarse, variable)
         values, grid, name = Values.of(da, PRECIPITATION.units, coarse), read_grid(coarse), _name(coarse, da)
-        times = [name for name, index in da.indexes.items() if axes.days_since_first(index) is not None]
+        times = [name for name, index in da.indexes.items() if axes.is_time(index)]
         if len(times) != 1 or set(da.dims) != {*times, *grid.dims}:
             raise ValueError(
                 f"it has the dims {da.dims}. Needed: time, latitude and longitude. Select one of the others with "
@@ -72,7 +72,7 @@ def in_chunks(
     """A coarse product whose precipitation is in chunks of so many ``days``; unchanged if it has chunks."""
     with _in_product():
         da = find_variable(coarse, variable)
-    times = [name for name, index in da.indexes.items() if axes.days_since_first(index) is not None]
+    times = [name for name, index in da.indexes.items() if axes.is_time(index)]
     if da.chunks is not None or len(times) != 1:
         return coarse
     da = da.chunk({times[0]: days or axes.days_in_chunk(da.size // da.sizes[times[0]])})
