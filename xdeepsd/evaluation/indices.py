@@ -21,6 +21,7 @@ WET = 1.0  # mm day-1
 YEAR = 365.25
 RETURN_PERIOD, LEAST_YEARS = 20, 10
 LOOK_BACK = 4  # days before each, for the wettest 5
+_STRIP = 2**15  # cells that are reduced at a time: what is computed of them on the way stays in the cache
 UNITS = {
     "R01": "1", "SDII": "mm day-1", "R10": "days year-1", "R20": "days year-1", "RX1day": "mm", "RX5day": "mm",
     "P98Wet": "mm day-1", "P98WetAmount": "mm year-1", "CDD": "days", "CWD": "days", "WW": "1", "DW": "1", "AC1": "1",
@@ -214,8 +215,27 @@ def _lazily(data: Any, years: np.ndarray, months: np.ndarray, keep: int) -> Any:
     return dask.array.concatenate([dask.array.concatenate(row, axis=2) for row in rows], axis=1)
 
 
-# Sums over all days; of the months; maxima, sums and runs of the years; the highest days
+# Of a strip of rows: sums over all days; of the months; maxima, sums and runs of the years; the highest days
 Part = tuple[np.ndarray, dict[int, np.ndarray], dict[int, list[np.ndarray]], np.ndarray]
+
+
+def _add(
+    parts: list[Part] | None, blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep: int
+) -> list[Part]:
+    """The parts of all chunks up to the last of ``blocks``, from those of the chunks before it, strip by strip."""
+    height, width = blocks[-1].shape[1:]
+    rows = max(1, _STRIP // max(width, 1))
+    strips = [slice(first, first + rows) for first in range(0, height, rows)]
+    before: list[Part | None] = [None] * len(strips) if parts is None else list(parts)
+    return [
+        _add_strip(part, [block[:, strip] for block in blocks], years, months, keep)
+        for part, strip in zip(before, strips, strict=True)
+    ]
+
+
+def _finish(parts: list[Part]) -> np.ndarray:
+    """``(index, lat, lon)`` in the order of `UNITS`."""
+    return np.concatenate([_finish_strip(part) for part in parts], axis=1)
 
 
 def _part(blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep: int) -> Part:
@@ -243,15 +263,14 @@ def _part(blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep:
     for year in np.unique(years):
         here = years == year
         of_years[int(year)] = [
-            np.fmax.reduce(x[here]), np.fmax.reduce(five[here]),
+            np.fmax.reduce(blocks[-1][here]), np.fmax.reduce(five[here]),
             np.stack([field[here].sum(0, dtype=np.float64) for field in (amounts, known)]),
             _runs(x[here] < WET), _runs(wet[here]),
         ]  # fmt: skip
-    return total, of_months, of_years, _highest(np.where(wet, x, -1.0), keep)
+    return total, of_months, of_years, _highest(np.where(wet, blocks[-1], blocks[-1].dtype.type(-1)), keep)
 
 
-def _add(part: Part | None, blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep: int) -> Part:
-    """The part of all chunks up to the last of ``blocks``, from that of those before it."""
+def _add_strip(part: Part | None, blocks: list[np.ndarray], years: np.ndarray, months: np.ndarray, keep: int) -> Part:
     new = _part(blocks, years, months, keep)
     if part is None:
         return new
@@ -274,12 +293,12 @@ def _highest(days: np.ndarray, keep: int) -> np.ndarray:
     return np.partition(days, -keep, axis=0)[-keep:].copy() if len(days) > keep else days
 
 
-def _finish(part: Part) -> np.ndarray:
-    """``(index, lat, lon)`` in the order of `UNITS`."""
+def _finish_strip(part: Part) -> np.ndarray:
     total, of_months, of_years, highest = part
     days, wet, amount, ten, twenty, after_wet, after_dry, wet_wet, dry_wet, pairs, x, y, xx, yy, xy, *spells = total
     years = [np.stack(fields) for fields in zip(*of_years.values(), strict=True)]
     wettest, five, both, dry_runs, wet_runs = years
+    wettest, highest = wettest.astype(np.float64), highest.astype(np.float64)  # kept as they came, to take less memory
     means = np.stack([_ratio(fields[0], fields[1]) for fields in of_months.values()])
     annual, seen = _ratio(both[:, 0], both[:, 1]), both[:, 1] > 0
     top = np.sort(highest, axis=0)[::-1]
@@ -329,7 +348,7 @@ def _return_value(maxima: np.ndarray) -> np.ndarray:
 
 def _runs(holds: np.ndarray) -> np.ndarray:
     """``(4, lat, lon)``: days, length of the run at the start and at the end, longest run."""
-    now, longest, first = (np.zeros(holds.shape[1:], np.int64) for _ in range(3))
+    now, longest, first = (np.zeros(holds.shape[1:], np.int32) for _ in range(3))
     unbroken = np.ones(holds.shape[1:], bool)
     for day in holds:
         now = (now + 1) * day
