@@ -279,7 +279,7 @@ def main() -> None:
     days = days_in_chunk(PIXELS)
     try:
         highest, formula = memory(folder, 4 if quick else days)
-        speeds = throughput(folder, *((8, 1, 1) if quick else (120, 6, 3)))
+        speeds = throughput(folder, *((8, 1, 1) if quick else (600, 6, 2)))
         rows = scheduler_cost(folder, (1, 50, 1000), (1, 50) if quick else (1, 50, 1000))
     finally:
         shutil.rmtree(folder)
