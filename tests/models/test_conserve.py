@@ -152,6 +152,15 @@ def test_what_does_not_count_does_not_explode():
     np.testing.assert_allclose(kept, [[2 / (1 + np.exp(-10)), 1], [2 / (1 + np.exp(10)), 1]], rtol=1e-4)
 
 
+def test_next_to_nothing_has_no_pattern():
+    """A billionth of the coarse value is no more than rounding: what falls is spread evenly."""
+    fine, weights = np.array([[1e-10, 3e-10], [0.0, 0.0]], np.float32), np.ones((2, 2), np.float32)
+    kept = conserve(fine, np.full((1, 1), 4, np.float32), weights, 2, "multiplicative")
+    np.testing.assert_array_equal(kept, 4)
+    kept = conserve(1e3 * fine, np.full((1, 1), 4, np.float32), weights, 2, "multiplicative")
+    np.testing.assert_allclose(kept, [[4, 12], [0, 0]], rtol=1e-5)
+
+
 @kinds
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_are_right(kind, seed):
