@@ -449,6 +449,26 @@ def test_any_file_cut_off(tmp_path, zarr_format, group, kept):
         assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == whole, file
 
 
+def test_one_writer_at_a_time(tmp_path):
+    """Two that begin one store would each clear away what the other writes; other groups of it are free."""
+    path = tmp_path / "new" / "a.zarr"
+
+    def compute(block):
+        with pytest.raises(ValueError, match=rf"Another to_zarr is writing to {path}/a/b\. Wait for it, or type"):
+            xdeepsd.to_zarr(make_ds(), path, group="a/b", overwrite=True)
+        xdeepsd.to_zarr(make_ds(), path, group="a/c")
+        return block
+
+    ds = make_ds()
+    rain = ds.pr.data.map_blocks(compute, meta=ds.pr.data._meta)
+    with dask.config.set(scheduler="synchronous"):
+        xdeepsd.to_zarr(ds.assign(pr=ds.pr.copy(data=rain)), path, group="a/b")
+    for group in ("a/b", "a/c"):
+        xr.testing.assert_equal(xr.open_zarr(path, group=group).load(), ds.compute())
+    xdeepsd.to_zarr(ds, path, group="a/b", overwrite=True)
+    assert sorted(file.name for file in path.parent.iterdir()) == [".a.zarr.a.b.lock", ".a.zarr.a.c.lock", "a.zarr"]
+
+
 def test_a_store_that_changes_while_it_is_replaced(tmp_path, monkeypatch):
     path = tmp_path / "a.zarr"
     xdeepsd.to_zarr(make_ds(), path)

@@ -52,8 +52,6 @@ def alone(path: Path, who: str, argument: str) -> Iterator[None]:
     Raises OSError with the reason if nothing can be written, ValueError if another call of ``who`` holds the lock; both
     advise another ``argument``.
     """
-    import filelock
-
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,11 +64,20 @@ def alone(path: Path, who: str, argument: str) -> Iterator[None]:
             f"{path} cannot be written: {why} ({error.filename}). Needed: a place that can be written to; type "
             f"another {argument}."
         ) from error
+    with locked(lock, f"Another {who} is writing to {path}. Wait for it, or use another {argument}."):
+        yield
+
+
+@contextmanager
+def locked(lock: Path, message: str) -> Iterator[None]:
+    """Hold a lock file, which stays; ValueError with ``message`` while another call holds it."""
+    import filelock
+
     try:
         with filelock.FileLock(lock, timeout=0):
             yield
     except filelock.Timeout:
-        raise ValueError(f"Another {who} is writing to {path}. Wait for it, or use another {argument}.") from None
+        raise ValueError(message) from None
 
 
 @contextmanager

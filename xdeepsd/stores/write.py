@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
@@ -40,6 +41,7 @@ from xdeepsd.stores.target import (
     open_store,
     reading,
 )
+from xdeepsd.stores.whole import locked
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,8 @@ def to_zarr(
     ------
     ValueError
         Before any work: Dask chunks that do not hold whole Zarr chunks (two tasks would write to one), packing without
-        a value for NaN, a store begun with another model, input or option (each is named). While writing: values that
+        a value for NaN, a store begun with another model, input or option (each is named), another call that is writing
+        to it. While writing: values that
         the packing cannot hold.
     FileExistsError
         The store exists and cannot be resumed, or ``resume`` is False.
@@ -108,6 +111,8 @@ def to_zarr(
 
     Notes
     -----
+    One call writes to a group at a time: a file ``.NAME.lock`` beside a store on a disk sees to that.
+
     Uses the active Dask scheduler (threads, or a ``distributed.Client``). Dask fuses reading, downscaling and writing
     of a region into one task, so each thread holds one region in memory. A resumed store keeps the ``history`` of the
     first call.
@@ -144,8 +149,10 @@ def to_zarr(
     with (
         reporting(progress, PurePath(name_of(target)).name) as report,
         _stops_told(target, count := _Count(report)),
+        ExitStack() as held,
     ):
         check_apart([v.data.dask for v in lazy.values()], target, prefix)
+        held.enter_context(_one_writer(target, prefix))
         with reading(target, prefix):
             begin_or_resume(target, prefix, layout, lazy, resume=resume, overwrite=overwrite, same_input=same_input)
             arrays = {name: open_array(target, prefix + name) for name in lazy}
@@ -166,6 +173,23 @@ def to_zarr(
                 merge(session, target, written)
         _check_all_there(target, _number(unfinished(target, arrays, regions)), count.total)
         finish(session.store if session is not None else target, prefix, map(str, ds.variables))
+
+
+@contextmanager
+def _one_writer(target: Store, prefix: str) -> Iterator[None]:
+    """Hold the lock of a group on a disk, a file beside the store; others have none."""
+    if not isinstance(target, zarr.storage.LocalStore):
+        yield
+        return
+    root = target.root.absolute()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(root.parent, os.W_OK):  # only the store itself can be written to
+        yield
+        return
+    lock = root.with_name(".".join(["", root.name, *prefix.split("/")[:-1], "lock"]))
+    where = f"{name_of(target)}/{prefix}".rstrip("/")
+    with locked(lock, f"Another to_zarr is writing to {where}. Wait for it, or type another path."):
+        yield
 
 
 @dataclass
