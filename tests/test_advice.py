@@ -989,6 +989,11 @@ def without_filesystems(patch):
     patch.delitem(registry._registry, "memory", raising=False)
 
 
+def to_zarr_while(ds, store, busy):
+    with filelock.FileLock(busy) if busy else contextlib.nullcontext():
+        xdeepsd.to_zarr(ds, store)
+
+
 def while_others_delete(patch):
     """Another process deletes the same folders."""
 
@@ -1071,6 +1076,9 @@ CASES["store"] = [
          lambda tmp: to_store(tmp, thesis(tmp)), another("store")),
     case(" is damaged: ", xdeepsd.to_zarr, lambda tmp: {"ds": lazy(), "store": cut_short(begun(tmp))},
          meaning("Move it away", "store.rename(folder / 'away.zarr')"), another("store")),
+    case("Another to_zarr is writing to", to_zarr_while,
+         lambda tmp: {"ds": lazy(), "store": tmp / "a.zarr", "busy": tmp / ".a.zarr.lock"},
+         meaning("Wait for it", "busy = None"), another("store")),
     case("another process seems to write to it", xdeepsd.to_zarr,
          lambda tmp: {"ds": lazy(), "store": begun(tmp), "overwrite": True},
          meaning("Wait for it and run this again", "patch.undo()"), another("store"), machine=while_others_delete),

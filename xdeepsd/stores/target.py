@@ -238,6 +238,8 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
     try:
         sync(begin())
     except FileNotFoundError as error:
+        if not isinstance(target, zarr.storage.LocalStore):  # no such bucket
+            raise
         where = f"{name_of(target)}/{prefix}".rstrip("/")
         raise OSError(
             f"{where} changed while it was laid out (there is no {error.filename} any more): another process seems to "
