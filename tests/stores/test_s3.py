@@ -61,7 +61,9 @@ def test_the_objects_are_the_files(server, tmp_path, library):
     encoding = {"pr": {"chunks": (1, 3, 2)}}
     xdeepsd.to_zarr(ds, tmp_path / "a.zarr", encoding=encoding)
     xdeepsd.to_zarr(ds, store_of(library, f"files-{library}.zarr"), encoding=encoding)
-    files = {str(f.relative_to(tmp_path / "a.zarr")): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    files = {
+        str(f.relative_to(tmp_path / "a.zarr")): f.read_bytes() for f in (tmp_path / "a.zarr").rglob("*") if f.is_file()
+    }
     prefix = f"files-{library}.zarr/"
     assert {key.removeprefix(prefix): value for key, value in server.contents(prefix).items()} == files
     xr.testing.assert_equal(opened(store_of(library, f"files-{library}.zarr")).load(), ds.compute())
