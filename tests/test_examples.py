@@ -128,7 +128,8 @@ def test_skill(real_data, tmp_path):
     rows = pd.read_csv(tmp_path / "skill.csv")
     model = rows[rows["method"] == "TrainConfig()"]
     assert len(model) == 2 * (3 + 2), "two seeds of every stack"
-    assert np.isfinite(rows.drop(columns=["region", "stack", "method"])).all().all()
+    assert np.isfinite(rows.drop(columns=["region", "stack", "method", "validation"])).all().all()
+    assert rows.loc[rows["method"] == "TrainConfig()", "validation"].gt(0).all(), "baselines have none"
     rmse = rows[rows["method"].str.endswith("means kept")].groupby(["region", "stack"])["rmse"].min()
     best = {("oregon", "x2"): 0.1720, ("oregon", "x2-x2"): 0.3317, ("oregon", "x2-x2-x2"): 0.5659}
     best |= {("iberia", "x2"): 0.8220, ("iberia", "x2-x2"): 1.8533}
