@@ -213,7 +213,7 @@ def check_told(file, place, story):
     kind, _, rest = text.partition(": ")
     if "decompression error" in text:  # a lazy value that the user computes: the codec's error comes through unchanged
         kind = OTHERS[0]
-    if "Timed out trying to connect to tcp://" in text.partition("\n")[0]:  # a scheduler that is gone, in Dask's words
+    if "Timed out trying to connect to " in text.partition("\n")[0]:  # a scheduler that is gone, in Dask's words
         kind = OTHERS[0]
     if text and kind not in OTHERS and not (kind in SENTENCES and str(place) in rest.partition("\nTraceback")[0]):
         raise RuntimeError(f"{story}: {text}")

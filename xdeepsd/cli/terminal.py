@@ -92,7 +92,7 @@ def told(errors: Any, kinds: tuple[type[BaseException], ...], stopped: str, less
         elif (
             isinstance(error, CancelledError)
             or type(error).__name__ == "CommClosedError"
-            or "Timed out trying to connect to tcp://" in text  # an OSError of distributed
+            or "Timed out trying to connect to " in text  # an OSError of distributed
         ):
             text = f"The connection to the scheduler was lost. What has been done is kept. {text}"
         elif not isinstance(error, kinds):
