@@ -994,15 +994,6 @@ def to_zarr_while(ds, store, busy):
         xdeepsd.to_zarr(ds, store)
 
 
-def while_others_delete(patch):
-    """Another process deletes the same folders."""
-
-    async def gone(store, key):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
-
-    patch.setattr(zarr.storage.LocalStore, "delete_dir", gone)
-
-
 def repository(folder):
     where = icechunk.local_filesystem_storage(str(folder / "repository"))
     return icechunk.Repository.open_or_create(where)
@@ -1079,9 +1070,6 @@ CASES["store"] = [
     case("Another to_zarr is writing to", to_zarr_while,
          lambda tmp: {"ds": lazy(), "store": tmp / "a.zarr", "busy": tmp / ".a.zarr.lock"},
          meaning("Wait for it", "busy = None"), another("store")),
-    case("another process seems to write to it", xdeepsd.to_zarr,
-         lambda tmp: {"ds": lazy(), "store": begun(tmp), "overwrite": True},
-         meaning("Wait for it and run this again", "patch.undo()"), another("store"), machine=while_others_delete),
     case("also holds something that is not Zarr", xdeepsd.to_zarr,
          lambda tmp: {"ds": lazy(), "store": with_notes(begun(tmp)), "overwrite": True},
          meaning("Move it away", "(store / 'notes.txt').rename(folder / 'notes.txt')"), another("store")),

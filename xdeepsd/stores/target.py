@@ -235,16 +235,7 @@ def _begin(target: Store, prefix: str, layout: zarr.storage.MemoryStore) -> None
         if "zarr.json" not in keys:  # format 2
             await target.delete(root)
 
-    try:
-        sync(begin())
-    except FileNotFoundError as error:
-        if not isinstance(target, zarr.storage.LocalStore):  # no such bucket
-            raise
-        where = f"{name_of(target)}/{prefix}".rstrip("/")
-        raise OSError(
-            f"{where} changed while it was laid out (there is no {error.filename} any more): another process seems to "
-            "write to it. Needed: one at a time. Wait for it and run this again, or type another path."
-        ) from error
+    sync(begin())
     _refresh_parents(target, prefix)
 
 
