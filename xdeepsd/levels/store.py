@@ -29,7 +29,7 @@ from xdeepsd.stores.begun import changed_fields
 from xdeepsd.stores.remote import is_url, meaning, without_secrets
 from xdeepsd.stores.replace import not_ours
 from xdeepsd.stores.target import consolidate
-from xdeepsd.stores.whole import is_zarr_partial
+from xdeepsd.stores.whole import is_empty, is_zarr_partial
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,7 @@ def forget_empty_chunks(root: zarr.Group, path: PathLike) -> None:
     """
     computed = root.attrs["climatology_years"] is not None
     lost = set()
-    for file in Path(path).glob("level_*/*/c/**/*"):
-        if file.is_dir() or file.stat().st_size:
-            continue
+    for file in filter(is_empty, Path(path).glob("level_*/*/c/**/*")):
         _, name, _, first, *_ = file.relative_to(path).parts
         if name == "precipitation":
             logger.warning("%s is empty: its days are written again.", file)

@@ -38,7 +38,7 @@ from xdeepsd.prism.names import (
     snap,
 )
 from xdeepsd.prism.raster import reading
-from xdeepsd.stores.whole import clear_zarr_partials, is_zarr_partial
+from xdeepsd.stores.whole import clear_zarr_partials, is_empty, is_zarr_partial
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def open_store(path: Path, region: str, resolution: str) -> Any:
             "resolution per store; type another out."
         )
     for name in _OWN.keys() - VARIABLES.keys():  # a day whose map is empty is fetched again, see `marks`
-        for file in filter(_is_empty, (path / name / "c").rglob("*")):
+        for file in filter(is_empty, (path / name / "c").rglob("*")):
             raise ValueError(
                 f"{path} is damaged: {file.relative_to(path)} is empty, as a power failure may leave it. Needed: the "
                 "file as it was written. Copy it back, or type another out."
@@ -132,12 +132,8 @@ def marks(store: Any, variable: str) -> dict[pd.Timestamp, Release]:
         return {
             first + pd.Timedelta(days=int(i)): (_EPOCH + pd.Timedelta(days=int(dates[i])), int(numbers[i]))
             for i in np.flatnonzero(numbers > 0)
-            if not _is_empty(Path(store.store.root) / variable / "c" / str(i) / "0" / "0")
+            if not is_empty(Path(store.store.root) / variable / "c" / str(i) / "0" / "0")
         }
-
-
-def _is_empty(chunk: Path) -> bool:
-    return chunk.is_file() and not chunk.stat().st_size
 
 
 def check_room(path: Path, store: Any, variable: str, days: Sequence[pd.Timestamp] = ()) -> None:

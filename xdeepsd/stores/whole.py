@@ -45,6 +45,11 @@ def discard(file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+def is_empty(file: Path) -> bool:
+    """Whether a file has a name but no bytes, as a power failure may leave one that was not forced to disk."""
+    return file.is_file() and not file.stat().st_size
+
+
 @contextmanager
 def alone(path: Path, who: str, argument: str) -> Iterator[None]:
     """Hold the lock of a store, a file beside it; the system releases it even if the process is killed.
