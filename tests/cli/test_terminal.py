@@ -21,6 +21,7 @@ LOST = "The connection to the scheduler was lost. What has been done is kept."
         (KeyboardInterrupt(), 130, "Stopped. Run it again."),
         (CancelledError("out-of-date"), 1, LOST),
         (CommClosedError("in TCP"), 1, LOST),
+        (OSError("Timed out trying to connect to tls://10.0.0.1:8786 after 30 s"), 1, LOST),
         (OSError("Timed out trying to connect to tcp://10.0.0.1:8786 after 30 s"), 1, LOST),
         (
             KilledWorker("task", types.SimpleNamespace(address="tcp://10.0.0.2:1"), 3),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import xdeepsd
+from xdeepsd.evaluation import indices
 from xdeepsd.evaluation.indices import UNITS, _join, _runs
 
 
@@ -67,6 +68,22 @@ def test_seasonal_cycle_and_interannual_variability():
     assert of(np.array([2.0, 3, 7])[time.year.values - 2001], "VarY") == pytest.approx(np.std([2, 3, 7], ddof=1))
     assert np.isnan(of(TEN, "AnnualCycleAmp"))
     assert np.isnan(of(TEN, "VarY"))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cells", [1, 5, 11, 2**15])
+def test_strips_of_any_size_give_the_same_bits(monkeypatch, cells, dtype):
+    rain = maps(nlat=7).astype(dtype, keep_attrs=True)
+    whole = xdeepsd.climate_indices(rain)
+    monkeypatch.setattr(indices, "_STRIP", cells)
+    xr.testing.assert_identical(xdeepsd.climate_indices(rain), whole)
+    monkeypatch.setattr(indices, "_STRIP", 2**15)
+    lazy = rain.chunk(time=100, lat=3)
+    expected = xdeepsd.climate_indices(lazy).compute()
+    monkeypatch.setattr(indices, "_STRIP", cells)
+    xr.testing.assert_identical(xdeepsd.climate_indices(lazy).compute(), expected)
+    # The numbers are those of float64, whatever comes in
+    xr.testing.assert_allclose(whole, xdeepsd.climate_indices(rain.astype(np.float64, keep_attrs=True)), rtol=1e-12)
 
 
 def test_return_value():

@@ -28,7 +28,7 @@ from xdeepsd.models.static import CLIMATOLOGY
 from xdeepsd.stores.begun import changed_fields
 from xdeepsd.stores.remote import is_url, meaning, without_secrets
 from xdeepsd.stores.replace import not_ours
-from xdeepsd.stores.target import consolidate
+from xdeepsd.stores.target import consolidate, is_consolidated
 from xdeepsd.stores.whole import is_empty, is_zarr_partial
 
 logger = logging.getLogger(__name__)
@@ -190,17 +190,13 @@ def fit_releases(root: zarr.Group) -> None:
         root.create_array("releases", shape=(done.shape[0], 2), chunks=(done.chunks[0], 2), dtype="int32", fill_value=0)
 
 
-def _is_consolidated(path: PathLike) -> bool:
-    return zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
-
-
 def grow(root: zarr.Group, path: PathLike, time: xr.DataArray, levels: int) -> None:
     """Make room for the days of ``time`` at the end of each level; called again after an interruption, finish that.
 
     Meanwhile, readers use the old metadata in the root. Where all have room, nothing is touched: what is computed from
     the levels knows its input by the times of its files.
     """
-    if not _is_consolidated(path):
+    if not is_consolidated(path):
         consolidate(path)
     elif _has_room(path, time.size, levels):
         return
@@ -254,7 +250,7 @@ def open_done(path: PathLike, root: zarr.Group) -> list[xr.Dataset]:
     done = done_days(root)
     count = len(root.attrs["factors"]) + 1  # type: ignore[arg-type]
     # There are no consolidated metadata if a change of attributes was interrupted.
-    consolidated = _is_consolidated(path)
+    consolidated = is_consolidated(path)
     levels = [xr.open_zarr(path, group=f"level_{k}", consolidated=consolidated, chunks={}) for k in range(count)]
     finished = np.flatnonzero(done[: min(level.sizes["time"] for level in levels)])
     if finished.size == max(level.sizes["time"] for level in levels):

@@ -243,7 +243,7 @@ def _refresh_parents(target: Store, prefix: str) -> None:
     """Consolidate the parent groups again if they were consolidated: readers rely on what they list."""
     for path in _parents(prefix):
         group = open_group(target, path)
-        if group is not None and _is_consolidated(target, path, damaged=True):
+        if group is not None and is_consolidated(target, path, damaged=True):
             consolidate(target, path, group.metadata.zarr_format)
 
 
@@ -252,10 +252,10 @@ def _parents(prefix: str) -> list[str]:
     return ["" if parent == Path() else parent.as_posix() for parent in Path(prefix).parents]
 
 
-def _is_consolidated(target: Store, path: str, damaged: bool) -> bool:
+def is_consolidated(store: Store | str | os.PathLike[str], path: str = "", damaged: bool = False) -> bool:
     """Whether a group's consolidated metadata are there; ``damaged``: the answer where they cannot be read."""
     try:
-        return zarr.open_group(target, path=path, mode="r").metadata.consolidated_metadata is not None
+        return zarr.open_group(store, path=path, mode="r").metadata.consolidated_metadata is not None
     except ValueError:  # in format 2 they are a file of their own
         return damaged
 
@@ -275,7 +275,7 @@ def finish(target: Store, prefix: str, names: Iterable[str]) -> None:
     """Remove what killed writes left behind, mark the group as complete, consolidate the metadata."""
     path = prefix.rstrip("/")
     group = zarr.open_group(target, path=path, mode="r+", use_consolidated=False)
-    consolidated = not target.supports_consolidated_metadata or _is_consolidated(target, path, damaged=False)
+    consolidated = not target.supports_consolidated_metadata or is_consolidated(target, path)
     finished = group.attrs[STATUS] == COMPLETE and consolidated
     if isinstance(target, zarr.storage.LocalStore):
         clear_zarr_partials(target.root / prefix, [] if finished else names)
