@@ -23,7 +23,6 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
-from dask.distributed import Client, LocalCluster
 from rich.console import Console
 from rich.table import Table
 
@@ -84,7 +83,7 @@ def compare_stacks(data: Path, further: Path | None, steps: int, seed: int, cons
     split = configs["default"].split(rain["day"])
     ladders = {factors: load(rain, elevation, factors) for factors in ((2, 2, 2), (4,))}
     models: dict[tuple[str, tuple[int, ...]], xdeepsd.StackedSRCNN] = {}
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with xdeepsd.cluster("local", workers=2) as client:
         for factors, levels in ladders.items():
             for number, model in train_stacks(levels, list(configs.values()), client=client, progress=False):
                 models[list(configs)[number], factors] = model
@@ -156,7 +155,7 @@ def compare_losses(
         if not ((done["name"] == name) & (done["seed"] == seed)).any()
     ]
     configs = [dataclasses.replace(base, seed=seed, **LOSSES[name]) for name, seed in wanted]
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with xdeepsd.cluster("local", workers=2) as client:
         for i, model in train_stacks(levels, configs, client=client, progress=False) if configs else ():
             name, seed = wanted[i]
             for part, days in (("validation", split.validation), ("test", split.test)):

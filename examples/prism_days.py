@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
-from dask.distributed import Client, LocalCluster
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -57,7 +56,7 @@ def run(data: Path, steps: int, folds: int | None, seed: int, console: Console) 
         for date in dates
     ]
     fields: dict[str, dict[str, list[xr.DataArray]]] = {name: {} for name in STACKS}
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with xdeepsd.cluster("local", workers=2) as client:
         for i, model in train_stacks(levels, configs, client=client, progress=False):
             console.print(f"trained without {dates[i]}")
             for name, count in STACKS.items():

@@ -24,7 +24,6 @@ import numpy as np
 import oregon
 import pandas as pd
 import xarray as xr
-from dask.distributed import Client, LocalCluster
 from rich.console import Console
 from rich.table import Table
 
@@ -108,7 +107,7 @@ def train(
     models: dict[str, dict[str, xdeepsd.StackedSRCNN]] = {name: {} for name in regions}
     if not tries:
         return models
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with xdeepsd.cluster("local", workers=2) as client:
         for name, region in regions.items():
             configs = {
                 f"{tried}, seed {seed}": dataclasses.replace(

@@ -1,5 +1,6 @@
 """`xdeepsd.cluster("local")`, and what is refused before anything starts."""
 
+import logging
 import os
 import socket
 
@@ -27,6 +28,24 @@ def test_as_many_as_there_is_work_for():
     with xdeepsd.cluster() as client:
         assert client.submit(sum, [1, 2]).result() == 3
         until_true(lambda: not client.scheduler_info(-1)["workers"])
+
+
+def test_a_heartbeat_that_fails_at_the_end_is_no_error(capfd):
+    """Dask's own ones are seen at random, so that here one fails at once."""
+
+    async def fail(dask_worker):
+        async def closed(**message):
+            raise OSError("Stream is closed")
+
+        dask_worker.scheduler.heartbeat_worker = closed
+        await dask_worker.heartbeat()
+        logging.getLogger("distributed.worker").error("any other error")
+
+    with xdeepsd.cluster("local", workers=1) as client:
+        client.run(fail)
+    shown = capfd.readouterr().err
+    assert "any other error" in shown
+    assert "heartbeat" not in shown
 
 
 def test_a_gpu_for_each_worker():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,17 +58,12 @@ def connected(
     if scheduler is None and not processes:
         yield None
         return
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    if scheduler is not None:
-        with Client(scheduler, timeout=30) as client:
-            yield client
-    else:
-        local = LocalCluster(
-            n_workers=processes, threads_per_worker=threads, dashboard_address=":0", silence_logs=logging.ERROR
-        )
-        with local as cluster, Client(cluster) as client:
-            yield client
+    from xdeepsd.clusters.local import local_client
+
+    with Client(scheduler, timeout=30) if scheduler is not None else local_client(processes, threads) as client:
+        yield client
 
 
 def parse_workers(text: str) -> int | tuple[int, int]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
-from dask.distributed import Client, LocalCluster
 from rich.console import Console
 from rich.table import Table
 
 from xdeepsd.cli.report import write_report
 from xdeepsd.cli.terminal import bar
 from xdeepsd.cli.toml import load_config
+from xdeepsd.clusters.local import local_client
 from xdeepsd.evaluation.baselines import baselines
 from xdeepsd.evaluation.errors import compare
 from xdeepsd.evaluation.plot.panels import compare as compare_maps
@@ -80,8 +80,8 @@ def run_demo(out: Path, console: Console, seed: int = 0, steps: int = 400) -> pd
     held_out = levels[0][["precipitation"]].sel(time=str(years[-1]))
     to_zarr(held_out.drop_encoding().chunk(time=30), out / "coarse.zarr")
     downscaled = downscale(xr.open_zarr(out / "coarse.zarr"), load_model(out / "model"))
-    cluster = LocalCluster(processes=False, threads_per_worker=2, dashboard_address="127.0.0.1:0")
-    with cluster, Client(cluster), bar(console, "chunks") as progress:
+    cluster = local_client(None, 2, processes=False, dashboard_address="127.0.0.1:0")
+    with cluster, bar(console, "chunks") as progress:
         to_zarr(downscaled, out / "downscaled.zarr", progress=progress)
 
     console.print("[bold]5[/] Comparison with the truth")

@@ -138,10 +138,10 @@ def cluster(
             raise ValueError("A Gateway has one kind of worker. Type options={...} with what it offers for a GPU.")
         started = on_gateway(address, image and check_image(image), low, high, options or {}, timeout)
     elif kind == "local":
-        from xdeepsd.clusters.local import on_this_machine
-
         if find_spec("distributed") is None:
             raise ImportError("A cluster on this machine needs distributed. Type pip install distributed.")
+        from xdeepsd.clusters.local import on_this_machine
+
         started = on_this_machine(low, high, gpus, cpus, memory, env or {})
     else:
         raise ValueError(f"kind is {kind!r}. Needed: one of {', '.join(map(repr, KINDS))}.")
