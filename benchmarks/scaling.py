@@ -6,6 +6,8 @@
 * Scheduler: the real graph of 1, 50 and 1000 years of 621 x 1405 cells (624 x 1408 in whole coarse cells) on a real
   scheduler in a process of its own, with two workers, whose kernel does nothing. Its CPU time counts, so that what the
   workers and the client do beside it does not.
+* A year of daily maps by the command that a user types, with two threads and coarse means kept: its time from start to
+  end, and its peak memory with all that it imports.
 * Memory: the peak of one worker thread above what it held before, against the formula of docs/howto/scaling.md.
 
 From these, on paper: 50 climate models x 250 years over CONUS at 4 km.
@@ -168,6 +170,21 @@ def _alone(folder: Path, days: slice, chunk: int, begin: Any) -> None:
     os._exit(0)  # what an interpreter does at its end is no part of it
 
 
+def conus_year(folder: Path, days: int) -> tuple[float, float]:
+    """Seconds and peak GiB of `xdeepsd downscale` of so many days."""
+    model = make_model()
+    make_input(folder / "year.zarr", model, days, filled=True)
+    xdeepsd.save_model(model, folder / "model")
+    command = [sys.executable, "-W", "ignore", "-m", "xdeepsd", "downscale", "--threads", "2"]
+    command += ["--conserve", "multiplicative", *(str(folder / name) for name in ("year.zarr", "model", "fine.zarr"))]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command)} has failed.")
+    return time.perf_counter() - start, used.ru_maxrss / 2**20
+
+
 def graph_of(fine: xr.Dataset, folder: Path) -> tuple[Any, list[Any]]:
     """The graph that `to_zarr` would give to the scheduler, and its keys."""
     found: list[Any] = []
@@ -279,7 +296,8 @@ def main() -> None:
     days = days_in_chunk(PIXELS)
     try:
         highest, formula = memory(folder, 4 if quick else days)
-        speeds = throughput(folder, *((8, 1, 1) if quick else (600, 6, 2)))
+        year_seconds, year_gib = conus_year(folder, 8 if quick else 365)
+        speeds = throughput(folder, *((8, 1, 1) if quick else (600, 6, 4)))
         rows = scheduler_cost(folder, (1, 50, 1000), (1, 50) if quick else (1, 50, 1000))
     finally:
         shutil.rmtree(folder)
@@ -297,6 +315,8 @@ def main() -> None:
         figure("graph_mb_without_maps", graph_mb - STATIC_MB, "MB", 1.0, "lower"),
         figure("memory_vs_formula", highest / formula, "ratio", 1.0, "lower"),
         figure("mpixel_per_second_and_core", one, "million fine pixels a second", None, "higher"),
+        figure("conus_year_seconds", year_seconds, "s", None, "lower"),
+        figure("conus_year_peak_gib", year_gib, "GiB", None, "lower"),
         figure("workers_per_scheduler", feeds(one, cost, days), "workers of one thread", None, "higher"),
     ]
     notes = {
