@@ -6,11 +6,12 @@
 
 FOLDER holds gridmet_oregon/ and iberia/; days and levels are those of examples/skill.py. "generated" is 24 years of a
 generated climate with storms of heavy tails, of which the last four are tested. Coarse means are not kept
-(unless --conserve says so): keeping them undoes part of what a loss does. On the test days, for each loss: RMSE and
-MAE, RMSE in bins of the observed value (rank 1 is the rarest), and what becomes of heavy values, those above the 99th
-percentile of all observed ones: the share that is missed, the share of the predicted ones that are false alarms, and
-how many there are for each observed one. Differences from MSE are tested over the seeds (Wilcoxon, with Bonferroni's
-correction for the number of losses), for which three seeds are too few: ten can show something.
+(unless --conserve says so): keeping them undoes part of what a loss does. On the validation days, to choose on, and on
+the test days, for each loss: RMSE and MAE, RMSE in bins of the observed value (rank 1 is the rarest), and what becomes
+of heavy values, those above the 99th percentile of all observed ones: the share that is missed, the share of the
+predicted ones that are false alarms, and how many there are for each observed one. Differences from MSE are tested over
+the seeds (Wilcoxon, with Bonferroni's correction for the number of losses), for which three seeds are too few: ten can
+show something.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ import xdeepsd
 
 REFERENCE = "MSE"
 HEAVY = 0.99
+PARTS = ("validation", "test")
 # What is compared, by name: changes to TrainConfig().
 LOSSES: dict[str, dict[str, Any]] = {
-    REFERENCE: {},
+    REFERENCE: {},  # of square roots, as everywhere in TrainConfig() unless it says otherwise
+    "MSE in mm": {"target_transform": None},
     "MAE": {"loss": "mae"},
     "Huber": {"loss": "huber"},
     "pinball 0.7": {"loss": "pinball", "quantile": 0.7},
     "Tweedie 1.5": {"loss": "tweedie", "tweedie_power": 1.5},
     "DenseLoss 0.5": {"loss": "denseloss", "alpha": 0.5},
     "DenseLoss 1": {"loss": "denseloss", "alpha": 1.0},
+    "DenseLoss 1 in mm": {"loss": "denseloss", "alpha": 1.0, "target_transform": None},
     "DenseLoss 1, capped, annealed": {"loss": "denseloss", "alpha": 1.0, "weight_cap": 3.0, "anneal": 0.5},
     "DenseLoss 1, wet, log1p": {
         "loss": "denseloss", "alpha": 1.0, "wet_threshold": 0.1, "density_transform": "log1p", "weight_cap": 3.0,
@@ -63,12 +67,12 @@ def load_generated(data: Path) -> skill.Region:
 REGIONS: dict[str, Callable[[Path], skill.Region]] = skill.REGIONS | {"generated": load_generated}
 
 
-def judge(region: skill.Region, models: Mapping[str, xdeepsd.StackedSRCNN]) -> pd.DataFrame:
-    """Errors on the test days, a row for each model, named "LOSS, seed N"."""
+def judge(region: skill.Region, models: Mapping[str, xdeepsd.StackedSRCNN], part: str) -> pd.DataFrame:
+    """Errors on the "validation" or the "test" days, a row for each model, named "LOSS, seed N"."""
     coarse, fine = region.levels
-    test = region.config.split(fine["time"]).test
-    truth = fine["precipitation"].isel(time=test).where(fine["mask"])
-    held_out = coarse[["precipitation"]].isel(time=test)
+    days = getattr(region.config.split(fine["time"]), part)
+    truth = fine["precipitation"].isel(time=days).where(fine["mask"])
+    held_out = coarse[["precipitation"]].isel(time=days)
     fields = {
         name: xdeepsd.downscale(held_out, model)["precipitation"].assign_coords(truth.coords).compute()
         for name, model in models.items()
@@ -104,7 +108,7 @@ def measure(
     console: Console,
     factor: int = 2,
 ) -> pd.DataFrame:
-    """`judge` for each region, of a single stage by ``factor``: one row for each loss and seed."""
+    """`judge` for each region, of a single stage by ``factor``: one row for each part of the days, loss and seed."""
     regions = {name: REGIONS[name](data) for name in names}
     for name, region in regions.items():
         finest = region.levels[-1]
@@ -113,27 +117,27 @@ def measure(
             raise SystemExit(f"{name} has no level that is {factor} times coarser than its finest one.")
         regions[name] = dataclasses.replace(region, levels=[coarser[0], finest])
     models = skill.train(regions, losses, seeds, console)
-    tables = {name: judge(region, models[name]) for name, region in regions.items()}
-    rows = pd.concat(tables, names=["region", "loss"]).reset_index()
+    tables = {(name, part): judge(region, models[name], part) for name, region in regions.items() for part in PARTS}
+    rows = pd.concat(tables, names=["region", "days", "loss"]).reset_index()
     parts = rows["loss"].str.extract(r"^(?P<loss>.*), seed (?P<seed>\d+)$")
     rows = rows.assign(loss=parts["loss"], seed=parts["seed"].astype(int))
-    order = {name: number for number, name in enumerate([*names, *losses])}
-    by = ["region", "loss", "seed"]
+    order = {name: number for number, name in enumerate([*names, *PARTS, *losses])}
+    by = ["region", "days", "loss", "seed"]
     return rows.sort_values(by, key=lambda part: part if part.name == "seed" else part.map(order), ignore_index=True)
 
 
 def against_mse(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over the seeds, a row for each region and loss; "p NAME": Wilcoxon's p against MSE, after Bonferroni."""
-    measures = [name for name in rows if name not in ("region", "loss", "seed")]
-    table = rows.groupby(["region", "loss"], sort=False)[measures].mean()
+    """Means over the seeds for each region, days and loss; "p NAME": Wilcoxon's p against MSE, after Bonferroni."""
+    measures = [name for name in rows if name not in ("region", "days", "loss", "seed")]
+    table = rows.groupby(["region", "days", "loss"], sort=False)[measures].mean()
     tested = [name for name in measures if not name.startswith(("count", "heavy_by", "correlation"))]
     others = rows["loss"].nunique() - 1
-    for region, part in rows.groupby("region", sort=False):
+    for where, part in rows.groupby(["region", "days"], sort=False):
         by_seed = {loss: errors.sort_values("seed") for loss, errors in part.groupby("loss")}
         for loss, errors in by_seed.items():
             for name in tested if loss != REFERENCE else []:
                 p = xdeepsd.significance(errors[name], by_seed[REFERENCE][name])["p_wilcoxon"]
-                table.loc[(region, loss), f"p {name}"] = min(1.0, others * p)
+                table.loc[(*where, loss), f"p {name}"] = min(1.0, others * p)
     return table
 
 
@@ -142,18 +146,18 @@ def show(table: pd.DataFrame, factor: int, console: Console) -> None:
     columns = {"rmse": "RMSE", "mae": "MAE", "bias": "bias"}
     columns |= {name: name for name in table if name.startswith("rank")}
     columns |= {"misses": "misses", "false_alarms": "false alarms", "heavy": "heavy days"}
-    for region, part in table.groupby("region", sort=False):
+    for (region, days), part in table.groupby(["region", "days"], sort=False):
         counts = [f"{int(part[name].iloc[0]):,}" for name in part if name.startswith("count")]
-        heading = f"{region} x{factor}, test days, RMSE in mm day-1; values in the bins from the rarest: "
+        heading = f"{region} x{factor}, {days} days, RMSE in mm day-1; values in the bins from the rarest: "
         shown = Table(title=heading + ", ".join(counts), title_justify="left")
         for head in ("", *columns.values()):
             shown.add_column(head, justify="right" if head else "left", overflow="fold")
-        for (_, loss), row in part.iterrows():
+        for (*_, loss), row in part.iterrows():
             stars = {name: "*" if row.get(f"p {name}", np.nan) <= 0.05 else "" for name in columns}
             shown.add_row(loss, *(f"{row[name]:.3f}{stars[name]}" for name in columns))
         console.print(shown)
         by_chance = part["heavy_by_chance"].dropna() if "heavy_by_chance" in part else []
-        for (_, loss), value in by_chance.items() if len(by_chance) else []:
+        for (*_, loss), value in by_chance.items() if len(by_chance) else []:
             console.print(f"{loss}: {value:.3f} heavy days for each observed one by its chances", highlight=False)
 
 

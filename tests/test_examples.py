@@ -144,9 +144,12 @@ def test_losses(real_data, tmp_path):
     output = run("losses.py", "--data", real_data, "--out", tmp_path, *arguments)
     assert "iberia x2, test days" in output
     assert "heavy days for each observed one by its chances" in output
+    assert "iberia x2, validation days" in output
     rows = pd.read_csv(tmp_path / "seeds.csv")
+    assert list(rows["days"].unique()) == ["validation", "test"]
+    rows = rows[rows["days"] == "test"]
     assert list(rows["loss"]) == [loss for loss in ("MSE", *some) for _ in range(2)]
-    table = pd.read_csv(tmp_path / "losses.csv").set_index("loss")
+    table = pd.read_csv(tmp_path / "losses.csv").set_index(["days", "loss"]).loc["test"]
     columns = ["rmse", "mae", *(f"rank {rank}" for rank in range(1, 6)), "misses", "false_alarms", "heavy"]
     assert np.isfinite(table[columns]).all().all()
     for name in columns:
