@@ -47,6 +47,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "DenseLoss 0.5": {"loss": "denseloss", "alpha": 0.5},
     "DenseLoss 1": {"loss": "denseloss", "alpha": 1.0},
     "DenseLoss 1 in mm": {"loss": "denseloss", "alpha": 1.0, "target_transform": None},
+    "DenseLoss 1, sqrt": {"loss": "denseloss", "alpha": 1.0, "density_transform": "sqrt"},  # as the network sees them
     "DenseLoss 1, capped, annealed": {"loss": "denseloss", "alpha": 1.0, "weight_cap": 3.0, "anneal": 0.5},
     "DenseLoss 1, wet, log1p": {
         "loss": "denseloss", "alpha": 1.0, "wet_threshold": 0.1, "density_transform": "log1p", "weight_cap": 3.0,
